@@ -1,0 +1,13 @@
+DROP TABLE audit_event;
+DROP TABLE audit_head;
+DROP TABLE change;
+DROP TABLE change_head;
+DROP TABLE idempotency;
+DROP TABLE pepper;
+DROP TABLE secret;
+DROP TABLE key_tag;
+DROP TABLE key_grant;
+DROP TABLE api_key;
+DROP TABLE consumer;
+DROP TABLE service;
+DROP TABLE tenant;

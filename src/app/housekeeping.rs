@@ -1,0 +1,135 @@
+//! What a server does by itself, on timers: each task ends with the server and survives an error.
+
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+
+use super::App;
+use crate::db::{self, Conn};
+use crate::http::health::Phase;
+use crate::idempotency;
+use crate::keys::pepper_store;
+
+/// `last_used` is true to the minute.
+const LAST_USED_EVERY: Duration = Duration::from_secs(10);
+
+/// A next pepper is known for 60 s before it is current, so every node knows it by then.
+const PEPPERS_EVERY: Duration = Duration::from_secs(10);
+
+const SWEEP_EVERY: Duration = Duration::from_hours(1);
+
+const METRICS_EVERY: Duration = Duration::from_secs(1);
+
+/// Starts the tasks, which wait until the node has started; they end when what is answered is
+/// dropped.
+pub(super) fn start(app: &App) -> Tasks {
+    let runtime = app.db.runtime();
+    let mut tasks = Vec::new();
+    let every = |period: Duration| {
+        let mut timer = tokio::time::interval(period);
+        timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        timer
+    };
+    let this = app.clone();
+    tasks.push(runtime.spawn(async move {
+        let mut timer = every(LAST_USED_EVERY);
+        loop {
+            timer.tick().await;
+            report(
+                "last use is written later",
+                this.validation.flush_last_used().await,
+            );
+        }
+    }));
+    let this = app.clone();
+    tasks.push(runtime.spawn(async move {
+        let mut timer = every(PEPPERS_EVERY);
+        loop {
+            timer.tick().await;
+            if this.is_starting() {
+                continue;
+            }
+            report("peppers are looked at later", this.tend_peppers().await);
+        }
+    }));
+    let this = app.clone();
+    tasks.push(runtime.spawn(async move {
+        let mut timer = every(SWEEP_EVERY);
+        loop {
+            timer.tick().await;
+            if this.is_starting() {
+                continue;
+            }
+            let swept = idempotency::sweep(&this.db, this.clock.now()).await;
+            report("old idempotency keys are swept later", swept.map(drop));
+        }
+    }));
+    let this = app.clone();
+    tasks.push(runtime.spawn(async move {
+        let mut timer = every(METRICS_EVERY);
+        let mut runs = 0;
+        loop {
+            timer.tick().await;
+            let now = this.hasher.runs();
+            this.metrics.argon2_runs.inc_by(now.saturating_sub(runs));
+            runs = now;
+            let pending = i64::try_from(this.verifiers.pending()).unwrap_or(i64::MAX);
+            this.metrics.verifiers_pending.set(pending);
+        }
+    }));
+    tasks.push(runtime.spawn(std::sync::Arc::clone(&app.issuers).keep_fresh()));
+    Tasks(tasks)
+}
+
+/// Running tasks, ended when this is dropped.
+pub(super) struct Tasks(Vec<JoinHandle<()>>);
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        for task in &self.0 {
+            task.abort();
+        }
+    }
+}
+
+fn report(consequence: &'static str, done: db::Result<()>) {
+    if let Err(error) = done {
+        tracing::warn!(%error, consequence, "a task could not do its work");
+    }
+}
+
+impl App {
+    fn is_starting(&self) -> bool {
+        self.readiness.phase() == Phase::Starting
+    }
+
+    /// Makes a next pepper current when it is due, ends old ones that no secret carries, and learns
+    /// what other nodes did.
+    async fn tend_peppers(&self) -> db::Result<()> {
+        let now = self.clock.now();
+        let (promoted, retired) = self
+            .db
+            .write(async move |conn: &mut Conn| -> db::Result<_> {
+                Ok((
+                    pepper_store::promote_due(conn, now).await?,
+                    pepper_store::retire(conn, now).await?,
+                ))
+            })
+            .await?;
+        if let Some(version) = promoted {
+            tracing::info!(pepper.version = version, "a pepper became current");
+        }
+        for version in retired {
+            tracing::info!(
+                pepper.version = version,
+                "an old pepper is carried by no secret: ended"
+            );
+        }
+        let peppers = self.peppers.clone();
+        self.db
+            .read(async move |conn: &mut Conn| -> db::Result<()> {
+                peppers.reload(conn).await.map(drop)
+            })
+            .await
+    }
+}

@@ -1,0 +1,185 @@
+//! The composition root: what the server is made of, how it starts, serves and stops.
+
+pub mod demo;
+mod housekeeping;
+pub mod owner;
+mod serve;
+mod start;
+
+use std::sync::Arc;
+
+use crate::audit::{Audit, Refusals};
+use crate::auth::issuers::Issuers;
+use crate::auth::people::People;
+use crate::clock::Clock;
+use crate::config::{Config, issuers};
+use crate::consumers::Consumers;
+use crate::db::{self, Db};
+use crate::entropy::Entropy;
+use crate::http::docs::Document;
+use crate::http::health::Readiness;
+use crate::http::middleware::{Edge, EdgeSettings, TIME_LIMIT};
+use crate::http::operations::Operations;
+use crate::http::page::CursorKey;
+use crate::http::problem::Code;
+use crate::keys::hash::Hasher;
+use crate::keys::pepper::Peppers;
+use crate::keys::service::Keys;
+use crate::keys::verifier::{Argon2Settings, Verifier};
+use crate::keys::verifier_queue::{CAPACITY, VerifierQueue};
+use crate::master::MasterKeys;
+use crate::metrics::Metrics;
+use crate::routes;
+use crate::services::Services;
+use crate::tenants::Tenants;
+use crate::validation::Validation;
+
+pub use serve::{Listeners, Running, serve};
+pub use start::StartError;
+
+/// Everything that handlers and commands work with, cheap to clone.
+#[derive(Clone)]
+pub struct App {
+    pub config: Arc<Config>,
+    pub clock: Clock,
+    pub entropy: Entropy,
+    pub db: Db,
+    pub audit: Audit,
+    pub master: Arc<MasterKeys>,
+    pub peppers: Arc<Peppers>,
+    pub hasher: Hasher,
+    pub verifiers: VerifierQueue,
+    pub tenants: Tenants,
+    pub services: Services,
+    pub consumers: Consumers,
+    pub keys: Keys,
+    pub validation: Validation,
+    pub people: People,
+    issuers: Arc<Issuers>,
+    pub metrics: Arc<Metrics>,
+    pub readiness: Arc<Readiness>,
+    refusals: Refusals,
+    cursors: CursorKey,
+    document: Document,
+    edge: Edge,
+}
+
+impl App {
+    /// Wires the parts. Connects to nothing yet: see [`App::start`].
+    ///
+    /// # Errors
+    /// One line that names the setting: an issuer whose keys cannot be used, a database that
+    /// cannot even be opened.
+    pub fn build(
+        config: Config,
+        master: MasterKeys,
+        clock: Clock,
+        entropy: Entropy,
+    ) -> Result<Self, String> {
+        let issuers = issuers::resolve(&config.issuers)
+            .and_then(|issuers| Issuers::new(issuers, clock.clone()))
+            .map_err(|faults| {
+                faults
+                    .first()
+                    .map_or_else(String::new, std::string::ToString::to_string)
+            })?;
+        let issuers = Arc::new(issuers);
+        let db = Db::open(config.database.url.target())
+            .map_err(|error| format!("database.url cannot be opened: {error}"))?;
+        let codes: Vec<&'static str> = Code::ALL.iter().map(|code| code.slug()).collect();
+        let metrics = Arc::new(Metrics::new(&codes));
+        let audit = Audit::new(db.clone(), clock.clone(), entropy.clone(), &master)
+            .counted(Arc::clone(&metrics));
+        let peppers = Arc::new(Peppers::new(master.clone()));
+        let argon2 = &config.argon2;
+        let settings = Argon2Settings {
+            memory_kib: argon2.memory_kib,
+            passes: argon2.passes,
+            lanes: argon2.lanes,
+        };
+        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let hasher = Hasher::new(settings, cpus, db.runtime(), entropy.clone());
+        let verifiers = VerifierQueue::start(&hasher, CAPACITY, store_verifiers(db.clone()));
+        let keys = Keys::new(
+            db.clone(),
+            audit.clone(),
+            clock.clone(),
+            entropy.clone(),
+            Arc::clone(&peppers),
+            hasher.clone(),
+            verifiers.clone(),
+        );
+        let validation = Validation::new(
+            db.clone(),
+            clock.clone(),
+            Arc::clone(&peppers),
+            hasher.clone(),
+            verifiers.clone(),
+            Arc::clone(&metrics),
+        );
+        let readiness = Arc::new(Readiness::new());
+        let document = routes::document();
+        let edge = Edge::new(EdgeSettings {
+            clock: clock.clone(),
+            entropy: entropy.clone(),
+            metrics: Arc::clone(&metrics),
+            readiness: Arc::clone(&readiness),
+            operations: Operations::new(&document, &metrics),
+            trusted_proxies: config
+                .server
+                .trusted_proxies
+                .iter()
+                .map(|net| net.0)
+                .collect(),
+            time_limit: TIME_LIMIT,
+        });
+        Ok(Self {
+            tenants: Tenants::new(db.clone(), audit.clone()),
+            services: Services::new(db.clone(), audit.clone()),
+            consumers: Consumers::new(db.clone(), audit.clone()),
+            people: People::new(Arc::clone(&issuers), db.clone()),
+            issuers,
+            refusals: {
+                let _on_its_runtime = db.runtime().enter();
+                Refusals::start(audit.clone())
+            },
+            cursors: CursorKey::new(&master.first),
+            document: Document::new(&document),
+            config: Arc::new(config),
+            master: Arc::new(master),
+            clock,
+            entropy,
+            db,
+            audit,
+            peppers,
+            hasher,
+            verifiers,
+            keys,
+            validation,
+            metrics,
+            readiness,
+            edge,
+        })
+    }
+}
+
+/// What the queue hands its verifiers to. One that cannot be stored is made again at a next use.
+fn store_verifiers(
+    db: Db,
+) -> impl Fn(crate::id::SecretId, Verifier) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>>
++ Send
++ 'static {
+    move |secret, verifier| {
+        let db = db.clone();
+        Box::pin(async move {
+            let stored = db
+                .write(async move |conn| -> db::Result<()> {
+                    crate::keys::store::store_verifier(conn, &secret, verifier.as_str()).await
+                })
+                .await;
+            if let Err(error) = stored {
+                tracing::warn!(%error, "a verifier could not be stored; the next use makes it again");
+            }
+        })
+    }
+}

@@ -1,0 +1,345 @@
+//! A change: one transaction that holds what is changed, its audit lines and its step of the feed.
+//!
+//! 1. lock the audit head of the tenant: changes of one tenant happen one after the other, so a
+//!    change may read, decide and write without another in between; the head's MAC is verified, so
+//!    that nobody has his cut or rewritten chain sealed by our next change;
+//! 2. the work itself, which records a line for each object and touches what decisions depend on;
+//! 3. the lines are numbered, chained and inserted, the head is moved and MACed;
+//! 4. the change head is stepped, if anything was touched;
+//! 5. commit. Who waits may have stopped waiting by then: the change does not notice.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::sync::Semaphore;
+
+use super::actor::Attribution;
+use super::chain::{AuditOutcome, Event, Head, HeadKeys, Target, link, recordable};
+use super::store::{self, Sealed};
+use crate::clock::Clock;
+use crate::db::feed::{self, Kind};
+use crate::db::{self, Conn, Db, Work};
+use crate::entropy::Entropy;
+use crate::id::{AuditId, TenantId};
+use crate::master::MasterKeys;
+use crate::metrics::Metrics;
+use crate::time::Timestamp;
+
+/// The longest that the caller of a bulk change waits: less than the edge gives an answer.
+const BULK_WAIT_MAX: Duration = Duration::from_secs(9);
+
+/// Makes changes, cheap to clone.
+#[derive(Clone)]
+pub struct Audit {
+    pub(super) db: Db,
+    pub(super) clock: Clock,
+    pub(super) entropy: Entropy,
+    pub(super) keys: HeadKeys,
+    pub(super) metrics: Option<Arc<Metrics>>,
+    wait_max: Duration,
+    /// One verification for a waiting caller at a time.
+    pub(super) verifying: Arc<Semaphore>,
+}
+
+/// A change under way: the connection to work on, and what it leaves behind.
+pub struct Change {
+    tx: db::Tx,
+    at: Attribution,
+    clock: Clock,
+    entropy: Entropy,
+    now: Timestamp,
+    lines: Vec<Line>,
+    touched: Vec<(Kind, String)>,
+}
+
+struct Line {
+    action: &'static str,
+    target: Target,
+    outcome: AuditOutcome,
+    before: Option<Value>,
+    after: Option<Value>,
+    code: Option<String>,
+    count: Option<i64>,
+}
+
+impl Change {
+    pub fn conn(&mut self) -> &mut Conn {
+        self.tx.conn()
+    }
+
+    /// The instant of the whole change.
+    pub fn now(&self) -> Timestamp {
+        self.now
+    }
+
+    pub fn attribution(&self) -> &Attribution {
+        &self.at
+    }
+
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    pub fn entropy(&self) -> &Entropy {
+        &self.entropy
+    }
+
+    /// One line for one object that changed. `before` and `after` hold no secret.
+    pub fn record(
+        &mut self,
+        action: &'static str,
+        (kind, id): (&str, &str),
+        before: Option<Value>,
+        after: Option<Value>,
+    ) {
+        self.lines.push(Line {
+            action,
+            target: Target {
+                kind: kind.to_owned(),
+                id: id.to_owned(),
+            },
+            outcome: AuditOutcome::Done,
+            before: before.and_then(recordable),
+            after: after.and_then(recordable),
+            code: None,
+            count: None,
+        });
+    }
+
+    /// One line for refused attempts; `target` is what was attempted, as far as it is known.
+    pub fn record_refused(&mut self, action: &'static str, target: Target, code: &str, count: i64) {
+        self.lines.push(Line {
+            action,
+            target,
+            outcome: AuditOutcome::Refused,
+            before: None,
+            after: None,
+            code: Some(code.to_owned()),
+            count: Some(count),
+        });
+    }
+
+    /// Notes that decisions made from this entity must look again.
+    pub fn touch(&mut self, kind: Kind, id: &str) {
+        self.touched.push((kind, id.to_owned()));
+    }
+}
+
+impl Audit {
+    pub fn new(db: Db, clock: Clock, entropy: Entropy, master: &MasterKeys) -> Self {
+        Self {
+            db,
+            clock,
+            entropy,
+            keys: HeadKeys::new(master),
+            metrics: None,
+            wait_max: db::WAIT_MAX,
+            verifying: Arc::new(Semaphore::new(1)),
+        }
+    }
+
+    /// Counts what happens.
+    #[must_use]
+    pub fn counted(self, metrics: Arc<Metrics>) -> Self {
+        Self {
+            metrics: Some(metrics),
+            ..self
+        }
+    }
+
+    fn security_event(&self, event: &str) {
+        if let Some(metrics) = &self.metrics {
+            metrics.security_events.inc(event);
+        }
+    }
+
+    /// For changes of many objects: their callers wait longer.
+    #[must_use]
+    pub fn patient(&self) -> Self {
+        Self {
+            wait_max: BULK_WAIT_MAX,
+            ..self.clone()
+        }
+    }
+
+    /// Runs `work` as one change. It goes on to its end if the caller stops waiting.
+    ///
+    /// # Errors
+    /// What `work` answers, with nothing changed; [`db::Error::Busy`] when the caller waited as
+    /// long as it may: then the change may still be made.
+    pub async fn change<T, E, F>(&self, at: Attribution, work: F) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<db::Error> + Send + 'static,
+        for<'c> F: AsyncFnOnce(&'c mut Change) -> Result<T, E>
+            + Work<&'c mut Change, Result<T, E>, Running: Send>
+            + Send
+            + 'static,
+    {
+        let this = self.clone();
+        self.db
+            .spawn(Some(self.wait_max), async move {
+                let mut tx = this.db.begin().await?;
+                let head = match this.lock(tx.conn(), &at.tenant.id).await {
+                    Ok(head) => head,
+                    Err(error) => return tx.end(Err(error.into())).await,
+                };
+                let mut change = this.begin(tx, at);
+                let done = match work(&mut change).await {
+                    Ok(value) => match this.seal(&mut change, head).await {
+                        Ok(sealed) => Ok((value, sealed)),
+                        Err(error) => {
+                            this.security_event("audit_not_written");
+                            tracing::error!(
+                                target: "security",
+                                tenant = %change.at.tenant.slug,
+                                %error,
+                                "undid a change whose audit lines could not be written"
+                            );
+                            Err(error.into())
+                        }
+                    },
+                    Err(error) => Err(error),
+                };
+                let (value, sealed) = change.tx.end(done).await?;
+                this.committed(&sealed);
+                Ok(value)
+            })
+            .await
+    }
+
+    pub(super) fn begin(&self, tx: db::Tx, at: Attribution) -> Change {
+        Change {
+            tx,
+            at,
+            now: self.clock.now(),
+            clock: self.clock.clone(),
+            entropy: self.entropy.clone(),
+            lines: Vec::new(),
+            touched: Vec::new(),
+        }
+    }
+
+    /// Step 1.
+    async fn lock(&self, conn: &mut Conn, tenant: &TenantId) -> db::Result<Head> {
+        let reason = match store::lock_head(conn, tenant).await? {
+            Some((head, mac)) if self.keys.opens(tenant, &head, &mac) => return Ok(head),
+            Some(_) => "its MAC does not verify under any listed master key",
+            None => "it is missing",
+        };
+        self.security_event("audit_broken");
+        tracing::error!(
+            target: "security",
+            tenant = %tenant,
+            reason,
+            "refused a change: the audit head was not left by us; look with: keystead audit verify"
+        );
+        Err(db::Error::Corrupt(format!(
+            "the audit head of {tenant}: {reason}"
+        )))
+    }
+
+    /// Steps 3 and 4. Answers the lines it wrote.
+    pub(super) async fn seal(
+        &self,
+        change: &mut Change,
+        mut head: Head,
+    ) -> db::Result<Vec<Sealed>> {
+        let tenant = change.at.tenant.id.clone();
+        let lines = std::mem::take(&mut change.lines);
+        let touched = std::mem::take(&mut change.touched);
+        if lines.is_empty() {
+            return match touched.first() {
+                None => Ok(Vec::new()),
+                Some((kind, id)) => Err(db::Error::Corrupt(format!(
+                    "a change of the {} {id} has no audit line",
+                    kind.as_str()
+                ))),
+            };
+        }
+        let mut sealed = Vec::with_capacity(lines.len());
+        for line in lines {
+            let seq = head.seq.checked_add(1).ok_or_else(|| {
+                db::Error::Corrupt(format!("the audit chain of {tenant} is at its last number"))
+            })?;
+            let event = change.event(line, seq);
+            let record = event.canonical()?;
+            let hash = link(&head.hash, &record).to_vec();
+            let prev_hash = std::mem::replace(&mut head.hash, hash.clone());
+            head.seq = seq;
+            sealed.push(Sealed {
+                event,
+                record,
+                prev_hash,
+                hash,
+            });
+        }
+        store::insert(change.tx.conn(), &tenant, &sealed).await?;
+        let mac = self.keys.seal(&tenant, &head);
+        store::move_head(change.tx.conn(), &tenant, &head, &mac).await?;
+        if !touched.is_empty() {
+            feed::step(change.tx.conn(), &touched, change.now).await?;
+        }
+        Ok(sealed)
+    }
+
+    /// Tells the log what the database now holds, a line each: against these is found what a
+    /// database that was rolled back to an old backup no longer knows.
+    pub(super) fn committed(&self, sealed: &[Sealed]) {
+        if let (Some(metrics), false) = (&self.metrics, sealed.is_empty()) {
+            metrics.changes.inc();
+        }
+        for Sealed { event, hash, .. } in sealed {
+            tracing::info!(
+                target: "audit",
+                tenant = event.tenant,
+                seq = event.seq,
+                action = event.action,
+                outcome = event.outcome.as_str(),
+                target_id = event.target.id,
+                actor = event.actor.name(),
+                hash = hex::encode(hash),
+                "recorded a change"
+            );
+        }
+    }
+
+    /// Starts the chain of a tenant that this very transaction creates.
+    pub async fn create_head(&self, conn: &mut Conn, tenant: &TenantId) -> db::Result<()> {
+        let head = Head::genesis();
+        let mac = self.keys.seal(tenant, &head);
+        store::insert_head(conn, tenant, &head, &mac).await
+    }
+}
+
+impl Change {
+    /// Ends the transaction, see [`db::Tx::end`].
+    pub(super) async fn end<T, E: From<db::Error>>(self, done: Result<T, E>) -> Result<T, E> {
+        self.tx.end(done).await
+    }
+
+    /// The event of one of this change's lines.
+    fn event(&self, line: Line, seq: i64) -> Event {
+        let at = &self.at;
+        Event {
+            id: AuditId::new(&self.clock, &self.entropy).to_string(),
+            seq,
+            at: self.now,
+            tenant: at.tenant.slug.to_string(),
+            actor: at.actor.clone(),
+            via: at.via.clone(),
+            home_tenant: at.home.as_ref().map(ToString::to_string),
+            action: line.action.to_owned(),
+            target: line.target,
+            outcome: line.outcome,
+            before: line.before,
+            after: line.after,
+            reason: at.reason.clone(),
+            request_id: at.request_id.clone(),
+            ip: at.ip.map(|ip| ip.to_canonical().to_string()),
+            code: line.code,
+            count: line.count,
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! The audit trail: every administrative change and every refused attempt, hash-chained per tenant.
+//!
+//! Read [`change`] first: it is the only way an administrative change reaches the database.
+
+pub mod actor;
+pub mod chain;
+pub mod change;
+pub mod http;
+pub mod node;
+pub mod refused;
+mod reseal;
+mod store;
+pub mod verify;
+pub mod walk;
+
+pub use actor::{Actor, Attribution, TenantRef};
+pub use change::{Audit, Change};
+pub use node::NodeStart;
+pub use refused::{Refusal, Refusals};
+pub use store::list::{Entry, EventFilter};
+pub use verify::{Chains, Report};

@@ -1,0 +1,288 @@
+//! The audit tables: chains and their heads.
+
+pub(super) mod list;
+
+use diesel::prelude::*;
+use diesel_async::RunQueryDsl;
+
+use super::Actor;
+use super::chain::{Event, Head};
+use crate::db::schema::{audit_event, audit_head, tenant};
+use crate::db::{self, Conn};
+use crate::each;
+use crate::id::TenantId;
+use crate::time::Timestamp;
+
+/// Lines a statement: `PostgreSQL` takes at most 65,535 parameters.
+const INSERT_MAX: usize = 200;
+
+#[derive(Insertable)]
+#[diesel(table_name = audit_event)]
+struct NewRow<'a> {
+    tenant_id: &'a TenantId,
+    seq: i64,
+    id: &'a str,
+    at: Timestamp,
+    actor: String,
+    via: Option<String>,
+    action: &'a str,
+    target_kind: &'a str,
+    target_id: &'a str,
+    outcome: &'a str,
+    request_id: Option<&'a str>,
+    ip: Option<&'a str>,
+    record: &'a str,
+    prev_hash: &'a [u8],
+    hash: &'a [u8],
+}
+
+/// An event with what stands beside it.
+pub(super) struct Sealed {
+    pub(super) event: Event,
+    /// The canonical JSON of `event`.
+    pub(super) record: String,
+    pub(super) prev_hash: Vec<u8>,
+    pub(super) hash: Vec<u8>,
+}
+
+impl Sealed {
+    fn row<'a>(&'a self, tenant_id: &'a TenantId) -> NewRow<'a> {
+        let event = &self.event;
+        NewRow {
+            tenant_id,
+            seq: event.seq,
+            id: &event.id,
+            at: event.at,
+            actor: event.actor.name(),
+            via: event.via.as_ref().map(Actor::name),
+            action: &event.action,
+            target_kind: &event.target.kind,
+            target_id: &event.target.id,
+            outcome: event.outcome.as_str(),
+            request_id: event.request_id.as_deref(),
+            ip: event.ip.as_deref(),
+            record: &self.record,
+            prev_hash: &self.prev_hash,
+            hash: &self.hash,
+        }
+    }
+}
+
+pub(super) async fn insert(conn: &mut Conn, tenant: &TenantId, lines: &[Sealed]) -> db::Result<()> {
+    let rows: Vec<NewRow<'_>> = lines.iter().map(|line| line.row(tenant)).collect();
+    match conn {
+        // diesel-async has no batch insert for SQLite, where a statement costs no round trip.
+        Conn::Sqlite(c) => {
+            for row in rows {
+                diesel::insert_into(audit_event::table)
+                    .values(row)
+                    .execute(&mut **c)
+                    .await?;
+            }
+        }
+        Conn::Postgres(c) => {
+            for rows in rows.chunks(INSERT_MAX) {
+                diesel::insert_into(audit_event::table)
+                    .values(rows)
+                    .execute(&mut **c)
+                    .await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Takes the tenant's turn: the row stays locked to the end of the transaction. Answers the head
+/// and its MAC, which is not verified yet; `None` if there is no head.
+pub(super) async fn lock_head(
+    conn: &mut Conn,
+    tenant: &TenantId,
+) -> db::Result<Option<(Head, Vec<u8>)>> {
+    let row: Option<(i64, Vec<u8>, Vec<u8>)> = each!(conn, c =>
+        diesel::update(audit_head::table.find(tenant))
+            .set(audit_head::seq.eq(audit_head::seq))
+            .returning((audit_head::seq, audit_head::hash, audit_head::mac))
+            .get_result(c)
+            .await
+            .optional())?;
+    Ok(row.map(|(seq, hash, mac)| (Head { seq, hash }, mac)))
+}
+
+/// The head and its MAC as they stand now.
+pub(super) async fn head(
+    conn: &mut Conn,
+    tenant: &TenantId,
+) -> db::Result<Option<(Head, Vec<u8>)>> {
+    let row: Option<(i64, Vec<u8>, Vec<u8>)> = each!(conn, c => audit_head::table
+        .find(tenant)
+        .select((audit_head::seq, audit_head::hash, audit_head::mac))
+        .first(c)
+        .await
+        .optional())?;
+    Ok(row.map(|(seq, hash, mac)| (Head { seq, hash }, mac)))
+}
+
+/// Starts a chain.
+pub(super) async fn insert_head(
+    conn: &mut Conn,
+    tenant: &TenantId,
+    head: &Head,
+    mac: &[u8],
+) -> db::Result<()> {
+    each!(conn, c => diesel::insert_into(audit_head::table)
+        .values((
+            audit_head::tenant_id.eq(tenant),
+            audit_head::seq.eq(head.seq),
+            audit_head::hash.eq(&head.hash),
+            audit_head::mac.eq(mac),
+        ))
+        .execute(c)
+        .await)?;
+    Ok(())
+}
+
+pub(super) async fn move_head(
+    conn: &mut Conn,
+    tenant: &TenantId,
+    head: &Head,
+    mac: &[u8],
+) -> db::Result<()> {
+    each!(conn, c => diesel::update(audit_head::table.find(tenant))
+        .set((
+            audit_head::seq.eq(head.seq),
+            audit_head::hash.eq(&head.hash),
+            audit_head::mac.eq(mac),
+        ))
+        .execute(c)
+        .await)?;
+    Ok(())
+}
+
+/// A line as it is stored, whoever wrote it.
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = audit_event)]
+pub(super) struct Stored {
+    pub(super) seq: i64,
+    pub(super) id: String,
+    pub(super) at: Timestamp,
+    pub(super) actor: String,
+    pub(super) via: Option<String>,
+    pub(super) action: String,
+    pub(super) target_kind: String,
+    pub(super) target_id: String,
+    pub(super) outcome: String,
+    pub(super) request_id: Option<String>,
+    pub(super) ip: Option<String>,
+    pub(super) record: String,
+    pub(super) prev_hash: Vec<u8>,
+    pub(super) hash: Vec<u8>,
+}
+
+/// At most `limit` lines with a number above `after` and up to `to`, in the order of the chain.
+pub(super) async fn stretch(
+    conn: &mut Conn,
+    tenant: &TenantId,
+    after: i64,
+    to: i64,
+    limit: i64,
+) -> db::Result<Vec<Stored>> {
+    Ok(each!(conn, c => audit_event::table
+        .filter(audit_event::tenant_id.eq(tenant))
+        .filter(audit_event::seq.gt(after))
+        .filter(audit_event::seq.le(to))
+        .order(audit_event::seq)
+        .limit(limit)
+        .select(Stored::as_select())
+        .load(c)
+        .await)?)
+}
+
+/// The line with this number.
+pub(super) async fn line(
+    conn: &mut Conn,
+    tenant: &TenantId,
+    seq: i64,
+) -> db::Result<Option<Stored>> {
+    Ok(each!(conn, c => audit_event::table
+        .find((tenant, seq))
+        .select(Stored::as_select())
+        .first(c)
+        .await
+        .optional())?)
+}
+
+/// The last line with a number from 1 to below `seq`.
+pub(super) async fn line_before(
+    conn: &mut Conn,
+    tenant: &TenantId,
+    seq: i64,
+) -> db::Result<Option<Stored>> {
+    Ok(each!(conn, c => audit_event::table
+        .filter(audit_event::tenant_id.eq(tenant))
+        .filter(audit_event::seq.lt(seq))
+        .filter(audit_event::seq.ge(1))
+        .order(audit_event::seq.desc())
+        .select(Stored::as_select())
+        .first(c)
+        .await
+        .optional())?)
+}
+
+/// The first line beyond the head, seen in one snapshot with it: there can be none.
+pub(super) async fn beyond_head(conn: &mut Conn, tenant: &TenantId) -> db::Result<Option<Stored>> {
+    Ok(each!(conn, c => audit_event::table
+        .inner_join(audit_head::table.on(audit_head::tenant_id.eq(audit_event::tenant_id)))
+        .filter(audit_event::tenant_id.eq(tenant))
+        .filter(audit_event::seq.gt(audit_head::seq))
+        .order(audit_event::seq)
+        .select(Stored::as_select())
+        .first(c)
+        .await
+        .optional())?)
+}
+
+/// Every tenant that has a row, a head or a line, with its slug if it has a row.
+pub(super) async fn tenants(conn: &mut Conn) -> db::Result<Vec<(TenantId, Option<String>)>> {
+    let rows: Vec<(TenantId, String)> = each!(conn, c => tenant::table
+        .select((tenant::id, tenant::slug))
+        .load(c)
+        .await)?;
+    let mut all: std::collections::BTreeMap<TenantId, Option<String>> = rows
+        .into_iter()
+        .map(|(id, slug)| (id, Some(slug)))
+        .collect();
+    let heads: Vec<TenantId> = each!(conn, c => audit_head::table
+        .select(audit_head::tenant_id)
+        .load(c)
+        .await)?;
+    for id in heads {
+        all.entry(id).or_default();
+    }
+    // From tenant to tenant by the primary key, not through a million lines.
+    let mut last: Option<TenantId> = None;
+    loop {
+        let next: Option<TenantId> = each!(conn, c => {
+            let mut query = audit_event::table
+                .select(audit_event::tenant_id)
+                .order(audit_event::tenant_id)
+                .into_boxed();
+            if let Some(last) = &last {
+                query = query.filter(audit_event::tenant_id.gt(last));
+            }
+            query.first(c).await.optional()
+        })?;
+        let Some(next) = next else { break };
+        all.entry(next.clone()).or_default();
+        last = Some(next);
+    }
+    Ok(all.into_iter().collect())
+}
+
+pub(super) async fn slug(conn: &mut Conn, id: &TenantId) -> db::Result<Option<String>> {
+    Ok(each!(conn, c => tenant::table
+        .find(id)
+        .select(tenant::slug)
+        .first(c)
+        .await
+        .optional())?)
+}

@@ -1,0 +1,289 @@
+//! Proves that nothing was altered, removed or inserted, or names the first record that was.
+//!
+//! 1. the head is read first, and its MAC verified: lines appended meanwhile are not its business;
+//! 2. the lines up to it are walked a page at a time, in bounded memory;
+//! 3. the walk must end at the head's number and hash, and nothing may lie beyond it.
+//!
+//! Who rolls the whole database back to an old copy of itself is not found here, but against the
+//! hashes in the log.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::Audit;
+use super::chain::{Head, HeadKeys};
+use super::store;
+use super::walk::{BadRecord, Fault, Walk};
+use crate::db::{self, Conn, Db};
+use crate::id::TenantId;
+use crate::master::MasterKeys;
+
+/// Lines a page: a database connection is held for one page at a time.
+pub(super) const PAGE: i64 = 1000;
+
+/// Which chains.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Chains {
+    All,
+    Of(TenantId),
+}
+
+/// What was found in one chain.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(title = "AuditReport")]
+pub struct Report {
+    /// The tenant's id.
+    pub tenant_id: String,
+    /// Its slug, if its row is there.
+    #[schema(required = true)]
+    pub tenant: Option<String>,
+    /// Nothing was altered, removed or inserted.
+    pub valid: bool,
+    /// How many records were checked.
+    pub checked: i64,
+    /// The first record that does not hold and was not accepted by a reseal.
+    #[schema(required = true)]
+    pub first_bad: Option<BadRecord>,
+    /// How many do not hold.
+    pub bad: u64,
+    /// How many did not hold when an operator resealed the chain after looking.
+    pub accepted: u64,
+    /// The record to go on with, if the time was up before the end: then the rest is not checked.
+    #[schema(required = true)]
+    pub next_seq: Option<i64>,
+    #[schema(required = true)]
+    pub head: Option<HeadReport>,
+}
+
+/// The end of the chain when it was verified.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct HeadReport {
+    pub seq: i64,
+    /// SHA-256 in hexadecimal.
+    pub hash: String,
+    /// The MAC verifies under a listed master key.
+    pub sealed_by_us: bool,
+}
+
+/// Verifies chains, one report each. Works beside a running server.
+///
+/// # Errors
+/// Only when the database cannot be asked; what is wrong with a chain is in its report.
+pub async fn verify(db: &Db, master: &MasterKeys, chains: &Chains) -> db::Result<Vec<Report>> {
+    let keys = HeadKeys::new(master);
+    let mut reports = Vec::new();
+    for (tenant, slug) in tenants(db, chains).await? {
+        reports.push(one(db, &keys, tenant, slug, 1, || true).await?);
+    }
+    Ok(reports)
+}
+
+/// How long a verification for a waiting caller runs before it answers how far it came.
+const TURN: Duration = Duration::from_secs(5);
+
+impl Audit {
+    /// Verifies the chain of one tenant for a caller who waits: from the line `from`, for at most
+    /// some seconds, one at a time. [`Report::next_seq`] says where to go on.
+    ///
+    /// # Errors
+    /// [`db::Error::Busy`] while another one runs.
+    pub async fn verify(&self, tenant: &TenantId, from: i64) -> db::Result<Report> {
+        let Ok(_one_at_a_time) = self.verifying.try_acquire() else {
+            return Err(db::Error::Busy);
+        };
+        let id = tenant.clone();
+        let slug = self
+            .db
+            .read(async move |conn: &mut Conn| store::slug(conn, &id).await)
+            .await?;
+        let until = self.clock.monotonic() + TURN;
+        let may_go_on = || self.clock.monotonic() < until;
+        one(&self.db, &self.keys, tenant.clone(), slug, from, may_go_on).await
+    }
+}
+
+pub(super) async fn tenants(
+    db: &Db,
+    chains: &Chains,
+) -> db::Result<Vec<(TenantId, Option<String>)>> {
+    let chains = chains.clone();
+    db.read(async move |conn: &mut Conn| match chains {
+        Chains::All => store::tenants(conn).await,
+        Chains::Of(id) => {
+            let slug = store::slug(conn, &id).await?;
+            Ok(vec![(id, slug)])
+        }
+    })
+    .await
+}
+
+/// Verifies one chain from the line `from`, as long as `may_go_on`.
+async fn one(
+    db: &Db,
+    keys: &HeadKeys,
+    tenant: TenantId,
+    slug: Option<String>,
+    from: i64,
+    may_go_on: impl Fn() -> bool,
+) -> db::Result<Report> {
+    let (id, name) = (tenant.clone(), slug.clone());
+    let (head, mut walk) = db
+        .read(async move |conn: &mut Conn| {
+            let head = store::head(conn, &id).await?;
+            let before = if from > 1 {
+                store::line_before(conn, &id, from).await?
+            } else {
+                None
+            };
+            db::Result::Ok((head, Walk::from(id, name, before)))
+        })
+        .await?;
+    let to = head.as_ref().map_or(i64::MAX, |(head, _)| head.seq);
+    let mut after = match walk.last() {
+        0 => i64::MIN,
+        last => last,
+    };
+    loop {
+        let id = tenant.clone();
+        let (walked, last) = db
+            .read(async move |conn: &mut Conn| {
+                let lines = store::stretch(conn, &id, after, to, PAGE).await?;
+                walk.over(conn, &lines).await?;
+                db::Result::Ok((walk, lines.last().map(|line| line.seq)))
+            })
+            .await?;
+        walk = walked;
+        match last {
+            Some(last) if last < to => after = last,
+            Some(_) | None => break,
+        }
+        if !may_go_on() {
+            let head = head.map(|(head, mac)| HeadReport::of(keys, &tenant, &head, &mac));
+            let next_seq = Some(walk.next);
+            return Ok(Report {
+                next_seq,
+                ..Report::of(&tenant, slug, walk, head)
+            });
+        }
+    }
+    let id = tenant.clone();
+    let beyond = db
+        .read(async move |conn: &mut Conn| store::beyond_head(conn, &id).await)
+        .await?;
+    let head = end(&mut walk, keys, &tenant, head);
+    if let Some(line) = beyond {
+        walk.note_beyond_head(&line);
+    }
+    Ok(Report::of(&tenant, slug, walk, head))
+}
+
+impl HeadReport {
+    fn of(keys: &HeadKeys, tenant: &TenantId, head: &Head, mac: &[u8]) -> Self {
+        Self {
+            seq: head.seq,
+            hash: hex::encode(&head.hash),
+            sealed_by_us: keys.opens(tenant, head, mac),
+        }
+    }
+}
+
+impl Report {
+    pub(super) fn of(
+        tenant: &TenantId,
+        slug: Option<String>,
+        walk: Walk,
+        head: Option<HeadReport>,
+    ) -> Self {
+        Self {
+            tenant_id: tenant.to_string(),
+            tenant: slug,
+            valid: walk.bad == 0,
+            checked: walk.checked,
+            first_bad: walk.named.into_iter().next(),
+            bad: walk.bad,
+            accepted: walk.accepted,
+            next_seq: None,
+            head,
+        }
+    }
+}
+
+/// Step 3, for a chain walked to the number in `head`.
+pub(super) fn end(
+    walk: &mut Walk,
+    keys: &HeadKeys,
+    tenant: &TenantId,
+    head: Option<(Head, Vec<u8>)>,
+) -> Option<HeadReport> {
+    let last_id = walk.last_id.clone();
+    let last_id = last_id.as_deref();
+    let Some((head, mac)) = head else {
+        let detail = "the chain has no head, so its end cannot be proved".to_owned();
+        walk.note(BadRecord::new(
+            walk.last(),
+            last_id,
+            Fault::HeadMissing,
+            detail,
+        ));
+        return None;
+    };
+    let report = HeadReport::of(keys, tenant, &head, &mac);
+    if !report.sealed_by_us {
+        walk.note(BadRecord::new(
+            head.seq,
+            last_id.filter(|_| walk.last() == head.seq),
+            Fault::HeadForged,
+            "the head's MAC does not verify under any listed master key".to_owned(),
+        ));
+    } else if walk.last() < head.seq {
+        let missing = walk.next;
+        walk.note(BadRecord::new(
+            missing,
+            None,
+            Fault::TailCut,
+            format!("the last {} records are missing", head.seq - walk.last()),
+        ));
+    } else if walk.prev_hash != head.hash && walk.bad == 0 {
+        walk.note(BadRecord::new(
+            head.seq,
+            last_id,
+            Fault::Rehashed,
+            "it ends in another hash than the head's: it or one before it was altered, and every \
+             hash from there on made anew"
+                .to_owned(),
+        ));
+    }
+    Some(report)
+}
+
+impl fmt::Display for Report {
+    /// One line for a chain that holds, a second one for what does not.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tenant = self.tenant.as_deref().unwrap_or(&self.tenant_id);
+        let state = if self.valid { "whole" } else { "BROKEN" };
+        write!(f, "{tenant}: {state}, {} records checked", self.checked)?;
+        if let Some(head) = &self.head {
+            write!(f, ", head {} {}", head.seq, head.hash)?;
+        }
+        if self.accepted > 0 {
+            write!(f, ", {} faults accepted by a reseal", self.accepted)?;
+        }
+        if let Some(bad) = &self.first_bad {
+            let id = bad.id.as_deref().unwrap_or("-");
+            write!(
+                f,
+                "\n  first bad record: number {} ({id}): {}: {}",
+                bad.seq,
+                bad.fault.as_str(),
+                bad.detail
+            )?;
+            if self.bad > 1 {
+                write!(f, "\n  faults in all: {}", self.bad)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,455 @@
+//! Walks a chain from its first line and names what does not hold.
+//!
+//! A line holds if its number is the next one, it follows the hash of the line before, its own hash
+//! is that of its record, and the columns beside the record say the same. What does not hold is
+//! named by looking at its neighbours, and the walk goes on behind it.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use utoipa::ToSchema;
+
+use super::Actor;
+use super::chain::{GENESIS, link};
+use super::reseal;
+use super::store::{self, Stored};
+use crate::db::{self, Conn};
+use crate::id::TenantId;
+use crate::time::Timestamp;
+
+/// Faults that are named; of a chain with more, the rest is counted.
+const NAMED_MAX: usize = 20;
+
+/// What was done to a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Fault {
+    /// The record, its hash or a column beside it is not what was written.
+    Altered,
+    /// One or several records are gone from the middle.
+    Removed,
+    /// The record is not ours.
+    Inserted,
+    /// The record stands where another belongs.
+    Swapped,
+    /// The last records are gone.
+    TailCut,
+    /// The chain is whole in itself but ends in another hash than its head: a record was altered
+    /// and every hash from there on made anew.
+    Rehashed,
+    /// The head's MAC does not verify: somebody without the master key wrote it.
+    HeadForged,
+    /// The head is gone.
+    HeadMissing,
+}
+
+impl Fault {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Altered => "altered",
+            Self::Removed => "removed",
+            Self::Inserted => "inserted",
+            Self::Swapped => "swapped",
+            Self::TailCut => "tail_cut",
+            Self::Rehashed => "rehashed",
+            Self::HeadForged => "head_forged",
+            Self::HeadMissing => "head_missing",
+        }
+    }
+}
+
+/// A record that does not hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BadRecord {
+    /// Its number; of removed records the first that is missing.
+    pub seq: i64,
+    /// Its id, as far as it is known.
+    pub id: Option<String>,
+    pub fault: Fault,
+    /// What was expected and what is there, in words.
+    pub detail: String,
+}
+
+impl BadRecord {
+    pub(super) fn new(seq: i64, id: Option<&str>, fault: Fault, detail: String) -> Self {
+        Self {
+            seq,
+            id: id.map(ToOwned::to_owned),
+            fault,
+            detail,
+        }
+    }
+}
+
+/// How far a chain has been walked, and what was found.
+pub(super) struct Walk {
+    tenant: TenantId,
+    /// What the records must call the tenant, if its row is there.
+    slug: Option<String>,
+    /// The number of the next line.
+    pub(super) next: i64,
+    /// The hash that the next line must follow.
+    pub(super) prev_hash: Vec<u8>,
+    pub(super) last_id: Option<String>,
+    pub(super) checked: i64,
+    /// The first that do not hold, and how many there are in all.
+    pub(super) named: Vec<BadRecord>,
+    pub(super) bad: u64,
+    /// How many faults an operator has accepted, see [`reseal`].
+    pub(super) accepted: u64,
+    /// Changes if any line walked so far is changed, whether it holds or not.
+    digest: Sha256,
+}
+
+/// What a record says of itself, as far as a column repeats it.
+#[derive(Deserialize)]
+struct Said<'a> {
+    #[serde(borrow)]
+    id: Cow<'a, str>,
+    seq: i64,
+    at: Timestamp,
+    #[serde(borrow)]
+    tenant: Cow<'a, str>,
+    actor: Actor,
+    via: Option<Actor>,
+    #[serde(borrow)]
+    action: Cow<'a, str>,
+    #[serde(borrow)]
+    target: SaidTarget<'a>,
+    #[serde(borrow)]
+    outcome: Cow<'a, str>,
+    request_id: Option<Cow<'a, str>>,
+    ip: Option<Cow<'a, str>>,
+}
+
+#[derive(Deserialize)]
+struct SaidTarget<'a> {
+    #[serde(borrow)]
+    kind: Cow<'a, str>,
+    #[serde(borrow)]
+    id: Cow<'a, str>,
+}
+
+impl Stored {
+    fn said(&self) -> Option<Said<'_>> {
+        serde_json::from_str(&self.record).ok()
+    }
+
+    fn said_seq(&self) -> Option<i64> {
+        self.said().map(|said| said.seq)
+    }
+
+    /// The hash is that of the record and of what it claims to follow.
+    fn is_sound(&self) -> bool {
+        link(&self.prev_hash, &self.record)[..] == self.hash[..]
+    }
+
+    /// The first column that says something else than the record.
+    fn disagreement(&self, slug: Option<&str>) -> Option<&'static str> {
+        let Some(said) = self.said() else {
+            return Some("record");
+        };
+        [
+            ("seq", said.seq == self.seq),
+            ("id", said.id == self.id),
+            ("at", said.at == self.at),
+            ("tenant", slug.is_none_or(|slug| said.tenant == slug)),
+            ("actor", said.actor.name() == self.actor),
+            ("via", said.via.map(|via| via.name()) == self.via),
+            ("action", said.action == self.action),
+            ("target_kind", said.target.kind == self.target_kind),
+            ("target_id", said.target.id == self.target_id),
+            ("outcome", said.outcome == self.outcome),
+            (
+                "request_id",
+                said.request_id.as_deref() == self.request_id.as_deref(),
+            ),
+            ("ip", said.ip.as_deref() == self.ip.as_deref()),
+        ]
+        .into_iter()
+        .find_map(|(column, agrees)| (!agrees).then_some(column))
+    }
+
+    /// All that is stored, for the digest of a line that does not hold.
+    fn digest(&self, digest: &mut Sha256) {
+        for text in [
+            Some(&self.id),
+            Some(&self.actor),
+            self.via.as_ref(),
+            Some(&self.action),
+            Some(&self.target_kind),
+            Some(&self.target_id),
+            Some(&self.outcome),
+            self.request_id.as_ref(),
+            self.ip.as_ref(),
+            Some(&self.record),
+        ] {
+            let bytes = text.map_or(&[][..], |text| text.as_bytes());
+            digest.update(bytes.len().to_be_bytes());
+            digest.update(bytes);
+        }
+        digest.update(self.seq.to_be_bytes());
+        digest.update(self.at.millis().to_be_bytes());
+        for hash in [&self.prev_hash, &self.hash] {
+            digest.update(hash.len().to_be_bytes());
+            digest.update(hash);
+        }
+    }
+}
+
+impl Walk {
+    /// A walk from the first line on, or from the one behind `before`, which is taken as it is.
+    pub(super) fn from(tenant: TenantId, slug: Option<String>, before: Option<Stored>) -> Self {
+        let (next, prev_hash, last_id) = match before {
+            None => (1, GENESIS.to_vec(), None),
+            Some(line) => (line.seq.saturating_add(1), line.hash, Some(line.id)),
+        };
+        Self {
+            tenant,
+            slug,
+            next,
+            prev_hash,
+            last_id,
+            checked: 0,
+            named: Vec::new(),
+            bad: 0,
+            accepted: 0,
+            digest: Sha256::new(),
+        }
+    }
+
+    /// The number of the last line walked.
+    pub(super) fn last(&self) -> i64 {
+        self.next - 1
+    }
+
+    pub(super) fn note(&mut self, bad: BadRecord) {
+        self.bad += 1;
+        if self.named.len() < NAMED_MAX {
+            self.named.push(bad);
+        }
+    }
+
+    pub(super) fn note_beyond_head(&mut self, line: &Stored) {
+        let detail = "it lies beyond the head".to_owned();
+        self.note(BadRecord::new(
+            line.seq,
+            Some(&line.id),
+            Fault::Inserted,
+            detail,
+        ));
+    }
+
+    /// The digest of all lines walked so far.
+    pub(super) fn state(&self) -> String {
+        hex::encode(self.digest.clone().finalize())
+    }
+
+    /// Walks over the lines that come next. `conn` is asked for the neighbours of a bad one.
+    pub(super) async fn over(&mut self, conn: &mut Conn, lines: &[Stored]) -> db::Result<()> {
+        for line in lines {
+            self.checked += 1;
+            let mut holds = self.holds(line);
+            if !holds {
+                self.find_fault(conn, line).await?;
+                // Behind a gap, or a forged predecessor, it may well hold by itself.
+                holds = self.holds(line);
+            }
+            if holds {
+                if line.action == reseal::ACTION && reseal::accepts(&line.record, &self.state()) {
+                    self.accepted += std::mem::take(&mut self.bad);
+                    self.named.clear();
+                }
+                self.digest.update([1]);
+                self.digest.update(&line.hash);
+            } else {
+                self.digest.update([0]);
+                line.digest(&mut self.digest);
+            }
+            if line.seq >= self.next {
+                self.next = line.seq.saturating_add(1);
+                self.prev_hash.clone_from(&line.hash);
+                self.last_id = Some(line.id.clone());
+            }
+        }
+        Ok(())
+    }
+
+    fn holds(&self, line: &Stored) -> bool {
+        line.seq == self.next
+            && line.prev_hash == self.prev_hash
+            && line.is_sound()
+            && line.disagreement(self.slug.as_deref()).is_none()
+    }
+
+    /// Notes what is wrong at `line`. If that is something before it, steps up to it, so that it is
+    /// judged by itself.
+    async fn find_fault(&mut self, conn: &mut Conn, line: &Stored) -> db::Result<()> {
+        let id = Some(line.id.as_str());
+        if line.seq < 1 {
+            let detail = "a chain starts at 1".to_owned();
+            self.note(BadRecord::new(line.seq, id, Fault::Inserted, detail));
+            return Ok(());
+        }
+        if line.seq > self.next {
+            self.note(BadRecord::new(
+                self.next,
+                None,
+                Fault::Removed,
+                format!(
+                    "{} missing before {}",
+                    numbers(self.next, line.seq - 1),
+                    line.id
+                ),
+            ));
+            self.next = line.seq;
+            self.prev_hash.clone_from(&line.prev_hash);
+            if !self.holds(line) {
+                let bad = self.altered(line, None);
+                self.note(bad);
+            }
+            return Ok(());
+        }
+        if self.named.len() >= NAMED_MAX {
+            self.bad += 1;
+            return Ok(());
+        }
+        let neighbours = Neighbours::load(conn, &self.tenant, line).await?;
+        if let Some(bad) = self.misplaced(line, &neighbours) {
+            self.note(bad);
+            return Ok(());
+        }
+        let follows = neighbours.next.as_ref().map(|next| &next.prev_hash);
+        let forged_before = line.prev_hash != self.prev_hash
+            && line.is_sound()
+            && self.next > 1
+            && follows.is_none_or(|follows| *follows == line.hash);
+        if forged_before {
+            self.note(BadRecord::new(
+                self.next - 1,
+                self.last_id.as_deref(),
+                Fault::Altered,
+                format!(
+                    "its record and its hash were made anew: {} follows another hash",
+                    line.id
+                ),
+            ));
+            self.prev_hash.clone_from(&line.prev_hash);
+            if !self.holds(line) {
+                let bad = self.altered(line, follows);
+                self.note(bad);
+            }
+            return Ok(());
+        }
+        let bad = self.altered(line, follows);
+        self.note(bad);
+        Ok(())
+    }
+
+    /// Whether a line that has the next number is not the one that got it.
+    fn misplaced(&self, line: &Stored, neighbours: &Neighbours) -> Option<BadRecord> {
+        let id = Some(line.id.as_str());
+        let said = line.said_seq().filter(|said| *said != line.seq);
+        let elsewhere = neighbours.said.as_ref();
+        if let Some(said) = said
+            && elsewhere.is_some_and(|other| other.said_seq() == Some(line.seq))
+        {
+            let detail = format!("it holds the record of number {said}, which holds its own");
+            return Some(BadRecord::new(line.seq, id, Fault::Swapped, detail));
+        }
+        let displaced = neighbours.next.as_ref().is_some_and(|next| {
+            next.said_seq() == Some(line.seq) && next.prev_hash == self.prev_hash
+        });
+        if displaced {
+            let detail = format!("the line that got number {} stands behind it", line.seq);
+            return Some(BadRecord::new(line.seq, id, Fault::Inserted, detail));
+        }
+        let said = said?;
+        if !line.is_sound() {
+            return None;
+        }
+        if said > line.seq {
+            let detail = format!(
+                "{} missing: number {said} stands here now",
+                numbers(line.seq, said - 1)
+            );
+            return Some(BadRecord::new(line.seq, None, Fault::Removed, detail));
+        }
+        // It got an earlier number and follows what stands before that: what is between is not ours.
+        let shifted = neighbours
+            .before_said
+            .as_ref()
+            .map_or(&GENESIS[..], |before| &before.hash)
+            == line.prev_hash;
+        shifted.then(|| {
+            BadRecord::new(
+                said,
+                elsewhere.map(|other| other.id.as_str()),
+                Fault::Inserted,
+                format!(
+                    "{} between a line and {}, which follows it",
+                    numbers(said, line.seq - 1),
+                    line.id
+                ),
+            )
+        })
+    }
+
+    /// A line that is the right one, or at least no other one. `follows`: the hash that the line
+    /// behind it claims to follow.
+    fn altered(&self, line: &Stored, follows: Option<&Vec<u8>>) -> BadRecord {
+        let expected = link(&self.prev_hash, &line.record);
+        let what = if line.is_sound() && line.prev_hash == self.prev_hash {
+            line.disagreement(self.slug.as_deref()).unwrap_or("record")
+        } else if expected[..] == line.hash[..] {
+            "prev_hash"
+        } else if follows.is_some_and(|follows| expected[..] == follows[..]) {
+            "hash"
+        } else {
+            "record"
+        };
+        let detail = if what == "record" {
+            "the record does not give its hash".to_owned()
+        } else {
+            format!("the column {what} is not what was written")
+        };
+        BadRecord::new(line.seq, Some(&line.id), Fault::Altered, detail)
+    }
+}
+
+/// `number 5 is`, `numbers 5 to 7 are`
+fn numbers(from: i64, to: i64) -> String {
+    if from == to {
+        format!("number {from} is")
+    } else {
+        format!("numbers {from} to {to} are")
+    }
+}
+
+/// The lines that help to name what happened to one that does not hold.
+struct Neighbours {
+    /// With the next number.
+    next: Option<Stored>,
+    /// With the number that the line's record says it has.
+    said: Option<Stored>,
+    /// The one before that.
+    before_said: Option<Stored>,
+}
+
+impl Neighbours {
+    async fn load(conn: &mut Conn, tenant: &TenantId, line: &Stored) -> db::Result<Self> {
+        let said = line.said_seq().filter(|said| (1..i64::MAX).contains(said));
+        Ok(Self {
+            next: store::line(conn, tenant, line.seq.saturating_add(1)).await?,
+            said: match said {
+                Some(seq) => store::line(conn, tenant, seq).await?,
+                None => None,
+            },
+            before_said: match said {
+                Some(seq) => store::line(conn, tenant, seq - 1).await?,
+                None => None,
+            },
+        })
+    }
+}

@@ -1,0 +1,300 @@
+//! The commands: what may be typed, and what it means to [`Sources`]. [`run`] does it.
+
+mod audit;
+mod health;
+mod maintenance;
+mod pepper;
+mod run;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+pub use self::run::{Failure, run};
+use crate::config::{ConfigFile, Flag, Sources};
+use crate::time::Span;
+
+/// Where the settings are looked for when `--config` is not given.
+const USUAL_FILE: &str = "keystead.toml";
+
+/// Centralized API key management: issue, validate, limit and audit API keys.
+#[derive(Debug, Parser)]
+#[command(
+    name = "keystead",
+    version,
+    arg_required_else_help = true,
+    after_help = "Settings come from ./keystead.toml or --config, then from variables such as \
+                  KEYSTEAD__SERVER__LISTEN, then from flags; each is stronger than the one before. \
+                  `keystead check-config --example` prints all of them with their defaults."
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+    #[command(flatten)]
+    pub common: CommonFlags,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the server.
+    #[command(after_help = "Examples:\n  \
+        keystead serve\n  \
+        keystead serve --listen 127.0.0.1:9000 --data-dir /var/lib/keystead\n\n\
+        Without any setting: SQLite and a master key in ./keystead-data, on 127.0.0.1:8080. The \
+        first start makes an owner key in <data_dir>/owner.key.")]
+    Serve {
+        #[command(flatten)]
+        server: ServerFlags,
+    },
+    /// Show the main job end to end on a throw-away server, then stay up.
+    Demo {
+        /// Exit after the tour.
+        #[arg(long)]
+        once: bool,
+    },
+    /// Print the OpenAPI document of this version.
+    Openapi,
+    /// Make an owner key from database and master key alone, when all others are lost.
+    ///
+    /// Works beside a running server. It stands in the audit trail.
+    #[command(after_help = "Example:\n  keystead owner-key --ttl 1h")]
+    OwnerKey {
+        /// How long it lives, such as 24h
+        #[arg(long, default_value = "24h", value_name = "TIME")]
+        ttl: Span,
+    },
+    /// Check the settings and print those in force, without secrets.
+    #[command(after_help = "Examples:\n  \
+        keystead check-config\n  \
+        keystead check-config --config /etc/keystead.toml\n  \
+        keystead check-config --example > keystead.toml\n\n\
+        Ends with 2 and one line that names the setting if something is wrong.")]
+    CheckConfig {
+        /// Print every setting with its default and what it is for, and check nothing.
+        #[arg(long)]
+        example: bool,
+        #[command(flatten)]
+        server: ServerFlags,
+    },
+    /// Ask a running server whether it is ready; for health checks of containers.
+    #[command(
+        after_help = "Ends with 0 if the server at server.listen says that it is ready, else \
+        with 1."
+    )]
+    Health {
+        #[command(flatten)]
+        server: ServerFlags,
+    },
+    /// Bring the database's schema up to date.
+    ///
+    /// A server does so by itself when it starts; this is for those who want it done before, by a
+    /// database user with more rights. Several may run at once: one works, the others wait.
+    #[command(after_help = "Examples:\n  \
+        keystead migrate\n  \
+        KEYSTEAD__DATABASE__URL_FILE=/run/secrets/database.url keystead migrate")]
+    Migrate,
+    /// Prove that nothing in the audit trail was altered, removed or inserted.
+    #[command(subcommand)]
+    Audit(AuditCommand),
+    /// Look after the peppers, under which keys are looked up.
+    #[command(subcommand)]
+    Pepper(PepperCommand),
+    /// Print the version.
+    Version,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// Verify the chains and name the first record that does not hold.
+    #[command(after_help = "Examples:\n  \
+        keystead audit verify\n  \
+        keystead audit verify --tenant acme --json\n\n\
+        Works beside a running server. Ends with 1 if a chain does not verify.")]
+    Verify {
+        /// The slug of one tenant, instead of all
+        #[arg(long, value_name = "SLUG")]
+        tenant: Option<String>,
+        /// One JSON object a line, with the end of each chain
+        #[arg(long)]
+        json: bool,
+    },
+    /// Take chains that do not verify back into use, once you know why they do not.
+    ///
+    /// Records what was found and who accepted it; that stays in every later report.
+    #[command(after_help = "Example:\n  \
+        keystead audit reseal --tenant acme --reason \"restored from a damaged disk, see OPS-12\"")]
+    Reseal {
+        /// The slug of one tenant, instead of all
+        #[arg(long, value_name = "SLUG")]
+        tenant: Option<String>,
+        /// Why it is accepted; for the audit trail
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum PepperCommand {
+    /// Make a new pepper version, which becomes current after 60 s.
+    ///
+    /// Every key moves to it when it is used; nothing fails meanwhile. It is derived from the first
+    /// of the master keys.
+    #[command(after_help = "Examples:\n  \
+        keystead pepper rotate\n  \
+        keystead pepper rotate --wait --reason \"yearly\"")]
+    Rotate {
+        /// Return when the new version is current
+        #[arg(long)]
+        wait: bool,
+        /// For the audit trail
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+    },
+    /// Show the versions and how many secrets carry each.
+    Status,
+    /// End an old version although secrets still carry it.
+    ///
+    /// They stay valid: at their next use they are proved by their argon2id verifier.
+    Retire {
+        /// Its number, as `status` shows it
+        version: i32,
+        /// For the audit trail
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+    },
+    /// Give up the versions whose master key is lost for ever.
+    ///
+    /// Their secrets stay valid: at their next use they are proved by their argon2id verifier, which
+    /// needs no master key. The audit chains are sealed anew. Stop the servers before.
+    #[command(after_help = "Example:\n  \
+        keystead pepper lost --reason \"the disk with master.key burnt\"")]
+    Lost {
+        /// For the audit trail
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+    },
+}
+
+/// Flags that every command takes.
+#[derive(Args, Debug, Default)]
+pub struct CommonFlags {
+    /// The file with the settings [default: ./keystead.toml, if it is there]
+    #[arg(long, short, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The folder for what is kept on this machine [default: ./keystead-data]
+    #[arg(long, global = true, value_name = "FOLDER")]
+    pub data_dir: Option<String>,
+    /// off, error, warn, info, debug or trace [default: info]
+    #[arg(long, global = true, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+    /// auto, pretty or json [default: auto]
+    #[arg(long, global = true, value_name = "FORMAT")]
+    pub log_format: Option<String>,
+}
+
+/// Flags of commands that are about a server.
+#[derive(Args, Debug, Default)]
+pub struct ServerFlags {
+    /// The address and port to listen on [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub listen: Option<String>,
+    /// The URL that clients use, when a proxy stands before the server
+    #[arg(long, value_name = "URL")]
+    pub public_url: Option<String>,
+    /// Allow plain HTTP on an address that is not loopback
+    #[arg(
+        long,
+        value_name = "true|false",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub dangerous_plain_http: Option<String>,
+}
+
+impl CommonFlags {
+    /// All places that settings come from. `variables` are the process's own.
+    pub fn sources(
+        &self,
+        server: &ServerFlags,
+        variables: Vec<(std::ffi::OsString, std::ffi::OsString)>,
+    ) -> Sources {
+        let file = match &self.config {
+            Some(path) => ConfigFile::Required(path.clone()),
+            None => ConfigFile::IfPresent(USUAL_FILE.into()),
+        };
+        let typed = [
+            ("--data-dir", "data_dir", &self.data_dir),
+            ("--listen", "server.listen", &server.listen),
+            ("--public-url", "server.public_url", &server.public_url),
+            (
+                "--dangerous-plain-http",
+                "server.dangerous_plain_http",
+                &server.dangerous_plain_http,
+            ),
+            ("--log-level", "log.level", &self.log_level),
+            ("--log-format", "log.format", &self.log_format),
+        ];
+        let flags = typed
+            .into_iter()
+            .filter_map(|(name, path, value)| {
+                let value = value.clone()?;
+                Some(Flag { name, path, value })
+            })
+            .collect();
+        Sources {
+            file,
+            variables,
+            flags,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn the_commands_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_flag_sets_what_it_says() {
+        let cli = Cli::try_parse_from([
+            "keystead",
+            "check-config",
+            "--listen",
+            "0.0.0.0:1",
+            "--dangerous-plain-http",
+            "--public-url=https://keys.example.com",
+            "--data-dir",
+            "/srv/keys",
+            "--log-level",
+            "debug",
+            "--log-format",
+            "json",
+        ])
+        .unwrap();
+        let Command::CheckConfig { server, .. } = cli.command else {
+            panic!("{cli:?}");
+        };
+        let mut sources = cli.common.sources(&server, Vec::new());
+        sources.file = ConfigFile::None;
+        let config = Config::load(&sources).unwrap();
+        assert_eq!(config.server.listen, "0.0.0.0:1".parse().unwrap());
+        assert_eq!(
+            config.server.public_url.as_str(),
+            "https://keys.example.com"
+        );
+        assert_eq!(config.data_dir, PathBuf::from("/srv/keys"));
+        assert!(
+            config
+                .to_toml()
+                .contains("format = \"json\"\nlevel = \"debug\"")
+        );
+    }
+}

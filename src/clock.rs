@@ -1,0 +1,61 @@
+//! The one place that reads the clocks. Everything else is handed a [`Clock`].
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Instant;
+
+use crate::time::{Span, Timestamp};
+
+/// The time, as an enum because there are exactly two: the system's, and one a test moves.
+#[derive(Clone, Debug)]
+pub enum Clock {
+    System,
+    /// The system's clock plus an offset in milliseconds that a test moves.
+    Shifted(Arc<AtomicI64>),
+}
+
+impl Clock {
+    pub fn shifted() -> Self {
+        Self::Shifted(Arc::new(AtomicI64::new(0)))
+    }
+
+    /// Wall-clock time: what expiry is judged by.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one place that reads the clock"
+    )]
+    pub fn now(&self) -> Timestamp {
+        let millis = chrono::Utc::now().timestamp_millis();
+        match self {
+            Self::System => Timestamp::from_millis(millis),
+            Self::Shifted(offset) => {
+                Timestamp::from_millis(millis.saturating_add(offset.load(Ordering::SeqCst)))
+            }
+        }
+    }
+
+    /// Monotonic time: what timeouts and cool-downs are measured by. A moved test clock moves it.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one place that reads the clock"
+    )]
+    pub fn monotonic(&self) -> Instant {
+        match self {
+            Self::System => Instant::now(),
+            Self::Shifted(offset) => {
+                let millis = offset.load(Ordering::SeqCst).max(0).unsigned_abs();
+                Instant::now() + std::time::Duration::from_millis(millis)
+            }
+        }
+    }
+
+    /// Moves a [`Clock::Shifted`] forward; the system's clock does not move.
+    pub fn advance(&self, span: Span) {
+        match self {
+            Self::System => {}
+            Self::Shifted(offset) => {
+                offset.fetch_add(span.millis(), Ordering::SeqCst);
+            }
+        }
+    }
+}

@@ -1,0 +1,440 @@
+//! The two databases behind one face.
+//!
+//! Every query text is written once and compiled for both by [`each!`](crate::each). All database
+//! work runs on a runtime of its own and is never polled by an HTTP worker: who waits may stop
+//! waiting, the work itself always runs to its end. A dropped `SQLite` query future panics and a
+//! transaction dropped between two statements keeps its lock, so nothing here is ever dropped.
+
+pub mod feed;
+mod migrate;
+mod postgres;
+pub mod schema;
+mod sqlite;
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use diesel::result::{DatabaseErrorKind, Error as DieselError};
+use diesel::{ConnectionError, SqliteConnection};
+use diesel_async::pooled_connection::PoolError as ConnectError;
+use diesel_async::pooled_connection::deadpool::{Object, Pool, PoolError};
+use diesel_async::sync_connection_wrapper::SyncConnectionWrapper;
+use diesel_async::{AsyncPgConnection, SimpleAsyncConnection as _};
+use tokio::runtime::{Handle, Runtime};
+
+/// The longest anybody waits for the database on behalf of an administrative request.
+pub(crate) const WAIT_MAX: Duration = Duration::from_secs(2);
+
+pub(crate) type SqliteConn = SyncConnectionWrapper<SqliteConnection>;
+
+/// One connection, leased from its pool for one piece of work.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a lease is moved twice in its life"
+)]
+pub enum Conn {
+    Sqlite(Object<SqliteConn>),
+    Postgres(Object<AsyncPgConnection>),
+}
+
+/// Compiles one query text for both databases: `each!(conn, c => users.load(c).await)`.
+#[macro_export]
+macro_rules! each {
+    ($conn:expr, $c:ident => $query:expr) => {
+        match $conn {
+            $crate::db::Conn::Sqlite($c) => {
+                let $c = &mut **$c;
+                $query
+            }
+            $crate::db::Conn::Postgres($c) => {
+                let $c = &mut **$c;
+                $query
+            }
+        }
+    };
+}
+
+impl Conn {
+    pub(crate) async fn batch(&mut self, sql: &str) -> Result<()> {
+        Ok(each!(self, c => c.batch_execute(sql).await)?)
+    }
+
+    /// Closes the connection instead of giving it back: with it ends whatever it had open.
+    fn discard(self) {
+        match self {
+            Self::Sqlite(object) => drop(Object::take(object)),
+            Self::Postgres(object) => drop(Object::take(object)),
+        }
+    }
+}
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why the database did not answer. What a caller is told is decided in `http/problem.rs`.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It cannot be reached, or a connection broke.
+    #[error("the database cannot be reached")]
+    Unavailable(#[source] anyhow::Error),
+    /// It can be reached and says no: a wrong password, no such database.
+    #[error("the database refuses us: {0}")]
+    Refused(String),
+    /// It did not answer in time, or too many wait for it.
+    #[error("the database did not answer in time")]
+    Busy,
+    /// A unique index already holds the value; names the index.
+    #[error("a unique value is taken ({0})")]
+    Taken(String),
+    /// Anything else: a defect of ours, or a damaged database.
+    #[error("a query failed")]
+    Query(#[source] DieselError),
+    /// A stored value that we cannot have written.
+    #[error("a stored value does not make sense: {0}")]
+    Corrupt(String),
+}
+
+impl From<DieselError> for Error {
+    fn from(error: DieselError) -> Self {
+        match &error {
+            DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, info) => {
+                Self::Taken(info.constraint_name().unwrap_or(info.message()).to_owned())
+            }
+            DieselError::DatabaseError(
+                DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::UnableToSendCommand,
+                _,
+            )
+            | DieselError::BrokenTransactionManager => Self::Unavailable(error.into()),
+            DieselError::DatabaseError(_, info)
+                if ["statement timeout", "lock timeout", "database is locked"]
+                    .iter()
+                    .any(|text| info.message().contains(text)) =>
+            {
+                Self::Busy
+            }
+            DieselError::DatabaseError(_, info)
+                if [
+                    "disk is full",
+                    "No space left on device",
+                    "disk I/O error",
+                    "readonly",
+                ]
+                .iter()
+                .any(|text| info.message().contains(text)) =>
+            {
+                Self::Unavailable(error.into())
+            }
+            _ => Self::Query(error),
+        }
+    }
+}
+
+/// Which database, from `database.url`.
+#[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one in a process")]
+pub enum Target {
+    Sqlite { path: PathBuf },
+    Postgres { url: postgres::PgUrl },
+}
+
+impl Target {
+    /// # Errors
+    /// A text for the operator that names the fault, without the URL's password.
+    pub fn parse(url: &str) -> std::result::Result<Self, String> {
+        if let Some(path) = url.strip_prefix("sqlite:") {
+            let path = path.strip_prefix("//").unwrap_or(path);
+            if path.is_empty() || path.contains(['?', '#']) {
+                return Err("must be sqlite:<path of a file>".to_owned());
+            }
+            return Ok(Self::Sqlite {
+                path: PathBuf::from(path),
+            });
+        }
+        if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+            return Ok(Self::Postgres {
+                url: postgres::PgUrl::parse(url)?,
+            });
+        }
+        Err("must start with sqlite: or postgres://".to_owned())
+    }
+
+    pub fn is_sqlite(&self) -> bool {
+        matches!(self, Self::Sqlite { .. })
+    }
+}
+
+#[derive(Clone)]
+enum Pools {
+    /// One writer, so that `BEGIN IMMEDIATE` never meets another of ours; readers do not block it.
+    Sqlite {
+        writer: Pool<SqliteConn>,
+        readers: Pool<SqliteConn>,
+        path: PathBuf,
+    },
+    Postgres {
+        pool: Pool<AsyncPgConnection>,
+    },
+}
+
+/// The database, cheap to clone.
+#[derive(Clone)]
+pub struct Db {
+    pools: Pools,
+    runtime: Arc<OwnRuntime>,
+    wait_max: Duration,
+}
+
+/// Shut down without waiting, so that the last handle may be dropped inside another runtime.
+struct OwnRuntime(Option<Runtime>);
+
+impl Drop for OwnRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// An async closure whose future is `Send`; the bound cannot be written on `AsyncFnOnce` itself.
+pub trait Work<A, R>: AsyncFnOnce(A) -> R + FnOnce(A) -> <Self as Work<A, R>>::Running {
+    type Running: Future<Output = R>;
+}
+
+impl<F, A, R, Running> Work<A, R> for F
+where
+    F: AsyncFnOnce(A) -> R + FnOnce(A) -> Running,
+    Running: Future<Output = R>,
+{
+    type Running = Running;
+}
+
+impl Db {
+    /// Prepares the pools; connects to nothing yet, so an unreachable database can be waited for.
+    pub fn open(target: &Target) -> std::io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .max_blocking_threads(16)
+            .thread_name("database")
+            .enable_all()
+            .build()?;
+        let pools = match target {
+            Target::Sqlite { path } => {
+                sqlite::create_private_file(path)?;
+                Pools::Sqlite {
+                    writer: sqlite::writer(path),
+                    readers: sqlite::readers(path),
+                    path: path.clone(),
+                }
+            }
+            Target::Postgres { url } => Pools::Postgres {
+                pool: postgres::pool(url)?,
+            },
+        };
+        Ok(Self {
+            pools,
+            runtime: Arc::new(OwnRuntime(Some(runtime))),
+            wait_max: WAIT_MAX,
+        })
+    }
+
+    pub fn is_sqlite(&self) -> bool {
+        matches!(self.pools, Pools::Sqlite { .. })
+    }
+
+    /// The runtime that database work runs on, for tasks that must outlive a request.
+    ///
+    /// # Panics
+    /// Never: the runtime lives as long as any handle of the database.
+    #[expect(
+        clippy::expect_used,
+        reason = "only the drop of the last handle takes the runtime"
+    )]
+    pub fn runtime(&self) -> Handle {
+        self.runtime
+            .0
+            .as_ref()
+            .expect("it lives as long as this handle")
+            .handle()
+            .clone()
+    }
+
+    /// Brings the schema up to date, under a lock that several nodes starting together survive.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] while the database cannot be reached: try again later.
+    pub async fn migrate(&self) -> Result<Vec<String>> {
+        let pools = self.pools.clone();
+        self.spawn(None, async move { migrate::run(&pools).await })
+            .await
+    }
+
+    /// Runs `work` on a connection that reads. It goes on if the caller stops waiting.
+    pub async fn read<T, E, F>(&self, work: F) -> std::result::Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+        for<'c> F: AsyncFnOnce(&'c mut Conn) -> std::result::Result<T, E>
+            + Work<&'c mut Conn, std::result::Result<T, E>, Running: Send>
+            + Send
+            + 'static,
+    {
+        let db = self.clone();
+        self.spawn(Some(self.wait_max), async move {
+            let mut conn = db.pools.reader(db.wait_max).await?;
+            work(&mut conn).await
+        })
+        .await
+    }
+
+    /// Runs `work` in one write transaction: all of it is committed, or none of it.
+    ///
+    /// For housekeeping alone: a change that an administrator makes goes through
+    /// `audit::Audit::change`, which leaves its audit line and steps the change feed.
+    pub async fn write<T, E, F>(&self, work: F) -> std::result::Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+        for<'c> F: AsyncFnOnce(&'c mut Conn) -> std::result::Result<T, E>
+            + Work<&'c mut Conn, std::result::Result<T, E>, Running: Send>
+            + Send
+            + 'static,
+    {
+        let db = self.clone();
+        self.spawn(Some(self.wait_max), async move {
+            let mut tx = db.begin().await?;
+            let done = work(tx.conn()).await;
+            tx.end(done).await
+        })
+        .await
+    }
+
+    /// Begins a write transaction. Only to be polled inside [`Db::spawn`].
+    ///
+    /// `SQLite` begins `IMMEDIATE` on the one writer.
+    pub(crate) async fn begin(&self) -> Result<Tx> {
+        let mut conn = self.pools.writer(self.wait_max).await?;
+        let begin = match conn {
+            Conn::Sqlite(_) => "BEGIN IMMEDIATE",
+            Conn::Postgres(_) => "BEGIN",
+        };
+        conn.batch(begin).await?;
+        Ok(Tx(Some(conn)))
+    }
+
+    /// Runs `task` on the database's runtime to its end, whoever waits.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when it takes longer than `wait`; the task goes on.
+    pub(crate) async fn spawn<T, E, F>(
+        &self,
+        wait: Option<Duration>,
+        task: F,
+    ) -> std::result::Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+        F: Future<Output = std::result::Result<T, E>> + Send + 'static,
+    {
+        let Some(runtime) = &self.runtime.0 else {
+            return Err(Error::Busy.into());
+        };
+        let running = runtime.spawn(task);
+        let joined = match wait {
+            Some(wait) => match tokio::time::timeout(wait, running).await {
+                Ok(joined) => joined,
+                Err(_elapsed) => return Err(Error::Busy.into()),
+            },
+            None => running.await,
+        };
+        match joined {
+            Ok(done) => done,
+            Err(error) => {
+                tracing::error!(%error, "a database task ended early");
+                Err(Error::Unavailable(anyhow::anyhow!("a database task ended early")).into())
+            }
+        }
+    }
+}
+
+/// An open write transaction. Dropped unfinished, by a panic, it closes its connection.
+pub(crate) struct Tx(Option<Conn>);
+
+impl Tx {
+    #[expect(
+        clippy::expect_used,
+        reason = "only `end` takes the connection, and it takes self"
+    )]
+    pub(crate) fn conn(&mut self) -> &mut Conn {
+        self.0
+            .as_mut()
+            .expect("a transaction that has not ended has its connection")
+    }
+
+    /// Commits if `done` is `Ok`, rolls back otherwise.
+    pub(crate) async fn end<T, E: From<Error>>(
+        mut self,
+        done: std::result::Result<T, E>,
+    ) -> std::result::Result<T, E> {
+        let sql = if done.is_ok() { "COMMIT" } else { "ROLLBACK" };
+        match (self.conn().batch(sql).await, done) {
+            (Ok(()), done) => {
+                drop(self.0.take());
+                done
+            }
+            // The connection is dropped with whatever it still had open.
+            (Err(_), Err(error)) => Err(error),
+            (Err(error), Ok(_)) => Err(error.into()),
+        }
+    }
+}
+
+impl Drop for Tx {
+    fn drop(&mut self) {
+        if let Some(conn) = self.0.take() {
+            conn.discard();
+        }
+    }
+}
+
+impl Pools {
+    async fn reader(&self, wait: Duration) -> Result<Conn> {
+        match self {
+            Self::Sqlite { readers, .. } => lease(readers, wait).await.map(Conn::Sqlite),
+            Self::Postgres { pool } => lease(pool, wait).await.map(Conn::Postgres),
+        }
+    }
+
+    async fn writer(&self, wait: Duration) -> Result<Conn> {
+        match self {
+            Self::Sqlite { writer, .. } => lease(writer, wait).await.map(Conn::Sqlite),
+            Self::Postgres { pool } => lease(pool, wait).await.map(Conn::Postgres),
+        }
+    }
+}
+
+fn refused(error: &PoolError) -> Option<Error> {
+    match error {
+        PoolError::Backend(ConnectError::ConnectionError(
+            ConnectionError::InvalidConnectionUrl(text),
+        )) => Some(Error::Refused(text.clone())),
+        _ => None,
+    }
+}
+
+async fn lease<C>(pool: &Pool<C>, wait: Duration) -> Result<Object<C>>
+where
+    C: diesel_async::pooled_connection::PoolableConnection + Send + 'static,
+    for<'a> diesel::dsl::select<diesel::dsl::AsExprOf<i32, diesel::sql_types::Integer>>:
+        diesel_async::methods::LoadQuery<'a, C, i32>,
+    diesel::query_builder::SqlQuery: diesel::query_builder::QueryFragment<C::Backend>,
+{
+    match tokio::time::timeout(wait, pool.get()).await {
+        Ok(Ok(object)) => Ok(object),
+        Ok(Err(deadpool_error)) => {
+            Err(refused(&deadpool_error)
+                .unwrap_or_else(|| Error::Unavailable(deadpool_error.into())))
+        }
+        Err(_elapsed) => Err(Error::Busy),
+    }
+}

@@ -1,0 +1,161 @@
+//! `PostgreSQL`: a pool of connections, TLS by rustls, and a limit on every statement.
+//!
+//! `sslmode` is `disable`, `prefer` (the default), `require` or `verify-full`. Whenever TLS is used
+//! the server's certificate and name are verified: a stricter reading of `require` than libpq's,
+//! because an unverified channel protects from nobody who can reach it. `sslrootcert` names a PEM
+//! file of authorities to trust instead of the system's.
+
+use std::fmt;
+use std::io;
+use std::str::FromStr as _;
+use std::sync::Arc;
+
+use diesel::{ConnectionError, ConnectionResult};
+use diesel_async::pooled_connection::deadpool::Pool;
+use diesel_async::pooled_connection::{
+    AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod,
+};
+use diesel_async::{AsyncPgConnection, SimpleAsyncConnection as _};
+use futures_util::FutureExt as _;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
+use tokio_postgres::config::SslMode;
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+/// Two seconds for a statement or a lock; a transaction whose client went away holds nothing long.
+const SETUP: &str = "SET statement_timeout = '2s'; SET lock_timeout = '2s'; \
+                     SET idle_in_transaction_session_timeout = '10s'; SET TIME ZONE 'UTC'; \
+                     SET synchronous_commit = on;";
+
+const CONNECTIONS: usize = 16;
+
+/// A parsed `postgres://` URL. `Debug` shows host and database, never the password.
+#[derive(Clone)]
+pub struct PgUrl {
+    config: tokio_postgres::Config,
+    root_cert: Option<String>,
+}
+
+impl PgUrl {
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let mut url = url::Url::parse(text)
+            .map_err(|error| format!("is not a URL: {error}; write postgres://user@host/name"))?;
+        let mut ssl_mode = SslMode::Prefer;
+        let mut root_cert = None;
+        let mut kept = Vec::new();
+        for (name, value) in url.query_pairs() {
+            match (name.as_ref(), value.as_ref()) {
+                ("sslmode", "disable") => ssl_mode = SslMode::Disable,
+                ("sslmode", "prefer") => ssl_mode = SslMode::Prefer,
+                ("sslmode", "require" | "verify-full") => ssl_mode = SslMode::Require,
+                ("sslmode", other) => {
+                    return Err(format!(
+                        "has sslmode={other}; use disable, prefer, require or verify-full"
+                    ));
+                }
+                ("sslrootcert", path) => root_cert = Some(path.to_owned()),
+                (name, value) => kept.push((name.to_owned(), value.to_owned())),
+            }
+        }
+        if kept.is_empty() {
+            url.set_query(None);
+        } else {
+            url.query_pairs_mut().clear().extend_pairs(kept);
+        }
+        let mut config = tokio_postgres::Config::from_str(url.as_str())
+            .map_err(|error| format!("cannot be read: {error}"))?;
+        config.ssl_mode(ssl_mode);
+        config.connect_timeout(std::time::Duration::from_secs(2));
+        if config.get_application_name().is_none() {
+            config.application_name("keystead");
+        }
+        Ok(Self { config, root_cert })
+    }
+}
+
+impl fmt::Debug for PgUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PgUrl")
+            .field("hosts", &self.config.get_hosts())
+            .field("database", &self.config.get_dbname())
+            .finish_non_exhaustive()
+    }
+}
+
+pub(super) fn pool(url: &PgUrl) -> io::Result<Pool<AsyncPgConnection>> {
+    let tls = tls(url)?;
+    let pg = url.config.clone();
+    let mut config = ManagerConfig::<AsyncPgConnection>::default();
+    // A broken connection is noticed by its driver; a round trip before each query is not worth it.
+    config.recycling_method = RecyclingMethod::Fast;
+    config.custom_setup = Box::new(move |_url| {
+        let (pg, tls) = (pg.clone(), tls.clone());
+        async move { connect(&pg, tls).await }.boxed()
+    });
+    let manager = AsyncDieselConnectionManager::new_with_config("", config);
+    #[expect(
+        clippy::expect_used,
+        reason = "building fails only for timeouts without a runtime"
+    )]
+    Ok(Pool::builder(manager)
+        .max_size(CONNECTIONS)
+        .build()
+        .expect("a pool without timeouts builds"))
+}
+
+async fn connect(
+    pg: &tokio_postgres::Config,
+    tls: MakeRustlsConnect,
+) -> ConnectionResult<AsyncPgConnection> {
+    let bad = |error: tokio_postgres::Error| {
+        let mut text = error.to_string();
+        let mut source = std::error::Error::source(&error);
+        while let Some(cause) = source {
+            text = format!("{text}: {cause}");
+            source = cause.source();
+        }
+        // SQLSTATE class 28: who we are is refused; 3D000: there is no such database.
+        let refused = error
+            .code()
+            .is_some_and(|c| c.code().starts_with("28") || c.code() == "3D000");
+        if refused {
+            ConnectionError::InvalidConnectionUrl(text)
+        } else {
+            ConnectionError::BadConnection(text)
+        }
+    };
+    let (client, connection) = pg.connect(tls).await.map_err(bad)?;
+    let mut conn = AsyncPgConnection::try_from_client_and_connection(client, connection).await?;
+    conn.batch_execute(SETUP)
+        .await
+        .map_err(ConnectionError::CouldntSetupConfiguration)?;
+    Ok(conn)
+}
+
+fn tls(url: &PgUrl) -> io::Result<MakeRustlsConnect> {
+    let mut roots = rustls::RootCertStore::empty();
+    if let Some(path) = &url.root_cert {
+        let bad = |error: &dyn fmt::Display| {
+            io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("sslrootcert {path}: {error}"),
+            )
+        };
+        for certificate in CertificateDer::pem_file_iter(path).map_err(|error| bad(&error))? {
+            let certificate = certificate.map_err(|error| bad(&error))?;
+            roots.add(certificate).map_err(|error| bad(&error))?;
+        }
+        if roots.is_empty() {
+            return Err(bad(&"holds no certificate"));
+        }
+    } else {
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(MakeRustlsConnect::new(config))
+}

@@ -1,0 +1,190 @@
+//! The tables, the same in both databases. Times are Unix milliseconds; JSON is text.
+
+diesel::table! {
+    tenant (id) {
+        id -> Text,
+        slug -> Text,
+        name -> Text,
+        metadata -> Text,
+        disabled_at -> Nullable<BigInt>,
+        deleted_at -> Nullable<BigInt>,
+        version -> BigInt,
+        created_at -> BigInt,
+        updated_at -> BigInt,
+    }
+}
+
+diesel::table! {
+    service (id) {
+        id -> Text,
+        tenant_id -> Text,
+        slug -> Text,
+        name -> Text,
+        description -> Text,
+        /// JSON of `ServiceSettings`.
+        settings -> Text,
+        metadata -> Text,
+        disabled_at -> Nullable<BigInt>,
+        deleted_at -> Nullable<BigInt>,
+        version -> BigInt,
+        created_at -> BigInt,
+        updated_at -> BigInt,
+    }
+}
+
+diesel::table! {
+    consumer (id) {
+        id -> Text,
+        tenant_id -> Text,
+        slug -> Text,
+        external_id -> Nullable<Text>,
+        name -> Text,
+        rate_limits -> Text,
+        quota -> Nullable<Text>,
+        metadata -> Text,
+        disabled_at -> Nullable<BigInt>,
+        deleted_at -> Nullable<BigInt>,
+        version -> BigInt,
+        created_at -> BigInt,
+        updated_at -> BigInt,
+    }
+}
+
+diesel::table! {
+    api_key (id) {
+        id -> Text,
+        tenant_id -> Text,
+        consumer_id -> Text,
+        lookup_id -> Text,
+        prefix -> Text,
+        environment -> Text,
+        name -> Text,
+        external_id -> Nullable<Text>,
+        not_before -> Nullable<BigInt>,
+        expires_at -> Nullable<BigInt>,
+        rate_limits -> Text,
+        quota -> Nullable<Text>,
+        allowed_ips -> Nullable<Text>,
+        metadata -> Text,
+        tags -> Text,
+        disabled_at -> Nullable<BigInt>,
+        revoked_at -> Nullable<BigInt>,
+        revoked_by -> Nullable<Text>,
+        reason -> Nullable<Text>,
+        rotated_at -> Nullable<BigInt>,
+        last_used_at -> Nullable<BigInt>,
+        version -> BigInt,
+        created_at -> BigInt,
+        /// The actor as canonical JSON, and in one word for the filter.
+        created_by -> Text,
+        created_by_name -> Text,
+        updated_at -> BigInt,
+    }
+}
+
+diesel::table! {
+    key_grant (key_id, service_id) {
+        key_id -> Text,
+        service_id -> Text,
+        position -> Integer,
+        scopes -> Text,
+        rate_limits -> Nullable<Text>,
+    }
+}
+
+diesel::table! {
+    key_tag (key_id, tag) {
+        key_id -> Text,
+        tag -> Text,
+    }
+}
+
+diesel::table! {
+    secret (id) {
+        id -> Text,
+        key_id -> Text,
+        fingerprint -> Nullable<Binary>,
+        pepper_version -> Nullable<Integer>,
+        verifier -> Nullable<Text>,
+        created_at -> BigInt,
+        valid_until -> Nullable<BigInt>,
+        superseded_at -> Nullable<BigInt>,
+        revoked_at -> Nullable<BigInt>,
+        last_used_at -> Nullable<BigInt>,
+    }
+}
+
+diesel::table! {
+    pepper (version) {
+        version -> Integer,
+        master_id -> Text,
+        check_value -> Binary,
+        state -> Text,
+        created_at -> BigInt,
+        current_from -> BigInt,
+    }
+}
+
+diesel::table! {
+    idempotency (scope) {
+        /// SHA-256 in hex over tenant, caller, method, path and the client's key.
+        scope -> Text,
+        body_hash -> Binary,
+        status -> Integer,
+        /// JSON: the ids that the first answer told of.
+        outcome -> Text,
+        created_at -> BigInt,
+    }
+}
+
+diesel::table! {
+    change_head (id) {
+        id -> Integer,
+        seq -> BigInt,
+    }
+}
+
+diesel::table! {
+    change (seq, kind, id) {
+        seq -> BigInt,
+        kind -> Text,
+        id -> Text,
+        at -> BigInt,
+    }
+}
+
+diesel::table! {
+    audit_head (tenant_id) {
+        tenant_id -> Text,
+        seq -> BigInt,
+        hash -> Binary,
+        mac -> Binary,
+    }
+}
+
+diesel::table! {
+    audit_event (tenant_id, seq) {
+        tenant_id -> Text,
+        seq -> BigInt,
+        id -> Text,
+        at -> BigInt,
+        actor -> Text,
+        via -> Nullable<Text>,
+        action -> Text,
+        target_kind -> Text,
+        target_id -> Text,
+        outcome -> Text,
+        request_id -> Nullable<Text>,
+        ip -> Nullable<Text>,
+        /// RFC 8785 canonical JSON of the event: what the chain is computed over.
+        record -> Text,
+        prev_hash -> Binary,
+        hash -> Binary,
+    }
+}
+
+diesel::allow_tables_to_appear_in_same_query!(
+    tenant, service, consumer, api_key, key_grant, key_tag, secret, pepper
+);
+
+diesel::allow_tables_to_appear_in_same_query!(audit_event, audit_head);

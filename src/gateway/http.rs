@@ -1,0 +1,255 @@
+//! `ANY /gateway/authorize`: what nginx, Envoy, Traefik and Caddy ask before they let a request in.
+//!
+//! The gateway names itself by `X-Keystead-Caller`; one that fails that gets 503, never 401, which
+//! would be told to the client. Every answer carries the complete set of identity headers, empty
+//! where there is nothing to say, so that a client's own never reach the backend.
+
+use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use actix_web::{HttpRequest, HttpResponse, web};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use crate::auth::CallerIdentity;
+use crate::auth::http::caller_by_key;
+use crate::http::context::RequestContext;
+use crate::http::problem::{Code, Problem};
+use crate::http::query::Query;
+use crate::keys::secret::Presented;
+use crate::scope::RequiredScope;
+use crate::text::Environment;
+use crate::validation::decide::{AskedEnvironment, Outcome, Request};
+use crate::validation::http::{refused, settle_service};
+use crate::validation::snapshot::Subject;
+use crate::validation::{Answer, Asked, Validation};
+
+const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+const X_KEYSTEAD_CALLER: HeaderName = HeaderName::from_static("x-keystead-caller");
+
+/// Always all of them.
+const IDENTITY: [HeaderName; 7] = [
+    HeaderName::from_static("x-keystead-key-id"),
+    HeaderName::from_static("x-keystead-consumer"),
+    HeaderName::from_static("x-keystead-tenant"),
+    HeaderName::from_static("x-keystead-service"),
+    HeaderName::from_static("x-keystead-scopes"),
+    HeaderName::from_static("x-keystead-environment"),
+    HeaderName::from_static("x-keystead-subject"),
+];
+
+/// What a header value may not hold as it is: a reader decodes percent signs.
+const ESCAPED: &AsciiSet = &CONTROLS.add(b'%').add(b'"').add(b',').add(b';');
+
+/// Set in the gateway's configuration, never by its clients.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct AuthorizeQuery {
+    /// Slug or id. Default: the one service that the gateway's key may verify for.
+    service: Option<String>,
+    /// All of these are needed; repeated, or separated by spaces or commas.
+    #[serde(default)]
+    required_scopes: Vec<String>,
+    /// One of these is needed.
+    #[serde(default)]
+    any_scopes: Vec<String>,
+    /// Default: the environment of the gateway's own key.
+    environment: Option<Environment>,
+}
+
+/// Judges the credential of the request itself
+///
+/// Takes every method. The credential is `x-api-key`, else `Authorization: Bearer` if it holds one
+/// of our keys; any other Authorization is the client's business.
+#[utoipa::path(
+    get, path = "/gateway/authorize", tag = "validation", operation_id = "authorize_request",
+    params(
+        AuthorizeQuery,
+        ("x-keystead-caller" = String, Header, description = "The gateway's management key"),
+        ("x-api-key" = Option<String>, Header, description = "The client's key"),
+    ),
+    responses(
+        (status = 200, description = "Let it in", headers(
+            ("X-Keystead-Key-Id" = String, description = "The key's id"),
+            ("X-Keystead-Consumer" = String, description = "The consumer's slug"),
+            ("X-Keystead-Tenant" = String, description = "The tenant's slug"),
+            ("X-Keystead-Service" = String, description = "The service's slug"),
+            ("X-Keystead-Scopes" = String, description = "Granted on the service, by spaces"),
+            ("X-Keystead-Environment" = String, description = "The key's environment"),
+            ("X-Keystead-Subject" = String, description = "The consumer's id"),
+        )),
+    ),
+    security(()),
+)]
+pub async fn authorize_request(
+    req: HttpRequest,
+    query: Query<AuthorizeQuery>,
+    context: RequestContext,
+    validation: web::Data<Validation>,
+) -> Result<HttpResponse, Problem> {
+    judge(&req, query.into_inner(), &context, &validation)
+        .await
+        .map_err(with_empty_identity)
+}
+
+async fn judge(
+    req: &HttpRequest,
+    query: AuthorizeQuery,
+    context: &RequestContext,
+    validation: &Validation,
+) -> Result<HttpResponse, Problem> {
+    let caller = gateway(req.headers(), context, validation).await?;
+    let service = settle_service(&caller, query.service.as_deref())
+        .map_err(|problem| Problem::new(Code::CallerNotAllowed, problem.detail().to_owned()))?;
+    let presented = credential(req.headers())?;
+    let request = Request {
+        environment: match (query.environment, caller.environment.clone()) {
+            (Some(environment), _) | (None, Some(environment)) => AskedEnvironment::Is(environment),
+            (None, None) => AskedEnvironment::ServiceDefault,
+        },
+        required_scopes: scopes("required_scopes", &query.required_scopes)?,
+        any_scopes: match scopes("any_scopes", &query.any_scopes)? {
+            none if none.is_empty() => None,
+            some => Some(some),
+        },
+        ip: Some(context.ip),
+    };
+    let asked = Asked::Service(&service);
+    let answer = validation
+        .validate(presented, &caller.tenant.id, asked, &request)
+        .await?;
+    match (answer.decision.outcome, &answer.subject) {
+        (Outcome::Valid, Some(subject)) => Ok(admit(subject)),
+        (outcome, _) => Err(turn_away(outcome, &answer)),
+    }
+}
+
+/// The gateway itself, by its management key.
+async fn gateway(
+    headers: &HeaderMap,
+    context: &RequestContext,
+    validation: &Validation,
+) -> Result<CallerIdentity, Problem> {
+    let not_allowed = |detail: &str| Problem::new(Code::CallerNotAllowed, detail);
+    let mut lines = headers.get_all(&X_KEYSTEAD_CALLER);
+    let (Some(line), None) = (lines.next(), lines.next()) else {
+        return Err(not_allowed(
+            "the gateway must send its management key, once, as X-Keystead-Caller",
+        ));
+    };
+    let key = line.to_str().unwrap_or_default();
+    match caller_by_key(validation, key, context).await {
+        Ok(caller) => Ok(caller),
+        Err(problem) if problem.code().status().is_server_error() => Err(problem),
+        Err(_refused) => Err(not_allowed("the key in X-Keystead-Caller is not good")),
+    }
+}
+
+/// The client's credential; empty if it presents none of ours.
+fn credential(headers: &HeaderMap) -> Result<&str, Problem> {
+    let ambiguous = || {
+        Problem::new(Code::AmbiguousCredential, "present one key, once").header(
+            header::WWW_AUTHENTICATE,
+            HeaderValue::from_static("Bearer realm=\"keystead\", error=\"invalid_token\""),
+        )
+    };
+    let bearer = headers.get_all(header::AUTHORIZATION).filter_map(|line| {
+        let (scheme, token) = line.to_str().ok()?.split_once(' ')?;
+        let ours = scheme.eq_ignore_ascii_case("bearer")
+            && matches!(Presented::parse(token, &[]), Presented::Native { .. });
+        ours.then_some(token)
+    });
+    // A header that is not even text is a malformed key, not a missing one.
+    let keys = headers
+        .get_all(&X_API_KEY)
+        .map(|line| line.to_str().unwrap_or("\u{fffd}"));
+    let mut ours = keys.chain(bearer);
+    match (ours.next(), ours.next()) {
+        (None, _) => Ok(""),
+        (Some(one), None) => Ok(one),
+        (Some(_), Some(_)) => Err(ambiguous()),
+    }
+}
+
+fn scopes(name: &str, lists: &[String]) -> Result<Vec<RequiredScope>, Problem> {
+    lists
+        .iter()
+        .flat_map(|list| list.split([' ', ',']))
+        .filter(|scope| !scope.is_empty())
+        .map(|scope| {
+            RequiredScope::parse(scope).map_err(|detail| Problem::invalid_at(name, detail))
+        })
+        .collect()
+}
+
+fn admit(subject: &Subject) -> HttpResponse {
+    let scopes: Vec<&str> = subject
+        .grant()
+        .map(|grant| {
+            grant
+                .scopes
+                .iter()
+                .map(crate::scope::Scope::as_str)
+                .collect()
+        })
+        .unwrap_or_default();
+    let service = subject
+        .service
+        .as_ref()
+        .map_or("", |entry| entry.service.slug.as_str());
+    let values = [
+        subject.key.key_id.as_str(),
+        subject.consumer.slug.as_str(),
+        subject.tenant.slug.as_str(),
+        service,
+        &scopes.join(" "),
+        subject.key.environment.as_str(),
+        subject.consumer.id.as_str(),
+    ];
+    let mut response = HttpResponse::Ok();
+    for (name, value) in IDENTITY.into_iter().zip(values) {
+        let encoded = utf8_percent_encode(value, ESCAPED).to_string();
+        let value = HeaderValue::from_str(&encoded).unwrap_or(HeaderValue::from_static(""));
+        response.insert_header((name, value));
+    }
+    response.insert_header((header::CACHE_CONTROL, "no-store"));
+    response.finish()
+}
+
+/// What the client is told; malformed, unknown and another tenant's key are one answer.
+fn turn_away(outcome: Outcome, answer: &Answer) -> Problem {
+    let code = match outcome {
+        Outcome::WrongEnvironment => Code::WrongEnvironment,
+        Outcome::WrongService => Code::WrongService,
+        Outcome::IpNotAllowed => Code::IpNotAllowed,
+        Outcome::InsufficientScope => {
+            let missing: Vec<String> = answer
+                .decision
+                .missing_scopes
+                .iter()
+                .map(ToString::to_string)
+                .collect();
+            return Problem::new(
+                Code::InsufficientScope,
+                format!("the key lacks {}", missing.join(" ")),
+            );
+        }
+        Outcome::RateLimited => Code::RateLimited,
+        Outcome::QuotaExceeded => Code::QuotaExceeded,
+        Outcome::Valid
+        | Outcome::Missing
+        | Outcome::Malformed
+        | Outcome::Unknown
+        | Outcome::Revoked
+        | Outcome::Disabled
+        | Outcome::Expired
+        | Outcome::NotYetValid => return refused(outcome),
+    };
+    Problem::new(code, code.title())
+}
+
+fn with_empty_identity(problem: Problem) -> Problem {
+    IDENTITY.into_iter().fold(problem, |problem, name| {
+        problem.header(name, HeaderValue::from_static(""))
+    })
+}

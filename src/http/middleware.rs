@@ -1,0 +1,387 @@
+//! The edge: what happens to every request before routing and to every answer before it leaves.
+//!
+//! One middleware, outermost, in this order: request id and client address; no credential in the
+//! query; nothing but health while the node starts; then the application, with a time limit and a
+//! net under it for panics; then the body of a problem, the headers that every answer has, the count
+//! and the line in the access log.
+
+use std::any::Any;
+use std::future::{Future, Ready, ready};
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use actix_web::body::{BodySize, BoxBody, MessageBody};
+use actix_web::dev::{Service, ServiceRequest, ServiceResponse, Transform};
+use actix_web::http::header::{self, HeaderMap, HeaderValue};
+use actix_web::http::{Method, StatusCode};
+use actix_web::{Error, HttpMessage as _, HttpResponse};
+use futures_util::FutureExt as _;
+use ipnet::IpNet;
+
+use super::client_ip::client_ip;
+use super::context::{RequestContext, X_REQUEST_ID, request_id, take_response_headers};
+use super::health::{Phase, Readiness};
+use super::operations::{Known, Operations};
+use super::problem::{Code, Problem};
+use super::query_credential;
+use crate::clock::Clock;
+use crate::entropy::Entropy;
+use crate::metrics::Metrics;
+
+/// No answer takes longer to begin than this.
+pub const TIME_LIMIT: Duration = Duration::from_secs(10);
+
+/// What the edge needs to know.
+#[derive(Clone, Debug)]
+pub struct EdgeSettings {
+    pub clock: Clock,
+    pub entropy: Entropy,
+    pub metrics: Arc<Metrics>,
+    pub readiness: Arc<Readiness>,
+    pub operations: Operations,
+    pub trusted_proxies: Vec<IpNet>,
+    pub time_limit: Duration,
+}
+
+/// The middleware; one for all workers.
+#[derive(Clone, Debug)]
+pub struct Edge(Arc<EdgeSettings>);
+
+impl Edge {
+    pub fn new(settings: EdgeSettings) -> Self {
+        Self(Arc::new(settings))
+    }
+}
+
+impl<S, B> Transform<S, ServiceRequest> for Edge
+where
+    S: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error> + 'static,
+    B: MessageBody + 'static,
+{
+    type Response = ServiceResponse<BoxBody>;
+    type Error = Error;
+    type InitError = ();
+    type Transform = EdgeService<S>;
+    type Future = Ready<Result<Self::Transform, ()>>;
+
+    fn new_transform(&self, service: S) -> Self::Future {
+        ready(Ok(EdgeService {
+            service: Rc::new(service),
+            settings: Arc::clone(&self.0),
+        }))
+    }
+}
+
+/// The middleware of one worker.
+pub struct EdgeService<S> {
+    service: Rc<S>,
+    settings: Arc<EdgeSettings>,
+}
+
+impl<S, B> Service<ServiceRequest> for EdgeService<S>
+where
+    S: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error> + 'static,
+    B: MessageBody + 'static,
+{
+    type Response = ServiceResponse<BoxBody>;
+    type Error = Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Error>>>>;
+
+    fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.service.poll_ready(cx)
+    }
+
+    fn call(&self, req: ServiceRequest) -> Self::Future {
+        let visit = Visit::begin(Arc::clone(&self.settings), &req);
+        let service = Rc::clone(&self.service);
+        Box::pin(async move {
+            if let Err(problem) = visit.admit(&req) {
+                let res = req.into_response(visit.answer(&problem));
+                return Ok(visit.end(res));
+            }
+            // The request must have one owner while it is routed: after a panic or at the time
+            // limit it is gone, and the answer is made without it.
+            let running = AssertUnwindSafe(async { service.call(req).await }).catch_unwind();
+            match tokio::time::timeout(visit.settings.time_limit, running).await {
+                Ok(Ok(Ok(res))) => Ok(visit.end(res.map_into_boxed_body())),
+                Ok(Ok(Err(error))) => Err(visit.lost(foreign(&error))),
+                Ok(Err(panic)) => {
+                    visit.settings.metrics.security_events.inc("panic");
+                    Err(visit.lost(panicked(panic.as_ref())))
+                }
+                Err(_elapsed) => Err(visit.lost(Problem::new(
+                    Code::Busy,
+                    "the request took too long; what it began may still complete",
+                ))),
+            }
+        })
+    }
+}
+
+/// One request on its way through.
+struct Visit {
+    settings: Arc<EdgeSettings>,
+    started: Instant,
+    context: RequestContext,
+    method: Method,
+    /// Known before routing for paths without parameters.
+    operation: Option<Arc<Known>>,
+}
+
+impl Visit {
+    fn begin(settings: Arc<EdgeSettings>, req: &ServiceRequest) -> Self {
+        let context = RequestContext {
+            request_id: request_id(req.headers(), &settings.entropy),
+            ip: client_ip(req.peer_addr(), req.headers(), &settings.trusted_proxies),
+        };
+        req.extensions_mut().insert(context.clone());
+        Self {
+            started: settings.clock.monotonic(),
+            operation: settings
+                .operations
+                .by_path(req.method(), req.path())
+                .cloned(),
+            method: req.method().clone(),
+            context,
+            settings,
+        }
+    }
+
+    /// What is refused before routing.
+    fn admit(&self, req: &ServiceRequest) -> Result<(), Problem> {
+        let host = req.headers().get(header::HOST);
+        if host.is_some_and(|host| !is_host(host.as_bytes())) {
+            return Err(Problem::invalid_at("Host", "must be a host and a port"));
+        }
+        if !req.query_string().is_empty() && !is_gateway(req.path()) {
+            query_credential::refuse_credentials(req.query_string())?;
+        }
+        if self.settings.readiness.phase() == Phase::Starting && !is_operations(req.path()) {
+            return Err(Problem::new(
+                Code::Starting,
+                "the node is starting, try again",
+            ));
+        }
+        Ok(())
+    }
+
+    fn answer(&self, problem: &Problem) -> HttpResponse {
+        self.note(problem);
+        problem.response(&self.context.request_id)
+    }
+
+    /// Completes an answer of the application.
+    fn end(&self, res: ServiceResponse<BoxBody>) -> ServiceResponse<BoxBody> {
+        let extra = take_response_headers(res.request());
+        let mut res = self.with_problem_body(res);
+        let status = res.status();
+        self.dress(res.headers_mut());
+        for (name, value) in extra {
+            res.headers_mut().append(name, value);
+        }
+        let closes = matches!(
+            status,
+            StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT
+        );
+        if closes || self.settings.readiness.phase() == Phase::Draining {
+            close_after(&mut res);
+        }
+        let operation = match &self.operation {
+            Some(operation) => operation,
+            None => self.settings.operations.of(res.request()),
+        };
+        self.record(operation, status);
+        res
+    }
+
+    /// Writes the body of a problem, whoever it comes from.
+    fn with_problem_body(&self, res: ServiceResponse<BoxBody>) -> ServiceResponse<BoxBody> {
+        if let Some(error) = res.response().error() {
+            if let Some(problem) = error.as_error::<Problem>() {
+                self.note(problem);
+                let body = problem.body(&self.context.request_id);
+                return res.map_body(|_, _| BoxBody::new(body));
+            }
+            let problem = foreign(error);
+            return self.replace(res, &problem);
+        }
+        let bare = matches!(
+            res.response().body().size(),
+            BodySize::None | BodySize::Sized(0)
+        );
+        let problem = match res.status() {
+            StatusCode::NOT_FOUND if bare => Problem::not_found("resource"),
+            StatusCode::METHOD_NOT_ALLOWED if bare => {
+                Problem::new(Code::MethodNotAllowed, "see the header Allow for what is")
+            }
+            _ => return res,
+        };
+        self.replace(res, &problem)
+    }
+
+    /// Headers that the application set, such as `Allow`, stay.
+    fn replace(
+        &self,
+        mut res: ServiceResponse<BoxBody>,
+        problem: &Problem,
+    ) -> ServiceResponse<BoxBody> {
+        self.note(problem);
+        *res.response_mut().status_mut() = problem.code().status();
+        problem.write_headers(res.headers_mut());
+        let body = problem.body(&self.context.request_id);
+        res.map_body(|_, _| BoxBody::new(body))
+    }
+
+    /// Counts a problem and logs its cause: here alone, so it is told once.
+    fn note(&self, problem: &Problem) {
+        let metrics = &self.settings.metrics;
+        metrics.problems.inc(problem.code().slug());
+        match problem.code() {
+            Code::Forbidden => metrics.auth_failures.inc("forbidden"),
+            Code::CallerNotAllowed => metrics.auth_failures.inc("caller_not_allowed"),
+            Code::Escalation => metrics.security_events.inc("escalation"),
+            Code::CredentialInQuery => metrics.security_events.inc("credential_in_query"),
+            _ => {}
+        }
+        if let Some(kind) = problem.database_error() {
+            metrics.database_errors.inc(kind);
+        }
+        let Some(cause) = problem.cause_chain() else {
+            return;
+        };
+        let code = problem.code().slug();
+        let request_id = &*self.context.request_id;
+        if problem.code() == Code::Busy {
+            tracing::warn!(request_id, code, cause, "refused for lack of room");
+        } else {
+            tracing::error!(request_id, code, cause, "failed to answer");
+        }
+    }
+
+    /// The answer to a request that is gone.
+    fn lost(&self, problem: Problem) -> Error {
+        self.note(&problem);
+        let operation = match &self.operation {
+            Some(operation) => operation,
+            None => self.settings.operations.unmatched(),
+        };
+        self.record(operation, problem.code().status());
+        let mut headers = HeaderMap::new();
+        self.dress(&mut headers);
+        headers
+            .into_iter()
+            .fold(problem, |problem, (name, value)| {
+                problem.header(name, value)
+            })
+            .with_request_id(&self.context.request_id)
+            .into()
+    }
+
+    /// Headers that every answer has; what the application set stays.
+    fn dress(&self, headers: &mut HeaderMap) {
+        for (name, value) in [
+            (header::CACHE_CONTROL, "no-store"),
+            (
+                header::CONTENT_SECURITY_POLICY,
+                "default-src 'none'; frame-ancestors 'none'",
+            ),
+            (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+            (header::REFERRER_POLICY, "no-referrer"),
+        ] {
+            if !headers.contains_key(&name) {
+                headers.insert(name, HeaderValue::from_static(value));
+            }
+        }
+        if let Ok(id) = HeaderValue::from_str(&self.context.request_id) {
+            headers.insert(X_REQUEST_ID, id);
+        }
+    }
+
+    /// The count and the line in the access log: the route, never the path or query.
+    fn record(&self, operation: &Known, status: StatusCode) {
+        let duration = self
+            .settings
+            .clock
+            .monotonic()
+            .saturating_duration_since(self.started);
+        operation.metrics.answered(status.as_u16(), duration);
+        tracing::info!(
+            target: "keystead::access",
+            request_id = &*self.context.request_id,
+            method = self.method.as_str(),
+            route = operation.route,
+            operation = operation.id,
+            status = status.as_u16(),
+            latency_us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX),
+            ip = %self.context.ip,
+            "answered"
+        );
+    }
+}
+
+/// Says `Connection: close` and means it. actix does not export the word, so a response lends it.
+fn close_after(res: &mut ServiceResponse<BoxBody>) {
+    let closing = HttpResponse::Ok().force_close().finish();
+    let close = closing.head().connection_type();
+    res.response_mut().head_mut().set_connection_type(close);
+}
+
+/// What actix or one of its parts refused, in our words.
+fn foreign(error: &Error) -> Problem {
+    if let Some(problem) = error.as_error::<Problem>() {
+        return Problem::new(problem.code(), problem.detail());
+    }
+    let status = error.as_response_error().status_code();
+    match status {
+        StatusCode::NOT_FOUND => Problem::not_found("resource"),
+        StatusCode::METHOD_NOT_ALLOWED => {
+            Problem::new(Code::MethodNotAllowed, "the method is not allowed here")
+        }
+        StatusCode::REQUEST_TIMEOUT => {
+            Problem::new(Code::RequestTimeout, "the request did not arrive in time")
+        }
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            Problem::new(Code::PayloadTooLarge, "the body is too large")
+        }
+        StatusCode::UNSUPPORTED_MEDIA_TYPE => Problem::new(
+            Code::UnsupportedMediaType,
+            "send the body as application/json",
+        ),
+        _ if status.is_client_error() => {
+            Problem::new(Code::InvalidRequest, "the request could not be read")
+        }
+        _ => Problem::new(Code::Internal, "the request met a defect of Keystead")
+            .cause(anyhow::anyhow!("{error}")),
+    }
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> Problem {
+    let message = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("a panic without a message");
+    Problem::new(Code::Internal, "the request met a defect of Keystead")
+        .cause(anyhow::anyhow!("panicked: {message}"))
+}
+
+/// `host [":" port]` (RFC 9110 §7.2) as browsers and proxies send it. Nothing is routed by it, but
+/// what joins it to a path must not be led astray by a `/`, `@` or `#` in it.
+fn is_host(host: &[u8]) -> bool {
+    host.iter()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"-._:[]".contains(byte))
+}
+
+/// Answers while the node starts.
+fn is_operations(path: &str) -> bool {
+    path.starts_with("/health/") || path == "/metrics"
+}
+
+/// There the query may hold the client's own, and nothing that a client sends is a 400.
+fn is_gateway(path: &str) -> bool {
+    path.starts_with("/gateway/")
+}

@@ -1,0 +1,96 @@
+//! No credential in a query.
+
+use percent_encoding::percent_decode_str;
+
+use super::problem::{Code, Problem};
+
+/// Parameters that only ever carry a credential, in lowercase.
+const CREDENTIAL_NAMES: [&str; 6] = [
+    "key",
+    "api_key",
+    "apikey",
+    "x-api-key",
+    "access_token",
+    "token",
+];
+
+/// Refuses a credential in the query (RFC 6750 §2.3, RFC 9700): queries end up in logs, histories and
+/// `Referer` headers. It is not repeated in the answer.
+///
+/// # Errors
+/// 400 `credential_in_query`.
+pub fn refuse_credentials(query: &str) -> Result<(), Problem> {
+    let found = query.split('&').any(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        // What is not UTF-8 is looked at as far as it is.
+        let name = percent_decode_str(name).decode_utf8_lossy();
+        let value = percent_decode_str(value).decode_utf8_lossy();
+        CREDENTIAL_NAMES
+            .iter()
+            .any(|credential| name.eq_ignore_ascii_case(credential))
+            || has_key_shape(&value)
+            || has_key_shape(&name)
+    });
+    if found {
+        return Err(Problem::new(
+            Code::CredentialInQuery,
+            "a credential in the query ends up in logs: present it in a header or in the body, \
+             and replace the one that was sent",
+        ));
+    }
+    Ok(())
+}
+
+/// `<prefix>_<environment>_<12 base62>_<49 base62>`: the shape of our keys, whatever the checksum.
+fn has_key_shape(text: &str) -> bool {
+    let label = |part: &str, least: usize| {
+        (least..=16).contains(&part.len())
+            && part.starts_with(|c: char| c.is_ascii_lowercase())
+            && part
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+    };
+    let base62 = |part: &str, len: usize| {
+        part.len() == len && part.bytes().all(|b| b.is_ascii_alphanumeric())
+    };
+    let mut parts = text.trim().split('_');
+    matches!(
+        (parts.next(), parts.next(), parts.next(), parts.next(), parts.next()),
+        (Some(prefix), Some(environment), Some(lookup), Some(secret), None)
+            if label(prefix, 2) && label(environment, 1) && base62(lookup, 12) && base62(secret, 49)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_credential_in_the_query_is_refused() {
+        let key = format!("ks_live_{}_{}", "a".repeat(12), "B".repeat(49));
+        for query in [
+            "api_key=x",
+            "API_KEY=x",
+            "a=b&Access_Token=x",
+            "%61pi_key=x",
+            "x-api-key",
+            "token=",
+            &format!("name={key}"),
+            &format!("name={}", key.replace('_', "%5F")),
+            &key,
+        ] {
+            let problem = refuse_credentials(query).unwrap_err();
+            assert_eq!(problem.code(), Code::CredentialInQuery, "{query}");
+            assert!(!problem.detail().contains("BBB"));
+        }
+        for query in [
+            "",
+            "name=x",
+            "keys=1",
+            "lookup_id=aaaaaaaaaaaa",
+            "q=ks_live_a_b",
+        ] {
+            assert!(refuse_credentials(query).is_ok(), "{query}");
+        }
+    }
+}

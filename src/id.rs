@@ -1,0 +1,158 @@
+//! Typed, sortable ids: a prefix, `_`, and a `UUIDv7` (RFC 9562 §5.7) in lowercase Crockford base32.
+
+use std::fmt;
+
+use diesel::deserialize::{self, FromSql, FromSqlRow};
+use diesel::expression::AsExpression;
+use diesel::serialize::{self, Output, ToSql};
+use diesel::sql_types::Text;
+use serde::{Deserialize, Deserializer, Serialize, de};
+
+use crate::clock::Clock;
+use crate::entropy::Entropy;
+
+/// 26 base32 characters: 130 bits for the 128 of a UUID, so the first is 0 to 7.
+const ENCODED_LEN: usize = 26;
+
+fn generate(prefix: &str, clock: &Clock, entropy: &Entropy) -> String {
+    let millis = clock.now().millis().unsigned_abs();
+    let uuid = uuid::Builder::from_unix_timestamp_millis(millis, &entropy.bytes()).into_uuid();
+    let mut text = ulid::Ulid::from_bytes(uuid.into_bytes()).to_string();
+    text.make_ascii_lowercase();
+    format!("{prefix}_{text}")
+}
+
+fn is_well_formed(prefix: &str, text: &str) -> bool {
+    let Some(encoded) = text
+        .strip_prefix(prefix)
+        .and_then(|rest| rest.strip_prefix('_'))
+    else {
+        return false;
+    };
+    encoded.len() == ENCODED_LEN
+        && encoded.starts_with(|c: char| ('0'..='7').contains(&c))
+        && encoded
+            .bytes()
+            .all(|b| b"0123456789abcdefghjkmnpqrstvwxyz".contains(&b))
+}
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
+        $(#[$doc])*
+        #[derive(
+            Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, AsExpression, FromSqlRow,
+        )]
+        #[diesel(sql_type = Text)]
+        #[serde(transparent)]
+        pub struct $name(String);
+
+        impl $name {
+            pub const PREFIX: &'static str = $prefix;
+
+            pub fn new(clock: &Clock, entropy: &Entropy) -> Self {
+                Self(generate($prefix, clock, entropy))
+            }
+
+            /// `None` unless `text` is an id of this very kind.
+            pub fn parse(text: &str) -> Option<Self> {
+                is_well_formed($prefix, text).then(|| Self(text.to_owned()))
+            }
+
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = String::deserialize(deserializer)?;
+                Self::parse(&text).ok_or_else(|| {
+                    de::Error::custom(concat!("must be an id that starts with ", $prefix, "_"))
+                })
+            }
+        }
+
+        $crate::string_schema!(
+            $name,
+            $crate::schema::string(
+                concat!("^", $prefix, "_[0-7][0-9a-hjkmnp-tv-z]{25}$"),
+                30,
+                concat!($prefix, "_01jd8k3v9we5m8t7q2x4z6y0ab")
+            )
+        );
+
+        impl<DB: diesel::backend::Backend> FromSql<Text, DB> for $name
+        where
+            String: FromSql<Text, DB>,
+        {
+            fn from_sql(bytes: DB::RawValue<'_>) -> deserialize::Result<Self> {
+                String::from_sql(bytes).map(Self)
+            }
+        }
+
+        impl<DB: diesel::backend::Backend> ToSql<Text, DB> for $name
+        where
+            str: ToSql<Text, DB>,
+        {
+            fn to_sql<'b>(&'b self, out: &mut Output<'b, '_, DB>) -> serialize::Result {
+                self.0.as_str().to_sql(out)
+            }
+        }
+    };
+}
+
+id!(
+    /// An isolated world.
+    TenantId, "ten"
+);
+id!(
+    /// An API that is protected.
+    ServiceId, "svc"
+);
+id!(
+    /// Who holds keys.
+    ConsumerId, "con"
+);
+id!(
+    /// One credential of one consumer.
+    KeyId, "key"
+);
+id!(
+    /// A record of one plaintext of a key.
+    SecretId, "sec"
+);
+id!(
+    /// An audit line.
+    AuditId, "aud"
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::Span;
+
+    #[test]
+    fn ids_sort_by_the_time_they_were_made() {
+        let (clock, entropy) = (Clock::shifted(), Entropy::seeded(1));
+        let first = KeyId::new(&clock, &entropy);
+        clock.advance(Span::seconds(1));
+        let second = KeyId::new(&clock, &entropy);
+        assert!(first < second, "{first} {second}");
+        assert_eq!(KeyId::parse(first.as_str()), Some(first));
+    }
+
+    #[test]
+    fn an_id_of_another_kind_or_spelling_is_refused() {
+        let id = KeyId::new(&Clock::System, &Entropy::System);
+        assert!(SecretId::parse(id.as_str()).is_none());
+        assert!(KeyId::parse(&id.as_str().to_ascii_uppercase()).is_none());
+        assert!(KeyId::parse("key_zzzzzzzzzzzzzzzzzzzzzzzzzz").is_none());
+        assert!(KeyId::parse("key_").is_none());
+    }
+}

@@ -1,0 +1,620 @@
+//! Keys in SQL. Functions take the connection and compose in one change.
+
+use std::collections::HashMap;
+
+use diesel::prelude::*;
+use diesel_async::RunQueryDsl;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::fingerprint::Fingerprint;
+use super::key::{ConsumerRef, Grant, Key, KeyStatus, Secret};
+use super::secret::LookupId;
+use crate::db::schema::{api_key, consumer, key_grant, key_tag, secret, service};
+use crate::db::{self, Conn};
+use crate::each;
+use crate::id::{ConsumerId, KeyId, SecretId, ServiceId, TenantId};
+use crate::page::{Page, PageRequest, Position};
+use crate::text::{Environment, ExternalId, Name, Prefix, Slug, Tag};
+use crate::time::Timestamp;
+
+#[derive(Queryable, Selectable, Insertable, AsChangeset, Clone)]
+#[diesel(table_name = api_key)]
+#[diesel(treat_none_as_null = true)]
+struct KeyRow {
+    id: KeyId,
+    tenant_id: TenantId,
+    consumer_id: ConsumerId,
+    lookup_id: LookupId,
+    prefix: Prefix,
+    environment: Environment,
+    name: Name,
+    external_id: Option<ExternalId>,
+    not_before: Option<Timestamp>,
+    expires_at: Option<Timestamp>,
+    rate_limits: String,
+    quota: Option<String>,
+    allowed_ips: Option<String>,
+    metadata: String,
+    tags: String,
+    disabled_at: Option<Timestamp>,
+    revoked_at: Option<Timestamp>,
+    revoked_by: Option<String>,
+    reason: Option<String>,
+    rotated_at: Option<Timestamp>,
+    version: i64,
+    created_at: Timestamp,
+    created_by: String,
+    created_by_name: String,
+    updated_at: Timestamp,
+}
+
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = key_grant)]
+struct GrantRow {
+    key_id: KeyId,
+    service_id: ServiceId,
+    scopes: String,
+    rate_limits: Option<String>,
+}
+
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = secret)]
+struct SecretRow {
+    id: SecretId,
+    key_id: KeyId,
+    created_at: Timestamp,
+    valid_until: Option<Timestamp>,
+    superseded_at: Option<Timestamp>,
+    revoked_at: Option<Timestamp>,
+    last_used_at: Option<Timestamp>,
+}
+
+/// A secret to insert: what proves it, never the plaintext.
+pub struct NewSecret {
+    pub id: SecretId,
+    pub fingerprint: Fingerprint,
+    pub pepper_version: i32,
+    /// `None` while it waits to be computed.
+    pub verifier: Option<String>,
+    pub created_at: Timestamp,
+    pub valid_until: Option<Timestamp>,
+}
+
+/// Which keys. Every part that is given must match; `tenant` always does.
+#[derive(Clone, Debug, Default)]
+pub struct KeyFilter {
+    pub ids: Option<Vec<KeyId>>,
+    pub lookup_ids: Option<Vec<LookupId>>,
+    pub consumer: Option<ConsumerId>,
+    pub service: Option<ServiceId>,
+    /// Only keys that grant on one of these services: what the caller may see.
+    pub visible_services: Option<Vec<ServiceId>>,
+    /// Leaves out keys that grant on this service.
+    pub without_service: Option<ServiceId>,
+    pub status: Option<KeyStatus>,
+    pub tags: Vec<Tag>,
+    pub environment: Option<Environment>,
+    pub name: Option<String>,
+    pub external_id: Option<String>,
+    pub created_by: Option<String>,
+    pub expiring_before: Option<Timestamp>,
+    pub no_expiry: Option<bool>,
+    pub never_used: Option<bool>,
+    pub unused_since: Option<Timestamp>,
+}
+
+pub(super) fn to_json<T: Serialize>(value: &T) -> db::Result<String> {
+    serde_json::to_string(value).map_err(|error| db::Error::Corrupt(error.to_string()))
+}
+
+pub(super) fn from_json<T: DeserializeOwned>(column: &str, text: &str) -> db::Result<T> {
+    serde_json::from_str(text).map_err(|error| db::Error::Corrupt(format!("{column}: {error}")))
+}
+
+impl KeyRow {
+    fn from_key(key: &Key) -> db::Result<Self> {
+        Ok(Self {
+            id: key.id.clone(),
+            tenant_id: key.tenant_id.clone(),
+            consumer_id: key.consumer.id.clone(),
+            lookup_id: key.lookup_id.clone(),
+            prefix: key.prefix.clone(),
+            environment: key.environment.clone(),
+            name: key.name.clone(),
+            external_id: key.external_id.clone(),
+            not_before: key.not_before,
+            expires_at: key.expires_at,
+            rate_limits: to_json(&key.rate_limits)?,
+            quota: key.quota.as_ref().map(to_json).transpose()?,
+            allowed_ips: key.allowed_ips.as_ref().map(to_json).transpose()?,
+            metadata: to_json(&key.metadata)?,
+            tags: to_json(&key.tags)?,
+            disabled_at: key.disabled_at,
+            revoked_at: key.revoked_at,
+            revoked_by: key.revoked_by.as_ref().map(to_json).transpose()?,
+            reason: key.reason.clone(),
+            rotated_at: key.rotated_at,
+            version: key.version,
+            created_at: key.created_at,
+            created_by: to_json(&key.created_by)?,
+            created_by_name: key.created_by.name(),
+            updated_at: key.updated_at,
+        })
+    }
+
+    fn into_key(
+        self,
+        consumer: ConsumerRef,
+        last_used_at: Option<Timestamp>,
+        grants: Vec<Grant>,
+        secrets: Vec<Secret>,
+    ) -> db::Result<Key> {
+        Ok(Key {
+            consumer,
+            rate_limits: from_json("rate_limits", &self.rate_limits)?,
+            quota: self
+                .quota
+                .as_deref()
+                .map(|q| from_json("quota", q))
+                .transpose()?,
+            allowed_ips: self
+                .allowed_ips
+                .as_deref()
+                .map(|ips| from_json("allowed_ips", ips))
+                .transpose()?,
+            metadata: from_json("metadata", &self.metadata)?,
+            tags: from_json("tags", &self.tags)?,
+            revoked_by: self
+                .revoked_by
+                .as_deref()
+                .map(|actor| from_json("revoked_by", actor))
+                .transpose()?,
+            created_by: from_json("created_by", &self.created_by)?,
+            id: self.id,
+            tenant_id: self.tenant_id,
+            lookup_id: self.lookup_id,
+            prefix: self.prefix,
+            environment: self.environment,
+            name: self.name,
+            external_id: self.external_id,
+            not_before: self.not_before,
+            expires_at: self.expires_at,
+            disabled_at: self.disabled_at,
+            revoked_at: self.revoked_at,
+            reason: self.reason,
+            rotated_at: self.rotated_at,
+            last_used_at,
+            version: self.version,
+            created_at: self.created_at,
+            updated_at: self.updated_at,
+            grants,
+            secrets,
+        })
+    }
+}
+
+/// Inserts the key with its grants and tags; secrets go by [`insert_secret`].
+pub async fn insert(conn: &mut Conn, key: &Key) -> db::Result<()> {
+    let row = KeyRow::from_key(key)?;
+    each!(conn, c => diesel::insert_into(api_key::table).values(&row).execute(c).await)?;
+    insert_grants(conn, key).await?;
+    insert_tags(conn, key).await
+}
+
+async fn insert_grants(conn: &mut Conn, key: &Key) -> db::Result<()> {
+    for (position, grant) in (0_i32..).zip(&key.grants) {
+        let scopes = to_json(&grant.scopes)?;
+        let rate_limits = grant.rate_limits.as_ref().map(to_json).transpose()?;
+        each!(conn, c => diesel::insert_into(key_grant::table)
+            .values((
+                key_grant::key_id.eq(&key.id),
+                key_grant::service_id.eq(&grant.service_id),
+                key_grant::position.eq(position),
+                key_grant::scopes.eq(&scopes),
+                key_grant::rate_limits.eq(rate_limits.as_deref()),
+            ))
+            .execute(c)
+            .await)?;
+    }
+    Ok(())
+}
+
+async fn insert_tags(conn: &mut Conn, key: &Key) -> db::Result<()> {
+    for tag in &key.tags {
+        each!(conn, c => diesel::insert_into(key_tag::table)
+            .values((key_tag::key_id.eq(&key.id), key_tag::tag.eq(tag)))
+            .on_conflict_do_nothing()
+            .execute(c)
+            .await)?;
+    }
+    Ok(())
+}
+
+/// Writes every column of a changed key; with `rules`, its grants and tags too.
+pub async fn update(conn: &mut Conn, key: &Key, rules: bool) -> db::Result<()> {
+    let row = KeyRow::from_key(key)?;
+    each!(conn, c => diesel::update(api_key::table.find(&key.id)).set(&row).execute(c).await)?;
+    if rules {
+        each!(conn, c => diesel::delete(key_grant::table.filter(key_grant::key_id.eq(&key.id)))
+            .execute(c)
+            .await)?;
+        each!(conn, c => diesel::delete(key_tag::table.filter(key_tag::key_id.eq(&key.id)))
+            .execute(c)
+            .await)?;
+        insert_grants(conn, key).await?;
+        insert_tags(conn, key).await?;
+    }
+    Ok(())
+}
+
+pub async fn insert_secret(conn: &mut Conn, key: &KeyId, new: &NewSecret) -> db::Result<()> {
+    each!(conn, c => diesel::insert_into(secret::table)
+        .values((
+            secret::id.eq(&new.id),
+            secret::key_id.eq(key),
+            secret::fingerprint.eq(Some(&new.fingerprint)),
+            secret::pepper_version.eq(Some(new.pepper_version)),
+            secret::verifier.eq(new.verifier.as_deref()),
+            secret::created_at.eq(new.created_at),
+            secret::valid_until.eq(new.valid_until),
+        ))
+        .execute(c)
+        .await)?;
+    Ok(())
+}
+
+/// Writes when a secret ends and why it does.
+pub async fn update_secret(conn: &mut Conn, changed: &Secret) -> db::Result<()> {
+    each!(conn, c => diesel::update(secret::table.find(&changed.id))
+        .set((
+            secret::valid_until.eq(changed.valid_until),
+            secret::superseded_at.eq(changed.superseded_at),
+            secret::revoked_at.eq(changed.revoked_at),
+        ))
+        .execute(c)
+        .await)?;
+    Ok(())
+}
+
+/// Stores a verifier that was computed after its secret; one that is there stays.
+pub async fn store_verifier(conn: &mut Conn, id: &SecretId, verifier: &str) -> db::Result<()> {
+    each!(conn, c => diesel::update(
+            secret::table.filter(secret::id.eq(id)).filter(secret::verifier.is_null()))
+        .set(secret::verifier.eq(verifier))
+        .execute(c)
+        .await)?;
+    Ok(())
+}
+
+/// Finds one key by id or, failing that, by external id.
+pub async fn find(conn: &mut Conn, tenant: &TenantId, reference: &str) -> db::Result<Option<Key>> {
+    let row = match KeyId::parse(reference) {
+        Some(id) => each!(conn, c => api_key::table
+            .filter(api_key::tenant_id.eq(tenant))
+            .filter(api_key::id.eq(&id))
+            .select((KeyRow::as_select(), api_key::last_used_at))
+            .first(c)
+            .await
+            .optional())?,
+        None => each!(conn, c => api_key::table
+            .filter(api_key::tenant_id.eq(tenant))
+            .filter(api_key::external_id.eq(reference))
+            .select((KeyRow::as_select(), api_key::last_used_at))
+            .first(c)
+            .await
+            .optional())?,
+    };
+    Ok(complete(conn, row.into_iter().collect()).await?.pop())
+}
+
+/// The id of the key that holds an external id.
+pub async fn id_by_external(
+    conn: &mut Conn,
+    tenant: &TenantId,
+    external_id: &ExternalId,
+) -> db::Result<Option<KeyId>> {
+    Ok(each!(conn, c => api_key::table
+        .filter(api_key::tenant_id.eq(tenant))
+        .filter(api_key::external_id.eq(external_id))
+        .select(api_key::id)
+        .first(c)
+        .await
+        .optional())?)
+}
+
+/// The boxed query of a filter; a macro, because its type differs by database.
+macro_rules! filtered {
+    ($tenant:expr, $filter:expr, $now:expr) => {{
+        let (tenant, filter, now): (&TenantId, &KeyFilter, Timestamp) = ($tenant, $filter, $now);
+        let mut query = api_key::table
+            .filter(api_key::tenant_id.eq(tenant))
+            .into_boxed();
+        if let Some(ids) = &filter.ids {
+            query = query.filter(api_key::id.eq_any(ids));
+        }
+        if let Some(lookup_ids) = &filter.lookup_ids {
+            query = query.filter(api_key::lookup_id.eq_any(lookup_ids));
+        }
+        if let Some(consumer) = &filter.consumer {
+            query = query.filter(api_key::consumer_id.eq(consumer));
+        }
+        if let Some(service) = &filter.service {
+            query = query.filter(
+                api_key::id.eq_any(
+                    key_grant::table
+                        .filter(key_grant::service_id.eq(service))
+                        .select(key_grant::key_id),
+                ),
+            );
+        }
+        if let Some(visible) = &filter.visible_services {
+            query = query.filter(
+                api_key::id.eq_any(
+                    key_grant::table
+                        .filter(key_grant::service_id.eq_any(visible))
+                        .select(key_grant::key_id),
+                ),
+            );
+        }
+        if let Some(service) = &filter.without_service {
+            query = query.filter(
+                api_key::id.ne_all(
+                    key_grant::table
+                        .filter(key_grant::service_id.eq(service))
+                        .select(key_grant::key_id),
+                ),
+            );
+        }
+        for tag in &filter.tags {
+            query = query.filter(
+                api_key::id.eq_any(
+                    key_tag::table
+                        .filter(key_tag::tag.eq(tag))
+                        .select(key_tag::key_id),
+                ),
+            );
+        }
+        if let Some(environment) = &filter.environment {
+            query = query.filter(api_key::environment.eq(environment));
+        }
+        if let Some(name) = &filter.name {
+            query = query.filter(api_key::name.eq(name));
+        }
+        if let Some(external_id) = &filter.external_id {
+            query = query.filter(api_key::external_id.eq(external_id));
+        }
+        if let Some(created_by) = &filter.created_by {
+            query = query.filter(api_key::created_by_name.eq(created_by));
+        }
+        if let Some(before) = filter.expiring_before {
+            query = query.filter(api_key::expires_at.lt(before));
+        }
+        match filter.no_expiry {
+            Some(true) => query = query.filter(api_key::expires_at.is_null()),
+            Some(false) => query = query.filter(api_key::expires_at.is_not_null()),
+            None => {}
+        }
+        match filter.never_used {
+            Some(true) => query = query.filter(api_key::last_used_at.is_null()),
+            Some(false) => query = query.filter(api_key::last_used_at.is_not_null()),
+            None => {}
+        }
+        if let Some(since) = filter.unused_since {
+            query = query.filter(
+                api_key::last_used_at
+                    .is_null()
+                    .or(api_key::last_used_at.lt(since)),
+            );
+        }
+        if let Some(status) = filter.status {
+            query = match status {
+                KeyStatus::Revoked => query.filter(api_key::revoked_at.is_not_null()),
+                KeyStatus::Disabled => query
+                    .filter(api_key::revoked_at.is_null())
+                    .filter(api_key::disabled_at.is_not_null()),
+                KeyStatus::Expired => query
+                    .filter(api_key::revoked_at.is_null())
+                    .filter(api_key::disabled_at.is_null())
+                    .filter(api_key::expires_at.le(now)),
+                KeyStatus::NotYetValid => query
+                    .filter(api_key::revoked_at.is_null())
+                    .filter(api_key::disabled_at.is_null())
+                    .filter(
+                        api_key::expires_at
+                            .is_null()
+                            .or(api_key::expires_at.gt(now)),
+                    )
+                    .filter(api_key::not_before.gt(now)),
+                KeyStatus::Active => query
+                    .filter(api_key::revoked_at.is_null())
+                    .filter(api_key::disabled_at.is_null())
+                    .filter(
+                        api_key::expires_at
+                            .is_null()
+                            .or(api_key::expires_at.gt(now)),
+                    )
+                    .filter(
+                        api_key::not_before
+                            .is_null()
+                            .or(api_key::not_before.le(now)),
+                    ),
+            };
+        }
+        query
+    }};
+}
+
+/// A page of keys, newest first.
+pub async fn list(
+    conn: &mut Conn,
+    tenant: &TenantId,
+    filter: &KeyFilter,
+    page: &PageRequest,
+    now: Timestamp,
+) -> db::Result<Page<Key>> {
+    let rows: Vec<(KeyRow, Option<Timestamp>)> = each!(conn, c => {
+        let mut query = filtered!(tenant, filter, now);
+        if let Some(after) = &page.after {
+            query = query.filter(
+                api_key::created_at
+                    .lt(after.at)
+                    .or(api_key::created_at.eq(after.at).and(api_key::id.lt(&after.id))),
+            );
+        }
+        query
+            .order((api_key::created_at.desc(), api_key::id.desc()))
+            .limit(page.fetch())
+            .select((KeyRow::as_select(), api_key::last_used_at))
+            .load(c)
+            .await
+    })?;
+    let page = page.page(rows, |(row, _)| Position {
+        at: row.created_at,
+        id: row.id.to_string(),
+    });
+    Ok(Page {
+        items: complete(conn, page.items).await?,
+        next: page.next,
+    })
+}
+
+/// Every key that matches, oldest first, at most `limit`.
+pub async fn matching(
+    conn: &mut Conn,
+    tenant: &TenantId,
+    filter: &KeyFilter,
+    limit: i64,
+    now: Timestamp,
+) -> db::Result<Vec<Key>> {
+    let rows: Vec<(KeyRow, Option<Timestamp>)> = each!(conn, c => filtered!(tenant, filter, now)
+        .order((api_key::created_at.asc(), api_key::id.asc()))
+        .limit(limit)
+        .select((KeyRow::as_select(), api_key::last_used_at))
+        .load(c)
+        .await)?;
+    complete(conn, rows).await
+}
+
+/// How many keys match.
+pub async fn count(
+    conn: &mut Conn,
+    tenant: &TenantId,
+    filter: &KeyFilter,
+    now: Timestamp,
+) -> db::Result<i64> {
+    Ok(each!(conn, c => filtered!(tenant, filter, now).count().get_result(c).await)?)
+}
+
+/// A fingerprint's owner: key and secret.
+pub async fn by_fingerprints(
+    conn: &mut Conn,
+    tenant: &TenantId,
+    fingerprints: &[Fingerprint],
+) -> db::Result<HashMap<Fingerprint, (KeyId, SecretId)>> {
+    let rows: Vec<(Option<Fingerprint>, KeyId, SecretId)> = each!(conn, c => secret::table
+        .inner_join(api_key::table.on(api_key::id.eq(secret::key_id)))
+        .filter(api_key::tenant_id.eq(tenant))
+        .filter(secret::fingerprint.eq_any(fingerprints))
+        .select((secret::fingerprint, secret::key_id, secret::id))
+        .load(c)
+        .await)?;
+    Ok(rows
+        .into_iter()
+        .filter_map(|(fingerprint, key, secret)| fingerprint.map(|f| (f, (key, secret))))
+        .collect())
+}
+
+/// Joins rows with their consumers, grants and secrets, in two bounded queries more.
+async fn complete(conn: &mut Conn, rows: Vec<(KeyRow, Option<Timestamp>)>) -> db::Result<Vec<Key>> {
+    if rows.is_empty() {
+        return Ok(Vec::new());
+    }
+    let ids: Vec<&KeyId> = rows.iter().map(|(row, _)| &row.id).collect();
+    let mut consumers: HashMap<ConsumerId, Slug> = HashMap::new();
+    let mut grants: HashMap<KeyId, Vec<Grant>> = HashMap::new();
+    let mut secrets: HashMap<KeyId, Vec<Secret>> = HashMap::new();
+    // SQLite takes 32,766 values a statement; pages of a thousand stay far below.
+    for ids in ids.chunks(1000) {
+        let grant_rows: Vec<(GrantRow, Slug)> = each!(conn, c => key_grant::table
+            .inner_join(service::table.on(service::id.eq(key_grant::service_id)))
+            .filter(key_grant::key_id.eq_any(ids.iter().copied()))
+            .order((key_grant::key_id, key_grant::position))
+            .select((GrantRow::as_select(), service::slug))
+            .load(c)
+            .await)?;
+        for (row, slug) in grant_rows {
+            grants.entry(row.key_id).or_default().push(Grant {
+                service_id: row.service_id,
+                service: slug,
+                scopes: from_json("scopes", &row.scopes)?,
+                rate_limits: row
+                    .rate_limits
+                    .as_deref()
+                    .map(|limits| from_json("rate_limits", limits))
+                    .transpose()?,
+            });
+        }
+        let secret_rows: Vec<SecretRow> = each!(conn, c => secret::table
+            .filter(secret::key_id.eq_any(ids.iter().copied()))
+            .order((secret::created_at.desc(), secret::id.desc()))
+            .select(SecretRow::as_select())
+            .load(c)
+            .await)?;
+        for row in secret_rows {
+            secrets.entry(row.key_id).or_default().push(Secret {
+                id: row.id,
+                created_at: row.created_at,
+                valid_until: row.valid_until,
+                superseded_at: row.superseded_at,
+                revoked_at: row.revoked_at,
+                last_used_at: row.last_used_at,
+            });
+        }
+    }
+    let mut consumer_ids: Vec<&ConsumerId> = rows.iter().map(|(row, _)| &row.consumer_id).collect();
+    consumer_ids.sort_unstable();
+    consumer_ids.dedup();
+    for ids in consumer_ids.chunks(1000) {
+        let found: Vec<(ConsumerId, Slug)> = each!(conn, c => consumer::table
+            .filter(consumer::id.eq_any(ids.iter().copied()))
+            .select((consumer::id, consumer::slug))
+            .load(c)
+            .await)?;
+        consumers.extend(found);
+    }
+    rows.into_iter()
+        .map(|(row, last_used_at)| {
+            let slug = consumers.get(&row.consumer_id).cloned().ok_or_else(|| {
+                db::Error::Corrupt(format!("the consumer of the key {} is gone", row.id))
+            })?;
+            let consumer = ConsumerRef {
+                id: row.consumer_id.clone(),
+                slug,
+            };
+            let grants = grants.remove(&row.id).unwrap_or_default();
+            let secrets = secrets.remove(&row.id).unwrap_or_default();
+            row.into_key(consumer, last_used_at, grants, secrets)
+        })
+        .collect()
+}
+
+/// Moves `last_used_at` of keys and secrets forward.
+pub async fn store_last_used(
+    conn: &mut Conn,
+    used: &[(KeyId, SecretId, Timestamp)],
+) -> db::Result<()> {
+    for (key, secret_id, at) in used {
+        each!(conn, c => diesel::update(api_key::table.find(key))
+            .filter(api_key::last_used_at.is_null().or(api_key::last_used_at.lt(at)))
+            .set(api_key::last_used_at.eq(at))
+            .execute(c)
+            .await)?;
+        each!(conn, c => diesel::update(secret::table.find(secret_id))
+            .filter(secret::last_used_at.is_null().or(secret::last_used_at.lt(at)))
+            .set(secret::last_used_at.eq(at))
+            .execute(c)
+            .await)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,37 @@
+//! Keystead: a centralized API key management service.
+
+pub mod app;
+pub mod audit;
+pub mod auth;
+pub mod catalogue;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod consumers;
+pub mod db;
+pub mod entropy;
+pub mod error;
+pub mod gateway;
+pub mod http;
+pub mod id;
+pub mod idempotency;
+pub mod json;
+pub mod keys;
+pub mod limits;
+pub mod master;
+pub mod metadata;
+pub mod metrics;
+pub mod outbound;
+pub mod page;
+pub mod patch;
+pub mod process;
+pub mod rights;
+pub mod routes;
+pub mod schema;
+pub mod scope;
+pub mod services;
+pub mod telemetry;
+pub mod tenants;
+pub mod text;
+pub mod time;
+pub mod validation;

@@ -1,0 +1,228 @@
+//! Every route, readable from top to bottom, and the document that describes them.
+//!
+//! A handler stands here and in [`Api`]; a test holds the two against each other.
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+use actix_web::http::Method;
+use actix_web::web::{self, ServiceConfig, delete, get, patch, post, put};
+use utoipa::OpenApi;
+
+use crate::audit::http as audit;
+use crate::consumers::http as consumers;
+use crate::gateway::http as gateway;
+use crate::http::{docs, health, openapi, operations};
+use crate::keys::http as keys;
+use crate::services::http as services;
+use crate::tenants::http as tenants;
+use crate::validation::http as validation;
+
+#[expect(
+    clippy::too_many_lines,
+    reason = "a table of contents is as long as what it lists"
+)]
+/// All but operations, which can have a listener of their own.
+pub fn api(app: &mut ServiceConfig) {
+    let mut at = |path: &str, routes: Vec<actix_web::Route>| {
+        let resource = web::resource(path);
+        app.service(
+            routes
+                .into_iter()
+                .fold(resource, actix_web::Resource::route),
+        );
+    };
+    at(
+        "/v1/tenants",
+        vec![
+            post().to(tenants::create_tenant),
+            get().to(tenants::list_tenants),
+        ],
+    );
+    at(
+        "/v1/tenants/{id}",
+        vec![
+            get().to(tenants::read_tenant),
+            patch().to(tenants::update_tenant),
+            delete().to(tenants::delete_tenant),
+        ],
+    );
+    at(
+        "/v1/tenants/{id}/disable",
+        vec![post().to(tenants::disable_tenant)],
+    );
+    at(
+        "/v1/tenants/{id}/enable",
+        vec![post().to(tenants::enable_tenant)],
+    );
+
+    at(
+        "/v1/services",
+        vec![
+            post().to(services::create_service),
+            get().to(services::list_services),
+        ],
+    );
+    at(
+        "/v1/services/{id}",
+        vec![
+            get().to(services::read_service),
+            put().to(services::replace_service),
+            patch().to(services::update_service),
+            delete().to(services::delete_service),
+        ],
+    );
+    at(
+        "/v1/services/{id}/disable",
+        vec![post().to(services::disable_service)],
+    );
+    at(
+        "/v1/services/{id}/enable",
+        vec![post().to(services::enable_service)],
+    );
+
+    at(
+        "/v1/consumers",
+        vec![
+            post().to(consumers::create_consumer),
+            get().to(consumers::list_consumers),
+        ],
+    );
+    at(
+        "/v1/consumers/{id}",
+        vec![
+            get().to(consumers::read_consumer),
+            put().to(consumers::replace_consumer),
+            patch().to(consumers::update_consumer),
+            delete().to(consumers::delete_consumer),
+        ],
+    );
+    at(
+        "/v1/consumers/{id}/disable",
+        vec![post().to(consumers::disable_consumer)],
+    );
+    at(
+        "/v1/consumers/{id}/enable",
+        vec![post().to(consumers::enable_consumer)],
+    );
+
+    at(
+        "/v1/keys",
+        vec![post().to(keys::issue_key), get().to(keys::list_keys)],
+    );
+    at("/v1/keys/batch", vec![post().to(keys::issue_keys)]);
+    at("/v1/keys/find", vec![post().to(keys::find_keys)]);
+    at("/v1/keys/revoke", vec![post().to(keys::revoke_keys)]);
+    at(
+        "/v1/keys/{id}",
+        vec![get().to(keys::read_key), patch().to(keys::update_key)],
+    );
+    at("/v1/keys/{id}/rotate", vec![post().to(keys::rotate_key)]);
+    at("/v1/keys/{id}/revoke", vec![post().to(keys::revoke_key)]);
+    at("/v1/keys/{id}/disable", vec![post().to(keys::disable_key)]);
+    at("/v1/keys/{id}/enable", vec![post().to(keys::enable_key)]);
+    at(
+        "/v1/keys/{id}/secrets/{secret}",
+        vec![patch().to(keys::update_secret)],
+    );
+    at(
+        "/v1/keys/{id}/secrets/{secret}/revoke",
+        vec![post().to(keys::revoke_secret)],
+    );
+    at("/v1/key-patterns", vec![get().to(keys::list_key_patterns)]);
+
+    at("/v1/self", vec![get().to(keys::read_self)]);
+    at("/v1/self/revoke", vec![post().to(keys::revoke_self)]);
+    at("/v1/self/rotate", vec![post().to(keys::rotate_self)]);
+
+    at("/v1/verify", vec![post().to(validation::verify_key)]);
+    at("/v1/verify/batch", vec![post().to(validation::verify_keys)]);
+    at("/v1/explain", vec![post().to(validation::explain_key)]);
+    at(
+        "/gateway/authorize",
+        vec![web::route().to(gateway::authorize_request)],
+    );
+
+    at("/v1/audit/events", vec![get().to(audit::list_audit_events)]);
+    at("/v1/audit/verify", vec![post().to(audit::verify_audit)]);
+}
+
+#[derive(OpenApi)]
+#[openapi(paths(
+    tenants::create_tenant,
+    tenants::list_tenants,
+    tenants::read_tenant,
+    tenants::update_tenant,
+    tenants::delete_tenant,
+    tenants::disable_tenant,
+    tenants::enable_tenant,
+    services::create_service,
+    services::list_services,
+    services::read_service,
+    services::replace_service,
+    services::update_service,
+    services::delete_service,
+    services::disable_service,
+    services::enable_service,
+    consumers::create_consumer,
+    consumers::list_consumers,
+    consumers::read_consumer,
+    consumers::replace_consumer,
+    consumers::update_consumer,
+    consumers::delete_consumer,
+    consumers::disable_consumer,
+    consumers::enable_consumer,
+    keys::issue_key,
+    keys::list_keys,
+    keys::issue_keys,
+    keys::find_keys,
+    keys::revoke_keys,
+    keys::read_key,
+    keys::update_key,
+    keys::rotate_key,
+    keys::revoke_key,
+    keys::disable_key,
+    keys::enable_key,
+    keys::update_secret,
+    keys::revoke_secret,
+    keys::list_key_patterns,
+    keys::read_self,
+    keys::revoke_self,
+    keys::rotate_self,
+    validation::verify_key,
+    validation::verify_keys,
+    validation::explain_key,
+    gateway::authorize_request,
+    audit::list_audit_events,
+    audit::verify_audit,
+    health::check_liveness,
+    health::check_readiness,
+    health::read_metrics,
+    docs::read_openapi,
+))]
+struct Api;
+
+/// The complete document, as `openapi/keystead.json` holds it.
+pub fn document() -> utoipa::openapi::OpenApi {
+    openapi::finish(Api::openapi())
+}
+
+/// The audit trail's name of an operation, such as `key.revoke` for `revoke_key`.
+pub fn action(method: &Method, pattern: &str) -> Option<&'static str> {
+    static ACTIONS: LazyLock<HashMap<(Method, String), &'static str>> = LazyLock::new(|| {
+        let document = document();
+        let mut actions = HashMap::new();
+        for (path, item) in &document.paths.paths {
+            for (method, operation) in operations::operations(item) {
+                let id = operation.operation_id.as_deref().unwrap_or_default();
+                if let Some((verb, noun)) = id.split_once('_') {
+                    // Once for each operation of the document: this is their home for good.
+                    let name: &'static str = Box::leak(format!("{noun}.{verb}").into_boxed_str());
+                    actions.insert((method, path.clone()), name);
+                }
+            }
+        }
+        actions
+    });
+    ACTIONS.get(&(method.clone(), pattern.to_owned())).copied()
+}

@@ -1,0 +1,228 @@
+//! Short texts that are right by construction: slugs, names, external ids, labels.
+
+use std::fmt;
+
+use diesel::deserialize::{self, FromSql, FromSqlRow};
+use diesel::expression::AsExpression;
+use diesel::serialize::{self, Output, ToSql};
+use diesel::sql_types::Text;
+use serde::{Deserialize, Deserializer, Serialize, de};
+
+/// Control characters end up in logs, terminals and headers; none is ever meant.
+pub fn has_control(text: &str) -> bool {
+    text.chars().any(char::is_control)
+}
+
+/// `[a-z0-9][a-z0-9-]{0,62}`
+fn slug(text: &str) -> Result<(), &'static str> {
+    let ok = (1..=63).contains(&text.len())
+        && !text.starts_with('-')
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    ok.then_some(())
+        .ok_or("must be 1 to 63 of a-z, 0-9 and '-', and must not start with '-'")
+}
+
+fn name(text: &str) -> Result<(), &'static str> {
+    if text.chars().count() > 200 {
+        return Err("must have at most 200 characters");
+    }
+    if has_control(text) {
+        return Err("must not contain control characters");
+    }
+    Ok(())
+}
+
+fn description(text: &str) -> Result<(), &'static str> {
+    if text.chars().count() > 2000 {
+        return Err("must have at most 2000 characters");
+    }
+    if text
+        .chars()
+        .any(|c| c.is_control() && c != '\n' && c != '\t')
+    {
+        return Err("must not contain control characters");
+    }
+    Ok(())
+}
+
+fn external_id(text: &str) -> Result<(), &'static str> {
+    if !(1..=255).contains(&text.len()) {
+        return Err("must have 1 to 255 bytes");
+    }
+    if has_control(text) {
+        return Err("must not contain control characters");
+    }
+    Ok(())
+}
+
+/// `[a-z][a-z0-9]{0,15}`
+fn label(text: &str) -> Result<(), &'static str> {
+    let ok = (1..=16).contains(&text.len())
+        && text.starts_with(|c: char| c.is_ascii_lowercase())
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    ok.then_some(())
+        .ok_or("must be 1 to 16 of a-z and 0-9, and must start with a letter")
+}
+
+/// `[a-z][a-z0-9]{1,15}`
+fn prefix(text: &str) -> Result<(), &'static str> {
+    if text.len() < 2 {
+        return Err("must be 2 to 16 of a-z and 0-9, and must start with a letter");
+    }
+    label(text)
+}
+
+/// `[a-z][a-z0-9_-]{0,31}`
+fn limit_name(text: &str) -> Result<(), &'static str> {
+    let ok = (1..=32).contains(&text.len())
+        && text.starts_with(|c: char| c.is_ascii_lowercase())
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-');
+    ok.then_some(())
+        .ok_or("must be 1 to 32 of a-z, 0-9, '_' and '-', and must start with a letter")
+}
+
+/// `[A-Za-z0-9._:/-]{1,64}`
+fn tag(text: &str) -> Result<(), &'static str> {
+    let ok = (1..=64).contains(&text.len())
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"._:/-".contains(&b));
+    ok.then_some(())
+        .ok_or("must be 1 to 64 of A-Z, a-z, 0-9 and ._:/-")
+}
+
+macro_rules! text {
+    ($(#[$doc:meta])* $type:ident, $check:ident, $pattern:literal, $max:literal, $example:literal) => {
+        $(#[$doc])*
+        #[derive(
+            Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, AsExpression, FromSqlRow,
+        )]
+        #[diesel(sql_type = Text)]
+        #[serde(transparent)]
+        pub struct $type(String);
+
+        impl $type {
+            /// # Errors
+            /// What the text must be.
+            pub fn parse(text: &str) -> Result<Self, &'static str> {
+                $check(text).map(|()| Self(text.to_owned()))
+            }
+
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = String::deserialize(deserializer)?;
+                $check(&text).map_err(de::Error::custom)?;
+                Ok(Self(text))
+            }
+        }
+
+        $crate::string_schema!($type, $crate::schema::string($pattern, $max, $example));
+
+        impl<DB: diesel::backend::Backend> FromSql<Text, DB> for $type
+        where
+            String: FromSql<Text, DB>,
+        {
+            fn from_sql(bytes: DB::RawValue<'_>) -> deserialize::Result<Self> {
+                String::from_sql(bytes).map(Self)
+            }
+        }
+
+        impl<DB: diesel::backend::Backend> ToSql<Text, DB> for $type
+        where
+            str: ToSql<Text, DB>,
+        {
+            fn to_sql<'b>(&'b self, out: &mut Output<'b, '_, DB>) -> serialize::Result {
+                self.0.as_str().to_sql(out)
+            }
+        }
+    };
+}
+
+text!(
+    /// Names a tenant, service or consumer; for a service it is the audience. Never reused.
+    Slug, slug, "^[a-z0-9][a-z0-9-]{0,62}$", 63, "billing"
+);
+text!(
+    /// A display name, up to 200 characters; may be empty.
+    Name, name, "^[^\\u0000-\\u001f\\u007f-\\u009f]*$", 200, "Billing, production"
+);
+impl From<&Slug> for Name {
+    /// Every slug is a name.
+    fn from(slug: &Slug) -> Self {
+        Self(slug.0.clone())
+    }
+}
+
+text!(
+    /// A longer text of a service, up to 2000 characters; may be empty and have lines.
+    Description, description, "^[^\\u0000-\\u0008\\u000b-\\u001f\\u007f-\\u009f]*$", 2000, "Creates and sends invoices."
+);
+impl Default for Description {
+    /// Nothing said.
+    fn default() -> Self {
+        Self(String::new())
+    }
+}
+
+text!(
+    /// The id that another system knows a consumer or key by.
+    ExternalId, external_id, "^[^\\u0000-\\u001f\\u007f-\\u009f]+$", 255, "crm-4711"
+);
+text!(
+    /// An environment, such as `live` or `test`.
+    Environment, label, "^[a-z][a-z0-9]{0,15}$", 16, "live"
+);
+text!(
+    /// The first part of a key, such as `ks`.
+    Prefix, prefix, "^[a-z][a-z0-9]{1,15}$", 16, "ks"
+);
+text!(
+    /// Tells the rate limits of one object apart.
+    LimitName, limit_name, "^[a-z][a-z0-9_-]{0,31}$", 32, "per-minute"
+);
+text!(
+    /// A word to find keys by.
+    Tag, tag, "^[A-Za-z0-9._:/-]{1,64}$", 64, "team:payments"
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slug_is_lowercase_and_short() {
+        for good in ["a", "0", "billing", "a-b-", &"x".repeat(63)] {
+            assert!(Slug::parse(good).is_ok(), "{good}");
+        }
+        for bad in ["", "-a", "A", "a_b", "a b", "é", &"x".repeat(64)] {
+            assert!(Slug::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn no_text_holds_a_control_character() {
+        for bad in ["a\0b", "a\nb", "\u{1b}[2J", "a\u{85}b"] {
+            assert!(Name::parse(bad).is_err());
+            assert!(ExternalId::parse(bad).is_err());
+            assert!(Tag::parse(bad).is_err());
+        }
+        assert!(Name::parse("Zoë 🚀").is_ok());
+    }
+}

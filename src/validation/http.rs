@@ -1,0 +1,572 @@
+//! `POST /v1/verify`, `/v1/verify/batch` and `/v1/explain`.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use actix_web::{HttpResponse, web};
+use futures_util::StreamExt as _;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+
+use super::decide::{AskedEnvironment, Check, Outcome, Request};
+use super::snapshot::Subject;
+use super::{Answer, Asked, AuthFailure, Failure, Validation};
+use crate::auth::CallerIdentity;
+use crate::auth::http::{Caller, perm};
+use crate::error::Violation;
+use crate::http::extract::Body;
+use crate::http::json_body;
+use crate::http::problem::{Code, Problem, ProblemBody};
+use crate::id::{ConsumerId, KeyId, SecretId};
+use crate::keys::secret::UnparsedKey;
+use crate::metadata::Metadata;
+use crate::rights::{Permission, Reach};
+use crate::scope::{RequiredScope, Scope};
+use crate::text::{Environment, Name, Slug, Tag};
+use crate::time::Timestamp;
+
+/// At most so many keys in one batch.
+const BATCH_MAX: usize = 100;
+
+/// So many of a batch are looked up at the same time.
+const BATCH_PARALLEL: usize = 8;
+
+const SCOPES_MAX: usize = 200;
+const CONTEXT_MAX: usize = 8;
+
+/// A request body with what it names the key by, and all that is asked of the key.
+macro_rules! asking {
+    ($(#[$attribute:meta])* $name:ident { $($(#[$field_attribute:meta])* $field:ident: $type:ty,)+ }) => {
+        #[derive(Debug, Deserialize, ToSchema)]
+        #[serde(deny_unknown_fields)]
+        $(#[$attribute])*
+        pub struct $name {
+            $($(#[$field_attribute])* pub $field: $type,)+
+            /// Slug or id. Default: the one service that the caller may verify for.
+            #[schema(min_length = 1, max_length = 63)]
+            pub service: Option<String>,
+            /// All of these are needed; none if it is empty.
+            #[serde(default)]
+            #[schema(max_items = 200)]
+            pub required_scopes: Vec<RequiredScope>,
+            /// One of these is needed.
+            #[schema(min_items = 1, max_items = 200)]
+            pub any_scopes: Option<Vec<RequiredScope>>,
+            /// The address that the key was presented from.
+            #[schema(example = "203.0.113.7")]
+            pub ip: Option<String>,
+            /// What is charged to limits and quota; 0 decides and records without charging.
+            #[schema(minimum = 0, maximum = 1_000_000_000, default = 1)]
+            pub cost: Option<u64>,
+            /// Default: the environment of the caller's own key; for a JWT the first of the
+            /// service's list.
+            pub environment: Option<Environment>,
+            /// Recorded.
+            #[schema(min_length = 1, max_length = 32)]
+            pub method: Option<String>,
+            /// Recorded, without its query.
+            #[schema(max_length = 2048)]
+            pub path: Option<String>,
+            /// Up to 8 pairs of your own, recorded.
+            pub context: Option<BTreeMap<String, String>>,
+        }
+
+        impl $name {
+            fn asked(&self) -> VerifyAsked<'_> {
+                VerifyAsked {
+                    service: self.service.as_deref(),
+                    required_scopes: &self.required_scopes,
+                    any_scopes: self.any_scopes.as_deref(),
+                    ip: self.ip.as_deref(),
+                    cost: self.cost,
+                    environment: self.environment.as_ref(),
+                    method: self.method.as_deref(),
+                    path: self.path.as_deref(),
+                    context: self.context.as_ref(),
+                }
+            }
+        }
+    };
+}
+
+asking! {
+    /// May this key do this, now?
+    #[schema(example = json!({
+        "api_key": "ks_live_4hT0aZq81xPd_...",
+        "service": "invoicing",
+        "required_scopes": ["invoice:read"],
+        "ip": "203.0.113.7"
+    }))]
+    VerifyRequest {
+        api_key: UnparsedKey,
+    }
+}
+
+asking! {
+    /// Verify's body, or `key_id` in the place of `api_key`.
+    #[schema(example = json!({
+        "key_id": "key_01jd8k3v9we5m8t7q2x4z6y0ab",
+        "service": "invoicing",
+        "required_scopes": ["invoice:read"]
+    }))]
+    ExplainRequest {
+        api_key: Option<UnparsedKey>,
+        key_id: Option<KeyId>,
+    }
+}
+
+/// What is asked of the key.
+#[derive(Clone, Copy)]
+struct VerifyAsked<'a> {
+    service: Option<&'a str>,
+    required_scopes: &'a [RequiredScope],
+    any_scopes: Option<&'a [RequiredScope]>,
+    ip: Option<&'a str>,
+    cost: Option<u64>,
+    environment: Option<&'a Environment>,
+    method: Option<&'a str>,
+    path: Option<&'a str>,
+    context: Option<&'a BTreeMap<String, String>>,
+}
+
+/// Verifications, each decided by itself.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VerifyBatch {
+    #[schema(value_type = Vec<VerifyRequest>, min_items = 1, max_items = 100)]
+    pub items: Vec<Box<RawValue>>,
+}
+
+/// What was decided. Members that say nothing are left out.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({
+    "valid": true, "code": "valid", "status": 200,
+    "key_id": "key_01jd8k3v9we5m8t7q2x4z6y0ab", "name": "billing worker",
+    "consumer": {"id": "con_01jd8k3v9we5m8t7q2x4z6y0ab", "slug": "acme", "name": "ACME", "metadata": {}},
+    "tenant": "default", "service": "invoicing", "environment": "live",
+    "scopes": ["invoice:read"], "metadata": {}, "tags": [],
+    "expires_at": "2027-01-31T12:00:00.000Z",
+    "secret": {"id": "sec_01jd8k3v9we5m8t7q2x4z6y0ab", "superseded": false},
+    "request_id": "5f0c2f4b9d1e4a7786c01b2a"
+}))]
+pub struct VerifyAnswer {
+    pub valid: bool,
+    pub code: Outcome,
+    /// The HTTP status to tell the client who presented the key.
+    pub status: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_id: Option<KeyId>,
+    #[serde(flatten)]
+    pub told: Option<Told>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    pub missing_scopes: Vec<RequiredScope>,
+    pub request_id: String,
+}
+
+/// What is told of an identified key to a service that it is for.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Told {
+    pub name: Name,
+    pub consumer: ConsumerTold,
+    pub tenant: Slug,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<Slug>,
+    pub environment: Environment,
+    /// Granted on that service.
+    pub scopes: Vec<Scope>,
+    pub metadata: Metadata,
+    pub tags: Vec<Tag>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+    pub secret: SecretTold,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ConsumerTold {
+    pub id: ConsumerId,
+    pub slug: Slug,
+    pub name: Name,
+    pub metadata: Metadata,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct SecretTold {
+    pub id: SecretId,
+    /// Whether a rotation has put another in its place: time to switch.
+    pub superseded: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub valid_until: Option<Timestamp>,
+}
+
+/// An answer of a batch: the verification's, or the problem of that item.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum BatchItem {
+    Answer(Box<VerifyAnswer>),
+    Problem {
+        #[schema(value_type = ProblemBody<'static>)]
+        problem: serde_json::Value,
+    },
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct VerifyBatchAnswer {
+    /// In the order of the request.
+    pub items: Vec<BatchItem>,
+}
+
+/// Each check and its result.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({
+    "code": "insufficient_scope",
+    "checks": [{"name": "revoked", "passed": true, "detail": "neither the key nor the secret is revoked"}]
+}))]
+pub struct ExplainAnswer {
+    pub code: Outcome,
+    /// In their order; empty for a key that is not identified.
+    pub checks: Vec<CheckTold>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct CheckTold {
+    /// The code that a failure gives.
+    pub name: Outcome,
+    pub passed: bool,
+    pub detail: String,
+}
+
+/// Decides whether a key may do something now
+///
+/// The answer is 200 for every decision; `status` is what to tell the client. Nothing is cached but
+/// the key's identity and rules: each request is decided afresh from its own inputs.
+#[utoipa::path(
+    post, path = "/v1/verify", tag = "validation", operation_id = "verify_key",
+    request_body = VerifyRequest,
+    responses((status = 200, description = "What was decided", body = VerifyAnswer)),
+)]
+pub async fn verify_key(
+    caller: Caller<perm::Verify>,
+    body: Body<VerifyRequest>,
+    validation: web::Data<Validation>,
+) -> Result<HttpResponse, Problem> {
+    let body = body.into_inner();
+    let answer = verify(&caller, &validation, &body.api_key, body.asked()).await?;
+    Ok(HttpResponse::Ok().json(answer))
+}
+
+/// Decides about up to 100 keys, each by itself
+///
+/// One bad item is answered with its problem and never fails the rest.
+#[utoipa::path(
+    post, path = "/v1/verify/batch", tag = "validation", operation_id = "verify_keys",
+    request_body = VerifyBatch,
+    responses((status = 200, description = "What was decided, in order", body = VerifyBatchAnswer)),
+)]
+pub async fn verify_keys(
+    caller: Caller<perm::Verify>,
+    body: Body<VerifyBatch>,
+    validation: web::Data<Validation>,
+) -> Result<HttpResponse, Problem> {
+    let items = body.into_inner().items;
+    if items.is_empty() || items.len() > BATCH_MAX {
+        return Err(Problem::invalid_at("/items", "must have 1 to 100 items"));
+    }
+    let (caller, validation) = (&caller, &validation);
+    let items = futures_util::stream::iter(items)
+        .map(|item| async move {
+            let done = match json_body::parse::<VerifyRequest>(item.get().as_bytes()) {
+                Ok(request) => verify(caller, validation, &request.api_key, request.asked()).await,
+                Err(violation) => Err(Problem::invalid(vec![violation])),
+            };
+            match done {
+                Ok(answer) => BatchItem::Answer(Box::new(answer)),
+                Err(problem) => BatchItem::Problem {
+                    problem: problem.to_value(caller.request_id.as_deref().unwrap_or_default()),
+                },
+            }
+        })
+        .buffered(BATCH_PARALLEL)
+        .collect()
+        .await;
+    Ok(HttpResponse::Ok().json(VerifyBatchAnswer { items }))
+}
+
+/// Explains a decision check by check
+///
+/// Nothing is charged, and it is not recorded as a use.
+#[utoipa::path(
+    post, path = "/v1/explain", tag = "validation", operation_id = "explain_key",
+    request_body = ExplainRequest,
+    responses((status = 200, description = "Each check and its result", body = ExplainAnswer)),
+)]
+pub async fn explain_key(
+    caller: Caller<perm::Verify>,
+    body: Body<ExplainRequest>,
+    validation: web::Data<Validation>,
+) -> Result<HttpResponse, Problem> {
+    let body = body.into_inner();
+    let (service, request) = ask(&caller, body.asked())?;
+    let (tenant, asked) = (&caller.tenant.id, Asked::Service(&service));
+    let (decision, checks) = match (body.api_key, body.key_id) {
+        (Some(key), None) => {
+            let (decision, checks, _) = validation
+                .explain(key.expose_secret(), tenant, asked, &request)
+                .await?;
+            (decision, checks)
+        }
+        (None, Some(id)) => {
+            let (decision, checks, _) = validation
+                .explain_key(&id, tenant, asked, &request)
+                .await?
+                .ok_or_else(|| Problem::not_found("key"))?;
+            (decision, checks)
+        }
+        (Some(_), Some(_)) | (None, None) => {
+            return Err(Problem::invalid_at(
+                "/api_key",
+                "give api_key or key_id, one of them",
+            ));
+        }
+    };
+    let checks = checks
+        .into_iter()
+        .map(
+            |Check {
+                 fails_with,
+                 passed,
+                 detail,
+             }| CheckTold {
+                name: fails_with,
+                passed,
+                detail,
+            },
+        )
+        .collect();
+    Ok(HttpResponse::Ok().json(ExplainAnswer {
+        code: decision.outcome,
+        checks,
+    }))
+}
+
+async fn verify(
+    caller: &CallerIdentity,
+    validation: &Validation,
+    key: &UnparsedKey,
+    asked: VerifyAsked<'_>,
+) -> Result<VerifyAnswer, Problem> {
+    let (service, request) = ask(caller, asked)?;
+    let answer = validation
+        .validate(
+            key.expose_secret(),
+            &caller.tenant.id,
+            Asked::Service(&service),
+            &request,
+        )
+        .await?;
+    Ok(tell(answer, caller.request_id.clone().unwrap_or_default()))
+}
+
+/// Checks what is asked and settles the service: named, or the only one of the caller.
+fn ask(caller: &CallerIdentity, asked: VerifyAsked<'_>) -> Result<(String, Request), Problem> {
+    let mut errors = Vec::new();
+    let ip = match asked.ip {
+        None => None,
+        Some(text) => match text.parse::<IpAddr>() {
+            Ok(ip) => Some(ip.to_canonical()),
+            Err(_not_an_address) => {
+                errors.push(Violation::new("/ip", "must be an IPv4 or IPv6 address"));
+                None
+            }
+        },
+    };
+    if asked.required_scopes.len() > SCOPES_MAX {
+        errors.push(Violation::new(
+            "/required_scopes",
+            "must have at most 200 items",
+        ));
+    }
+    if let Some(any) = asked.any_scopes
+        && !(1..=SCOPES_MAX).contains(&any.len())
+    {
+        errors.push(Violation::new("/any_scopes", "must have 1 to 200 items"));
+    }
+    if asked.cost.is_some_and(|cost| cost > 1_000_000_000) {
+        errors.push(Violation::new("/cost", "must be 0 to 1000000000"));
+    }
+    let token = |text: &str| text.bytes().all(|b| b.is_ascii_graphic());
+    if let Some(method) = asked.method
+        && (!(1..=32).contains(&method.len()) || !token(method))
+    {
+        errors.push(Violation::new(
+            "/method",
+            "must be 1 to 32 visible ASCII characters",
+        ));
+    }
+    if let Some(path) = asked.path
+        && (path.len() > 2048 || crate::text::has_control(path))
+    {
+        errors.push(Violation::new(
+            "/path",
+            "must have at most 2048 bytes, none of them a control character",
+        ));
+    }
+    if let Some(context) = asked.context {
+        check_context(context, &mut errors);
+    }
+    if !errors.is_empty() {
+        return Err(Problem::invalid(errors));
+    }
+    let service = settle_service(caller, asked.service)?;
+    let environment = match (asked.environment, &caller.environment) {
+        (Some(environment), _) => AskedEnvironment::Is(environment.clone()),
+        (None, Some(own)) => AskedEnvironment::Is(own.clone()),
+        (None, None) => AskedEnvironment::ServiceDefault,
+    };
+    Ok((
+        service,
+        Request {
+            environment,
+            required_scopes: asked.required_scopes.to_vec(),
+            any_scopes: asked.any_scopes.map(<[RequiredScope]>::to_vec),
+            ip,
+        },
+    ))
+}
+
+fn check_context(context: &BTreeMap<String, String>, errors: &mut Vec<Violation>) {
+    if context.len() > CONTEXT_MAX {
+        errors.push(Violation::new("/context", "must have at most 8 pairs"));
+    }
+    let bad = |text: &str, max: usize| text.len() > max || crate::text::has_control(text);
+    if context
+        .iter()
+        .any(|(name, value)| name.is_empty() || bad(name, 64) || bad(value, 256))
+    {
+        errors.push(Violation::new(
+            "/context",
+            "must have names of 1 to 64 bytes and values of up to 256, without control characters",
+        ));
+    }
+}
+
+/// The service to judge for: named and within the caller's scope, or the only one it has.
+pub fn settle_service(caller: &CallerIdentity, named: Option<&str>) -> Result<String, Problem> {
+    match named {
+        Some(reference) => {
+            // A name that is no slug is no service; only who may verify for all is told so.
+            let slug = Slug::parse(reference).ok();
+            if caller.rights.allows(Permission::Verify, slug.as_ref()) {
+                Ok(reference.to_owned())
+            } else {
+                Err(Problem::forbidden(
+                    Permission::Verify.scope_for(slug.as_ref()),
+                ))
+            }
+        }
+        None => match caller.rights.services_for(Permission::Verify) {
+            Reach::Only(mut services) if services.len() == 1 => {
+                Ok(services.remove(0).as_str().to_owned())
+            }
+            Reach::Only(_) | Reach::All => Err(Problem::new(
+                Code::ServiceRequired,
+                "you may verify for more than one service: name it as service",
+            )),
+        },
+    }
+}
+
+/// The answer as it is told: nothing of a key before it is identified, little of one that is not
+/// for this service.
+fn tell(answer: Answer, request_id: String) -> VerifyAnswer {
+    let outcome = answer.decision.outcome;
+    let mut told = VerifyAnswer {
+        valid: outcome.is_valid(),
+        code: outcome,
+        status: outcome.status(),
+        key_id: None,
+        told: None,
+        missing_scopes: answer.decision.missing_scopes,
+        request_id,
+    };
+    let Some(subject) = answer.subject else {
+        return told;
+    };
+    told.key_id = Some(subject.key.key_id.clone());
+    if !matches!(outcome, Outcome::WrongService | Outcome::WrongEnvironment) {
+        told.told = Some(describe(&subject));
+    }
+    told
+}
+
+fn describe(subject: &Subject) -> Told {
+    let key = &subject.key;
+    Told {
+        name: key.name.clone(),
+        consumer: ConsumerTold {
+            id: subject.consumer.id.clone(),
+            slug: subject.consumer.slug.clone(),
+            name: subject.consumer.name.clone(),
+            metadata: subject.consumer.metadata.clone(),
+        },
+        tenant: subject.tenant.slug.clone(),
+        service: subject
+            .service
+            .as_ref()
+            .map(|entry| entry.service.slug.clone()),
+        environment: key.environment.clone(),
+        scopes: subject
+            .grant()
+            .map(|grant| grant.scopes.clone())
+            .unwrap_or_default(),
+        metadata: key.metadata.clone(),
+        tags: key.tags.clone(),
+        expires_at: key.expires_at,
+        secret: SecretTold {
+            id: key.secret.id.clone(),
+            superseded: key.secret.superseded,
+            valid_until: key.secret.valid_until,
+        },
+    }
+}
+
+impl From<Failure> for Problem {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Store(error) => error.into(),
+            Failure::Busy => Self::busy(),
+        }
+    }
+}
+
+impl From<AuthFailure> for Problem {
+    fn from(failure: AuthFailure) -> Self {
+        match failure {
+            AuthFailure::Invalid => Self::invalid_credential(),
+            AuthFailure::Refused(outcome) => refused(outcome),
+            AuthFailure::Failed(failure) => failure.into(),
+        }
+    }
+}
+
+/// What a holder is told of its own refused key.
+pub fn refused(outcome: Outcome) -> Problem {
+    let code = match outcome {
+        Outcome::Revoked => Code::Revoked,
+        Outcome::Disabled => Code::Disabled,
+        Outcome::Expired => Code::Expired,
+        Outcome::NotYetValid => Code::NotYetValid,
+        Outcome::Missing => return Problem::unauthenticated(),
+        Outcome::Valid
+        | Outcome::Malformed
+        | Outcome::Unknown
+        | Outcome::WrongEnvironment
+        | Outcome::WrongService
+        | Outcome::IpNotAllowed
+        | Outcome::InsufficientScope
+        | Outcome::RateLimited
+        | Outcome::QuotaExceeded => return Problem::invalid_credential(),
+    };
+    Problem::refused_credential(code, code.title())
+}

@@ -1,0 +1,218 @@
+//! What a validation reads, as snapshots.
+
+use diesel::prelude::*;
+use diesel_async::RunQueryDsl;
+use serde::de::DeserializeOwned;
+
+use super::snapshot::{GrantSnapshot, KeySnapshot, SecretSnapshot};
+use crate::db::schema::{api_key, key_grant, secret};
+use crate::db::{self, Conn};
+use crate::each;
+use crate::id::{ConsumerId, KeyId, SecretId, ServiceId, TenantId};
+use crate::keys::fingerprint::Fingerprint;
+use crate::keys::secret::LookupId;
+use crate::text::{Environment, Name};
+use crate::time::Timestamp;
+
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = api_key)]
+struct KeyRow {
+    id: KeyId,
+    tenant_id: TenantId,
+    consumer_id: ConsumerId,
+    environment: Environment,
+    name: Name,
+    not_before: Option<Timestamp>,
+    expires_at: Option<Timestamp>,
+    disabled_at: Option<Timestamp>,
+    revoked_at: Option<Timestamp>,
+    allowed_ips: Option<String>,
+    rate_limits: String,
+    quota: Option<String>,
+    metadata: String,
+    tags: String,
+}
+
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = secret)]
+struct SecretRow {
+    id: SecretId,
+    valid_until: Option<Timestamp>,
+    superseded_at: Option<Timestamp>,
+    revoked_at: Option<Timestamp>,
+}
+
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = key_grant)]
+struct GrantRow {
+    service_id: ServiceId,
+    scopes: String,
+    rate_limits: Option<String>,
+}
+
+/// A secret whose proof is its verifier alone.
+pub struct Unproven {
+    pub secret: SecretId,
+    /// The version its fingerprint is under, if it has one.
+    pub pepper_version: Option<i32>,
+    pub verifier: String,
+}
+
+/// A key found by its fingerprint, and how it was found.
+pub struct Hit {
+    pub snapshot: KeySnapshot,
+    /// The pepper version of the fingerprint that is stored.
+    pub pepper_version: Option<i32>,
+    /// Whether the secret still waits for its verifier.
+    pub verifier_missing: bool,
+}
+
+fn parse<T: DeserializeOwned>(column: &str, text: &str) -> db::Result<T> {
+    serde_json::from_str(text).map_err(|error| db::Error::Corrupt(format!("{column}: {error}")))
+}
+
+/// Finds the key of a plaintext by its fingerprints.
+pub async fn by_fingerprint(
+    conn: &mut Conn,
+    fingerprints: &[Fingerprint],
+) -> db::Result<Option<Hit>> {
+    let row: Option<(SecretRow, Option<i32>, Option<String>, KeyRow)> = each!(conn, c => secret::table
+        .inner_join(api_key::table.on(api_key::id.eq(secret::key_id)))
+        .filter(secret::fingerprint.eq_any(fingerprints))
+        .select((
+            SecretRow::as_select(),
+            secret::pepper_version,
+            secret::verifier,
+            KeyRow::as_select(),
+        ))
+        .first(c)
+        .await
+        .optional())?;
+    let Some((secret, pepper_version, verifier, key)) = row else {
+        return Ok(None);
+    };
+    Ok(Some(Hit {
+        snapshot: complete(conn, key, secret).await?,
+        pepper_version,
+        verifier_missing: verifier.is_none(),
+    }))
+}
+
+/// Finds the key of a secret that was proven by its verifier.
+pub async fn by_secret(conn: &mut Conn, id: &SecretId) -> db::Result<Option<KeySnapshot>> {
+    let row: Option<(SecretRow, KeyRow)> = each!(conn, c => secret::table
+        .inner_join(api_key::table.on(api_key::id.eq(secret::key_id)))
+        .filter(secret::id.eq(id))
+        .select((SecretRow::as_select(), KeyRow::as_select()))
+        .first(c)
+        .await
+        .optional())?;
+    match row {
+        Some((secret, key)) => Ok(Some(complete(conn, key, secret).await?)),
+        None => Ok(None),
+    }
+}
+
+/// The secrets of a lookup id whose fingerprint we cannot compute: under a lost pepper, or none.
+pub async fn unproven(
+    conn: &mut Conn,
+    lookup_id: &LookupId,
+    computable: &[i32],
+) -> db::Result<Vec<Unproven>> {
+    let rows: Vec<(SecretId, Option<i32>, Option<String>)> = each!(conn, c => secret::table
+        .inner_join(api_key::table.on(api_key::id.eq(secret::key_id)))
+        .filter(api_key::lookup_id.eq(lookup_id))
+        .filter(
+            secret::pepper_version.is_null().or(secret::pepper_version.ne_all(computable)),
+        )
+        .order(secret::created_at.desc())
+        .limit(8)
+        .select((secret::id, secret::pepper_version, secret::verifier))
+        .load(c)
+        .await)?;
+    Ok(rows
+        .into_iter()
+        .filter_map(|(secret, pepper_version, verifier)| {
+            verifier.map(|verifier| Unproven {
+                secret,
+                pepper_version,
+                verifier,
+            })
+        })
+        .collect())
+}
+
+/// Finds a key by id for `explain`, as its newest secret would prove it.
+pub async fn by_key(
+    conn: &mut Conn,
+    tenant: &TenantId,
+    id: &KeyId,
+) -> db::Result<Option<KeySnapshot>> {
+    let row: Option<(SecretRow, KeyRow)> = each!(conn, c => secret::table
+        .inner_join(api_key::table.on(api_key::id.eq(secret::key_id)))
+        .filter(api_key::tenant_id.eq(tenant))
+        .filter(api_key::id.eq(id))
+        .order((secret::created_at.desc(), secret::id.desc()))
+        .select((SecretRow::as_select(), KeyRow::as_select()))
+        .first(c)
+        .await
+        .optional())?;
+    match row {
+        Some((secret, key)) => Ok(Some(complete(conn, key, secret).await?)),
+        None => Ok(None),
+    }
+}
+
+async fn complete(conn: &mut Conn, key: KeyRow, secret: SecretRow) -> db::Result<KeySnapshot> {
+    let grants: Vec<GrantRow> = each!(conn, c => key_grant::table
+        .filter(key_grant::key_id.eq(&key.id))
+        .order(key_grant::position)
+        .select(GrantRow::as_select())
+        .load(c)
+        .await)?;
+    let grants = grants
+        .into_iter()
+        .map(|row| {
+            Ok(GrantSnapshot {
+                service_id: row.service_id,
+                scopes: parse("scopes", &row.scopes)?,
+                rate_limits: row
+                    .rate_limits
+                    .as_deref()
+                    .map(|limits| parse("rate_limits", limits))
+                    .transpose()?,
+            })
+        })
+        .collect::<db::Result<_>>()?;
+    Ok(KeySnapshot {
+        rate_limits: parse("rate_limits", &key.rate_limits)?,
+        quota: key
+            .quota
+            .as_deref()
+            .map(|quota| parse("quota", quota))
+            .transpose()?,
+        allowed_ips: key
+            .allowed_ips
+            .as_deref()
+            .map(|ips| parse("allowed_ips", ips))
+            .transpose()?,
+        metadata: parse("metadata", &key.metadata)?,
+        tags: parse("tags", &key.tags)?,
+        key_id: key.id,
+        tenant_id: key.tenant_id,
+        consumer_id: key.consumer_id,
+        environment: key.environment,
+        name: key.name,
+        not_before: key.not_before,
+        expires_at: key.expires_at,
+        disabled: key.disabled_at.is_some(),
+        revoked: key.revoked_at.is_some(),
+        grants,
+        secret: SecretSnapshot {
+            id: secret.id,
+            valid_until: secret.valid_until,
+            superseded: secret.superseded_at.is_some(),
+            revoked: secret.revoked_at.is_some(),
+        },
+    })
+}

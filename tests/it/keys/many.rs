@@ -1,0 +1,245 @@
+//! Many at once: races, repetitions, batches, floods.
+
+use futures_util::future::join_all;
+use serde_json::json;
+
+use super::*;
+use crate::support::{Home, both};
+
+both!(
+    one_of_fifty_updates_with_the_same_if_match_wins,
+    parallel_rotations_never_leave_more_than_three_live_secrets,
+    twenty_creates_with_one_idempotency_key_make_one_key,
+    a_batch_is_all_or_nothing,
+    ending_by_filter_needs_the_count_it_was_told,
+    wrong_keys_never_run_argon2,
+);
+
+async fn one_of_fifty_updates_with_the_same_if_match_wins(home: Home) {
+    let server = home.serve().await;
+    let owner = server.owner();
+    catalogue(&owner).await;
+    let (id, _) = issue(&owner, new_key()).await;
+    let updates = (0..50).map(|n| {
+        owner
+            .request("PATCH".parse().unwrap(), &format!("/v1/keys/{id}"))
+            .header("if-match", "\"1\"")
+            .json(json!({"name": format!("name {n}")}))
+            .send()
+    });
+    let statuses: Vec<u16> = join_all(updates).await.iter().map(|a| a.status).collect();
+    assert_eq!(
+        statuses.iter().filter(|status| **status == 200).count(),
+        1,
+        "{statuses:?}"
+    );
+    // Whoever waited too long for its turn is told so, and changed nothing.
+    assert!(
+        statuses
+            .iter()
+            .all(|status| [200, 412, 503].contains(status)),
+        "{statuses:?}"
+    );
+    let key = owner
+        .get(&format!("/v1/keys/{id}"))
+        .send()
+        .await
+        .expect(200);
+    assert_eq!(key["version"], 2);
+}
+
+async fn parallel_rotations_never_leave_more_than_three_live_secrets(home: Home) {
+    let server = home.serve().await;
+    let owner = server.owner();
+    catalogue(&owner).await;
+    let (id, _) = issue(&owner, new_key()).await;
+    let path = format!("/v1/keys/{id}/rotate");
+    let rotations = (0..50).map(|_| owner.post(&path).json(json!({"overlap": "1h"})).send());
+    let answers = join_all(rotations).await;
+    let rotated = answers.iter().filter(|answer| answer.status == 200).count();
+    assert_eq!(
+        rotated,
+        2,
+        "{:?}",
+        answers.iter().map(|a| a.status).collect::<Vec<_>>()
+    );
+    for answer in answers.iter().filter(|answer| answer.status != 200) {
+        assert!(
+            ["too_many_secrets", "busy"].contains(&answer.code()),
+            "{answer}"
+        );
+    }
+    let key = owner
+        .get(&format!("/v1/keys/{id}"))
+        .send()
+        .await
+        .expect(200);
+    assert_eq!(key["secrets"].as_array().unwrap().len(), 3);
+}
+
+async fn twenty_creates_with_one_idempotency_key_make_one_key(home: Home) {
+    let server = home.serve().await;
+    let owner = server.owner();
+    catalogue(&owner).await;
+    let post = |body: Value| {
+        owner
+            .post("/v1/keys")
+            .header("idempotency-key", "once")
+            .json(body)
+    };
+    let answers = join_all((0..20).map(|_| post(new_key()).send())).await;
+    let mut plaintexts = 0;
+    let mut ids = std::collections::BTreeSet::new();
+    for answer in answers {
+        let replayed = answer.headers.contains_key("idempotency-replayed");
+        let body = answer.expect(201);
+        ids.insert(text(&body, "/key/id"));
+        assert_eq!(body["api_key"].is_null(), replayed);
+        plaintexts += usize::from(!replayed);
+    }
+    assert_eq!((ids.len(), plaintexts), (1, 1));
+    let mut other = new_key();
+    other["name"] = json!("another");
+    let refused = post(other).send().await;
+    assert_eq!(
+        (refused.status, refused.code()),
+        (422, "idempotency_mismatch")
+    );
+    let target = format!(
+        "/v1/audit/events?action=key.create&target={}",
+        ids.first().unwrap()
+    );
+    let lines = owner.get(&target).send().await.expect(200);
+    assert_eq!(
+        lines["items"].as_array().unwrap().len(),
+        1,
+        "a replay leaves no line"
+    );
+}
+
+async fn a_batch_is_all_or_nothing(home: Home) {
+    let server = home.serve().await;
+    let owner = server.owner();
+    catalogue(&owner).await;
+    let mut bad = new_key();
+    bad["consumer"] = json!("nobody");
+    let batch = json!({"items": [new_key(), bad, new_key()]});
+    let refused = owner.post("/v1/keys/batch").json(batch).send().await;
+    assert_eq!(refused.status, 400, "{refused}");
+    assert_eq!(refused.body["errors"][0]["pointer"], "/items/1/consumer");
+    let listed = owner.get("/v1/keys?consumer=acme").send().await.expect(200);
+    assert_eq!(listed["items"], json!([]));
+
+    let items: Vec<_> = (0..200).map(|_| new_key()).collect();
+    let made = owner
+        .post("/v1/keys/batch")
+        .json(json!({"items": items}))
+        .send()
+        .await
+        .expect(201);
+    let made = made["items"].as_array().unwrap();
+    assert_eq!(made.len(), 200);
+    for one in [&made[0], &made[199]] {
+        assert_eq!(
+            verify(&owner, &text(one, "/api_key"), "invoice:read").await,
+            "valid"
+        );
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    let mut path = "/v1/keys?consumer=acme&limit=90".to_owned();
+    loop {
+        let page = owner.get(&path).send().await.expect(200);
+        for key in page["items"].as_array().unwrap() {
+            assert!(seen.insert(text(key, "/id")), "a key on two pages");
+        }
+        match page["next_cursor"].as_str() {
+            Some(cursor) => path = format!("/v1/keys?consumer=acme&limit=90&cursor={cursor}"),
+            None => break,
+        }
+    }
+    assert_eq!(seen.len(), 200);
+}
+
+async fn ending_by_filter_needs_the_count_it_was_told(home: Home) {
+    let server = home.serve().await;
+    let owner = server.owner();
+    catalogue(&owner).await;
+    let (_, key) = issue(&owner, new_key()).await;
+    issue(&owner, new_key()).await;
+    manager(&owner, &["verify"]).await;
+    let end = |body: Value| owner.post("/v1/keys/revoke").json(body).send();
+    for nothing in [json!({}), json!({"ids": []}), json!({"dry_run": true})] {
+        assert_eq!(end(nothing.clone()).await.status, 400, "{nothing}");
+    }
+    let told = end(json!({"consumer": "acme", "dry_run": true}))
+        .await
+        .expect(200);
+    assert_eq!(
+        told["matched"], 2,
+        "a management key is left out unless it is asked for"
+    );
+    assert_eq!(verify(&owner, &key, "invoice:read").await, "valid");
+    let refused = end(json!({"consumer": "acme", "expected": 1})).await;
+    assert_eq!((refused.status, refused.code()), (409, "count_changed"));
+    let done = end(json!({"consumer": "acme", "expected": 2}))
+        .await
+        .expect(200);
+    assert_eq!((&done["matched"], &done["changed"]), (&json!(2), &json!(2)));
+    assert_eq!(verify(&owner, &key, "invoice:read").await, "revoked");
+    let found = owner
+        .post("/v1/keys/find")
+        .json(json!({"api_keys": [key, "zzz"]}))
+        .send()
+        .await;
+    let found = found.expect(200);
+    assert_eq!(found["items"][0]["status"], "revoked");
+    assert!(found["items"][1].is_null());
+}
+
+async fn wrong_keys_never_run_argon2(home: Home) {
+    use keystead::entropy::Entropy;
+    use keystead::keys::secret::{ApiKey, LookupId};
+    use keystead::text::{Environment, Prefix};
+    use keystead::validation::Asked;
+    use keystead::validation::decide::{Outcome, Request};
+
+    let server = home.serve().await;
+    let owner = server.owner();
+    catalogue(&owner).await;
+    let mut real = Vec::new();
+    for _ in 0..10 {
+        let issued = owner.create("/v1/keys", new_key()).await;
+        real.push(LookupId::parse(&text(&issued, "/key/lookup_id")).unwrap());
+    }
+    let runs = server.app.hasher.runs();
+    let tenant = keystead::text::Slug::parse("default").unwrap();
+    let tenant = server.app.tenants.by_slug(tenant).await.unwrap().unwrap();
+    let (prefix, live) = (
+        Prefix::parse("ks").unwrap(),
+        Environment::parse("live").unwrap(),
+    );
+    let request = Request::default();
+    for round in 0..100_usize {
+        let keys: Vec<ApiKey> = (0..100_usize)
+            .map(|n| {
+                let lookup = if n % 2 == 0 {
+                    real[(round + n) % real.len()].clone()
+                } else {
+                    LookupId::new(&Entropy::System)
+                };
+                ApiKey::generate(&prefix, &live, &lookup, &Entropy::System)
+            })
+            .collect();
+        let asked = Asked::Service("invoicing");
+        let validation = &server.app.validation;
+        let answers = join_all(
+            keys.iter()
+                .map(|key| validation.validate(key.expose_secret(), &tenant.id, asked, &request)),
+        )
+        .await;
+        for answer in answers {
+            assert_eq!(answer.unwrap().decision.outcome, Outcome::Unknown);
+        }
+    }
+    assert_eq!(server.app.hasher.runs(), runs, "10,000 wrong keys");
+}

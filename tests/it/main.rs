@@ -1,0 +1,22 @@
+//! The integration suite: one binary, real servers.
+#![allow(
+    clippy::pedantic,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::missing_panics_doc,
+    unreachable_pub,
+    reason = "a test fails by panicking, and nothing is outside a test binary"
+)]
+
+mod audit;
+mod catalogue;
+mod cli;
+mod house;
+mod keys;
+mod maintenance;
+mod matrix;
+mod peppers;
+mod schema;
+mod support;

@@ -1,0 +1,148 @@
+//! A small HTTP client that speaks as somebody: `server.owner().post("/v1/keys").json(..).send()`.
+
+use std::fmt;
+
+use reqwest::Method;
+use reqwest::header::HeaderMap;
+use serde_json::Value;
+
+/// Speaks to one server, as the holder of one credential or as nobody.
+#[derive(Clone, Debug)]
+pub struct Client {
+    http: reqwest::Client,
+    base: String,
+    key: Option<String>,
+    /// Where a caller of `default` acts.
+    tenant: Option<String>,
+}
+
+impl Client {
+    pub fn new(base: String) -> Self {
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .timeout(std::time::Duration::from_secs(20))
+            .build()
+            .expect("a client without special settings");
+        Self {
+            http,
+            base,
+            key: None,
+            tenant: None,
+        }
+    }
+
+    /// The same client with a management key in `x-api-key`.
+    #[must_use]
+    pub fn with_key(&self, key: &str) -> Self {
+        Self {
+            key: Some(key.to_owned()),
+            ..self.clone()
+        }
+    }
+
+    #[must_use]
+    pub fn anonymous(&self) -> Self {
+        Self {
+            key: None,
+            ..self.clone()
+        }
+    }
+
+    /// The same client, acting in another tenant.
+    #[must_use]
+    pub fn within(&self, tenant: &str) -> Self {
+        Self {
+            tenant: Some(tenant.to_owned()),
+            ..self.clone()
+        }
+    }
+
+    pub fn get(&self, path: &str) -> Request {
+        self.request(Method::GET, path)
+    }
+
+    pub fn post(&self, path: &str) -> Request {
+        self.request(Method::POST, path)
+    }
+
+    pub fn request(&self, method: Method, path: &str) -> Request {
+        let mut builder = self.http.request(method, format!("{}{path}", self.base));
+        if let Some(key) = &self.key {
+            builder = builder.header("x-api-key", key);
+        }
+        if let Some(tenant) = &self.tenant {
+            builder = builder.header("x-keystead-tenant", tenant);
+        }
+        Request(builder)
+    }
+
+    /// Posts and expects what a create answers.
+    pub async fn create(&self, path: &str, body: Value) -> Value {
+        self.post(path).json(body).send().await.expect(201)
+    }
+}
+
+pub struct Request(reqwest::RequestBuilder);
+
+impl Request {
+    #[must_use]
+    pub fn header(self, name: &str, value: &str) -> Self {
+        Self(self.0.header(name, value))
+    }
+
+    #[must_use]
+    pub fn json(self, body: Value) -> Self {
+        Self(self.0.json(&body))
+    }
+
+    /// `None` if the server cannot be reached.
+    pub async fn try_send(self) -> Option<Answer> {
+        let response = self.0.send().await.ok()?;
+        Some(Answer::read(response).await)
+    }
+
+    pub async fn send(self) -> Answer {
+        let response = self.0.send().await.expect("the server answers");
+        Answer::read(response).await
+    }
+}
+
+pub struct Answer {
+    pub status: u16,
+    pub headers: HeaderMap,
+    /// Null if it is not JSON.
+    pub body: Value,
+    pub text: String,
+}
+
+impl Answer {
+    async fn read(response: reqwest::Response) -> Self {
+        let status = response.status().as_u16();
+        let headers = response.headers().clone();
+        let text = response.text().await.expect("the answer is text");
+        Self {
+            status,
+            body: serde_json::from_str(&text).unwrap_or(Value::Null),
+            headers,
+            text,
+        }
+    }
+
+    /// The body, of an answer that has this status.
+    #[track_caller]
+    pub fn expect(self, status: u16) -> Value {
+        assert_eq!(self.status, status, "{self}");
+        self.body
+    }
+
+    pub fn code(&self) -> &str {
+        self.body["code"].as_str().unwrap_or_default()
+    }
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.status, self.text)
+    }
+}

@@ -1,0 +1,70 @@
+//! What the tests stand on: a home per test, the servers, a client, a proxy that fails on purpose.
+//!
+//! A test is an async function that takes a [`Home`]; `both!(name)` runs it on both databases:
+//!
+//! ```ignore
+//! both!(an_expired_key_is_refused);
+//! async fn an_expired_key_is_refused(home: Home) { .. }
+//! ```
+
+mod client;
+mod home;
+mod postgres;
+mod process;
+mod proxy;
+mod server;
+mod throwaway;
+
+use std::time::Duration;
+
+use keystead::db::{Db, Target};
+
+pub use client::{Answer, Client};
+pub use home::{Backend, Home, run};
+pub use server::Server;
+
+/// Makes `name::sqlite` and `name::postgres` of each async function that takes a [`Home`].
+macro_rules! both {
+    ($($name:ident),+ $(,)?) => {$(
+        mod $name {
+            #[test]
+            fn sqlite() {
+                $crate::support::run($crate::support::Backend::Sqlite, super::$name);
+            }
+
+            #[test]
+            fn postgres() {
+                $crate::support::run($crate::support::Backend::Postgres, super::$name);
+            }
+        }
+    )+};
+}
+pub(crate) use both;
+
+/// An environment variable, if it is set to something.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what scripts/test tells the tests is no setting of the server"
+)]
+pub fn setting(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// Brings the database at `url` up to date, as a starting node does.
+pub async fn migrate(url: &str) -> Vec<String> {
+    let target = Target::parse(url).expect("the support made the URL");
+    let db = Db::open(&target).expect("it opens");
+    db.migrate().await.expect("the migrations run")
+}
+
+/// Asks until the answer is yes. For what happens in real time in another process.
+pub async fn until(bound: Duration, what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let waiting = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    if tokio::time::timeout(bound, waiting).await.is_err() {
+        panic!("after {bound:?} it was not so that {what}");
+    }
+}

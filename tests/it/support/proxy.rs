@@ -1,0 +1,256 @@
+//! A TCP proxy that fails on purpose: put it before PostgreSQL, Redis or a node.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+/// What happens to every connection, those that are open and those that come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    None,
+    /// Each piece of data arrives this much later, in each direction.
+    Delay(Duration),
+    /// Connections are accepted and stay open; nothing passes until the fault ends.
+    Hang,
+    /// Connections are accepted and reset.
+    Reset,
+    /// Open connections are reset, and nobody listens.
+    Refuse,
+}
+
+impl Fault {
+    fn cuts(self) -> bool {
+        match self {
+            Self::Reset | Self::Refuse => true,
+            Self::None | Self::Delay(_) | Self::Hang => false,
+        }
+    }
+}
+
+/// Ends when it is dropped, with all its connections.
+pub struct Proxy {
+    pub address: SocketAddr,
+    wanted: watch::Sender<Fault>,
+    in_force: watch::Receiver<Fault>,
+}
+
+impl Proxy {
+    pub async fn before(upstream: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let (wanted, faults) = watch::channel(Fault::None);
+        let (acknowledge, in_force) = watch::channel(Fault::None);
+        tokio::spawn(serve(listener, address, upstream, faults, acknowledge));
+        Self {
+            address,
+            wanted,
+            in_force,
+        }
+    }
+
+    /// Answers once new connections meet the fault.
+    pub async fn set(&mut self, fault: Fault) {
+        self.wanted.send(fault).expect("the proxy runs");
+        self.in_force
+            .wait_for(|now| *now == fault)
+            .await
+            .expect("the proxy runs");
+    }
+}
+
+async fn serve(
+    listener: TcpListener,
+    address: SocketAddr,
+    upstream: SocketAddr,
+    mut faults: watch::Receiver<Fault>,
+    acknowledge: watch::Sender<Fault>,
+) {
+    let mut listener = Some(listener);
+    loop {
+        let fault = *faults.borrow_and_update();
+        if fault == Fault::Refuse {
+            listener = None;
+        } else if listener.is_none() {
+            listener = Some(TcpListener::bind(address).await.expect("our port is free"));
+        }
+        acknowledge.send_replace(fault);
+        let accepted = async {
+            match &listener {
+                Some(listener) => listener.accept().await.expect("it listens").0,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            client = accepted => {
+                tokio::spawn(carry(client, upstream, faults.clone()));
+            }
+            changed = faults.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+async fn carry(mut client: TcpStream, upstream: SocketAddr, mut faults: watch::Receiver<Fault>) {
+    let mut cut = faults.clone();
+    let cut = cut.wait_for(|fault| fault.cuts());
+    let carried = async {
+        if faults
+            .wait_for(|fault| *fault != Fault::Hang)
+            .await
+            .is_err()
+        {
+            return;
+        }
+        let Ok(mut server) = TcpStream::connect(upstream).await else {
+            return;
+        };
+        let (from_client, to_client) = client.split();
+        let (from_server, to_server) = server.split();
+        tokio::join!(
+            pump(from_client, to_server, faults.clone()),
+            pump(from_server, to_client, faults.clone()),
+        );
+    };
+    // Cut by a fault, or because the proxy was dropped.
+    let was_cut = tokio::select! {
+        biased;
+        _ = cut => true,
+        () = carried => false,
+    };
+    if was_cut {
+        // A close with nothing lingering is a reset.
+        client.set_zero_linger().expect("the socket is open");
+    }
+}
+
+async fn pump(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mut faults: watch::Receiver<Fault>) {
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        let read = from.read(&mut buffer).await.unwrap_or(0);
+        if faults
+            .wait_for(|fault| *fault != Fault::Hang)
+            .await
+            .is_err()
+        {
+            return;
+        }
+        let fault = *faults.borrow();
+        if let Fault::Delay(delay) = fault {
+            tokio::time::sleep(delay).await;
+        }
+        if read == 0 {
+            let _ = to.shutdown().await;
+            return;
+        }
+        if to.write_all(&buffer[..read]).await.is_err() {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+    use std::time::Instant;
+
+    use super::*;
+
+    const BOUND: Duration = Duration::from_secs(5);
+
+    /// A server that says back what it hears, and a proxy before it.
+    async fn echo() -> Proxy {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let (mut from, mut to) = stream.split();
+                    let _ = tokio::io::copy(&mut from, &mut to).await;
+                });
+            }
+        });
+        Proxy::before(address).await
+    }
+
+    async fn say(stream: &mut TcpStream) -> std::io::Result<u8> {
+        stream.write_all(b"k").await?;
+        let heard = tokio::time::timeout(Duration::from_millis(300), stream.read_u8());
+        heard.await.map_err(|_elapsed| ErrorKind::TimedOut)?
+    }
+
+    async fn fresh(proxy: &Proxy) -> std::io::Result<u8> {
+        say(&mut TcpStream::connect(proxy.address).await?).await
+    }
+
+    #[tokio::test]
+    async fn each_fault_is_met_by_open_and_new_connections_and_ends() {
+        let mut proxy = echo().await;
+        for (fault, open_kind, new_kind) in [
+            (Fault::Hang, ErrorKind::TimedOut, ErrorKind::TimedOut),
+            (
+                Fault::Reset,
+                ErrorKind::ConnectionReset,
+                ErrorKind::ConnectionReset,
+            ),
+            (
+                Fault::Refuse,
+                ErrorKind::ConnectionReset,
+                ErrorKind::ConnectionRefused,
+            ),
+        ] {
+            let mut open = TcpStream::connect(proxy.address).await.unwrap();
+            assert_eq!(say(&mut open).await.unwrap(), b'k');
+            proxy.set(fault).await;
+            assert_eq!(
+                say(&mut open).await.unwrap_err().kind(),
+                open_kind,
+                "{fault:?}"
+            );
+            assert_eq!(
+                fresh(&proxy).await.unwrap_err().kind(),
+                new_kind,
+                "{fault:?}"
+            );
+            proxy.set(Fault::None).await;
+            assert_eq!(fresh(&proxy).await.unwrap(), b'k', "{fault:?}");
+            if fault == Fault::Hang {
+                // What was held back arrives.
+                let late = tokio::time::timeout(BOUND, open.read_u8()).await.unwrap();
+                assert_eq!(late.unwrap(), b'k');
+            }
+        }
+    }
+
+    #[tokio::test]
+    #[expect(clippy::disallowed_methods, reason = "the delay is real time")]
+    async fn a_delay_is_added_in_each_direction() {
+        let mut proxy = echo().await;
+        let mut open = TcpStream::connect(proxy.address).await.unwrap();
+        say(&mut open).await.unwrap();
+        proxy.set(Fault::Delay(Duration::from_millis(60))).await;
+        let began = Instant::now();
+        say(&mut open).await.unwrap();
+        assert!(
+            began.elapsed() >= Duration::from_millis(120),
+            "{:?}",
+            began.elapsed()
+        );
+    }
+
+    #[tokio::test]
+    async fn a_proxy_that_is_dropped_resets_its_connections() {
+        let proxy = echo().await;
+        let mut open = TcpStream::connect(proxy.address).await.unwrap();
+        say(&mut open).await.unwrap();
+        drop(proxy);
+        let end = tokio::time::timeout(BOUND, open.read_u8()).await.unwrap();
+        assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    }
+}
