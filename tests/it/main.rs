@@ -17,6 +17,7 @@ mod house;
 mod keys;
 mod maintenance;
 mod matrix;
+mod openapi;
 mod peppers;
 mod schema;
 mod support;
