@@ -1,7 +1,7 @@
 //! The one place that reads the clocks. Everything else is handed a [`Clock`].
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use crate::time::{Span, Timestamp};
@@ -47,6 +47,21 @@ impl Clock {
                 Instant::now() + std::time::Duration::from_millis(millis)
             }
         }
+    }
+
+    /// Microseconds of real time since the process first asked, which no test moves: what leases and
+    /// proofs of other parties are measured by.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one place that reads the clock"
+    )]
+    pub fn uptime_us() -> u64 {
+        static STARTED: OnceLock<Instant> = OnceLock::new();
+        let up = STARTED.get_or_init(Instant::now).elapsed();
+        // From 1 on, so that 0 can mean "never".
+        u64::try_from(up.as_micros())
+            .unwrap_or(u64::MAX)
+            .saturating_add(1)
     }
 
     /// Moves a [`Clock::Shifted`] forward; the system's clock does not move.

@@ -1,12 +1,13 @@
 //! Typed, sortable ids: a prefix, `_`, and a `UUIDv7` (RFC 9562 §5.7) in lowercase Crockford base32.
 
 use std::fmt;
+use std::str;
 
 use diesel::deserialize::{self, FromSql, FromSqlRow};
 use diesel::expression::AsExpression;
 use diesel::serialize::{self, Output, ToSql};
 use diesel::sql_types::Text;
-use serde::{Deserialize, Deserializer, Serialize, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::clock::Clock;
 use crate::entropy::Entropy;
@@ -14,12 +15,24 @@ use crate::entropy::Entropy;
 /// 26 base32 characters: 130 bits for the 128 of a UUID, so the first is 0 to 7.
 const ENCODED_LEN: usize = 26;
 
-fn generate(prefix: &str, clock: &Clock, entropy: &Entropy) -> String {
+/// A prefix of three letters, `_` and the UUID.
+const LEN: usize = 4 + ENCODED_LEN;
+
+/// The bytes of a text of just the right length.
+fn inline(text: &str) -> Option<[u8; LEN]> {
+    text.as_bytes().try_into().ok()
+}
+
+fn generate(prefix: &str, clock: &Clock, entropy: &Entropy) -> [u8; LEN] {
     let millis = clock.now().millis().unsigned_abs();
     let uuid = uuid::Builder::from_unix_timestamp_millis(millis, &entropy.bytes()).into_uuid();
     let mut text = ulid::Ulid::from_bytes(uuid.into_bytes()).to_string();
     text.make_ascii_lowercase();
-    format!("{prefix}_{text}")
+    let mut id = [b'_'; LEN];
+    for (place, byte) in id.iter_mut().zip(format!("{prefix}_{text}").bytes()) {
+        *place = byte;
+    }
+    id
 }
 
 fn is_well_formed(prefix: &str, text: &str) -> bool {
@@ -40,11 +53,10 @@ macro_rules! id {
     ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
         $(#[$doc])*
         #[derive(
-            Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, AsExpression, FromSqlRow,
+            Clone, PartialEq, Eq, PartialOrd, Ord, Hash, AsExpression, FromSqlRow,
         )]
         #[diesel(sql_type = Text)]
-        #[serde(transparent)]
-        pub struct $name(String);
+        pub struct $name([u8; LEN]);
 
         impl $name {
             pub const PREFIX: &'static str = $prefix;
@@ -55,17 +67,33 @@ macro_rules! id {
 
             /// `None` unless `text` is an id of this very kind.
             pub fn parse(text: &str) -> Option<Self> {
-                is_well_formed($prefix, text).then(|| Self(text.to_owned()))
+                is_well_formed($prefix, text)
+                    .then(|| inline(text))
+                    .flatten()
+                    .map(Self)
             }
 
             pub fn as_str(&self) -> &str {
-                &self.0
+                // ASCII, as every way to make one checks.
+                str::from_utf8(&self.0).unwrap_or_default()
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), "({})"), self.as_str())
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.as_str())
             }
         }
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
+                f.write_str(self.as_str())
             }
         }
 
@@ -92,7 +120,9 @@ macro_rules! id {
             String: FromSql<Text, DB>,
         {
             fn from_sql(bytes: DB::RawValue<'_>) -> deserialize::Result<Self> {
-                String::from_sql(bytes).map(Self)
+                let text = String::from_sql(bytes)?;
+                Self::parse(&text)
+                    .ok_or_else(|| concat!("an id must start with ", $prefix, "_").into())
             }
         }
 
@@ -101,7 +131,7 @@ macro_rules! id {
             str: ToSql<Text, DB>,
         {
             fn to_sql<'b>(&'b self, out: &mut Output<'b, '_, DB>) -> serialize::Result {
-                self.0.as_str().to_sql(out)
+                self.as_str().to_sql(out)
             }
         }
     };

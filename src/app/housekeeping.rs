@@ -5,10 +5,11 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 
 use super::App;
-use crate::db::{self, Conn};
+use crate::db::{self, Conn, feed};
 use crate::http::health::Phase;
 use crate::idempotency;
 use crate::keys::pepper_store;
+use crate::time::Span;
 
 /// `last_used` is true to the minute.
 const LAST_USED_EVERY: Duration = Duration::from_secs(10);
@@ -17,6 +18,9 @@ const LAST_USED_EVERY: Duration = Duration::from_secs(10);
 const PEPPERS_EVERY: Duration = Duration::from_secs(10);
 
 const SWEEP_EVERY: Duration = Duration::from_hours(1);
+
+/// How far back the feed of changes reaches: longer than anything lives that was read before them.
+const CHANGES_KEPT: Span = Span::hours(48);
 
 const METRICS_EVERY: Duration = Duration::from_secs(1);
 
@@ -60,6 +64,10 @@ pub(super) fn start(app: &App) -> Tasks {
             if this.is_starting() {
                 continue;
             }
+            report(
+                "old changes are cut later",
+                this.cut_changes().await.map(drop),
+            );
             let swept = idempotency::sweep(&this.db, this.clock.now()).await;
             report("old idempotency keys are swept later", swept.map(drop));
         }
@@ -78,6 +86,21 @@ pub(super) fn start(app: &App) -> Tasks {
         }
     }));
     tasks.push(runtime.spawn(std::sync::Arc::clone(&app.issuers).keep_fresh()));
+    let this = app.clone();
+    tasks.push(runtime.spawn(async move {
+        // What is followed begins at the start of the node.
+        while this.is_starting() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        this.follower.clone().follow().await;
+    }));
+    let this = app.clone();
+    tasks.push(runtime.spawn(async move {
+        let mut changed = this.follower.pepper_changes();
+        while changed.changed().await.is_ok() {
+            report("peppers are looked at later", this.tend_peppers().await);
+        }
+    }));
     Tasks(tasks)
 }
 
@@ -101,6 +124,14 @@ fn report(consequence: &'static str, done: db::Result<()>) {
 impl App {
     fn is_starting(&self) -> bool {
         self.readiness.phase() == Phase::Starting
+    }
+
+    /// Nobody follows from so far back.
+    async fn cut_changes(&self) -> db::Result<usize> {
+        let before = self.clock.now().minus(CHANGES_KEPT);
+        self.db
+            .write(async move |conn: &mut Conn| feed::cut(conn, before).await)
+            .await
     }
 
     /// Makes a next pepper current when it is due, ends old ones that no secret carries, and learns

@@ -11,6 +11,8 @@ use std::sync::Arc;
 use crate::audit::{Audit, Refusals};
 use crate::auth::issuers::Issuers;
 use crate::auth::people::People;
+use crate::cache::Changes;
+use crate::cache::follow::{Follower, Reach};
 use crate::clock::Clock;
 use crate::config::{Config, issuers};
 use crate::consumers::Consumers;
@@ -33,6 +35,7 @@ use crate::routes;
 use crate::services::Services;
 use crate::tenants::Tenants;
 use crate::validation::Validation;
+use crate::validation::records::Records;
 
 pub use serve::{Listeners, Running, serve};
 pub use start::StartError;
@@ -55,6 +58,9 @@ pub struct App {
     pub keys: Keys,
     pub validation: Validation,
     pub people: People,
+    pub changes: Changes,
+    pub reach: Reach,
+    follower: Follower,
     issuers: Arc<Issuers>,
     pub metrics: Arc<Metrics>,
     pub readiness: Arc<Readiness>,
@@ -88,8 +94,12 @@ impl App {
             .map_err(|error| format!("database.url cannot be opened: {error}"))?;
         let codes: Vec<&'static str> = Code::ALL.iter().map(|code| code.slug()).collect();
         let metrics = Arc::new(Metrics::new(&codes));
+        let changes = Changes::new();
+        let reach = Reach::default();
+        let follower = Follower::new(db.clone(), changes.clone(), reach.clone());
         let audit = Audit::new(db.clone(), clock.clone(), entropy.clone(), &master)
-            .counted(Arc::clone(&metrics));
+            .counted(Arc::clone(&metrics))
+            .noted_in(changes.clone());
         let peppers = Arc::new(Peppers::new(master.clone()));
         let argon2 = &config.argon2;
         let settings = Argon2Settings {
@@ -109,14 +119,16 @@ impl App {
             hasher.clone(),
             verifiers.clone(),
         );
-        let validation = Validation::new(
+        let records = Records::new(
             db.clone(),
-            clock.clone(),
+            changes.clone(),
+            reach.clone(),
             Arc::clone(&peppers),
             hasher.clone(),
             verifiers.clone(),
-            Arc::clone(&metrics),
+            &config.cache,
         );
+        let validation = Validation::new(db.clone(), clock.clone(), records, Arc::clone(&metrics));
         let readiness = Arc::new(Readiness::new());
         let document = routes::document();
         let edge = Edge::new(EdgeSettings {
@@ -156,6 +168,9 @@ impl App {
             verifiers,
             keys,
             validation,
+            changes,
+            reach,
+            follower,
             metrics,
             readiness,
             edge,

@@ -93,6 +93,7 @@ impl App {
             .await?
             .to_ref();
         self.load_peppers().await?;
+        self.follower.begin().await?;
         self.audit.renew_heads().await?;
         self.note_start(tenant.clone()).await?;
         owner::bootstrap(self, tenant).await

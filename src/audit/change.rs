@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 use super::actor::Attribution;
 use super::chain::{AuditOutcome, Event, Head, HeadKeys, Target, link, recordable};
 use super::store::{self, Sealed};
+use crate::cache::Changes;
 use crate::clock::Clock;
 use crate::db::feed::{self, Kind};
 use crate::db::{self, Conn, Db, Work};
@@ -37,6 +38,8 @@ pub struct Audit {
     pub(super) entropy: Entropy,
     pub(super) keys: HeadKeys,
     pub(super) metrics: Option<Arc<Metrics>>,
+    /// What this node knows of changes learns of its own before anybody is answered.
+    changes: Option<Changes>,
     wait_max: Duration,
     /// One verification for a waiting caller at a time.
     pub(super) verifying: Arc<Semaphore>,
@@ -51,6 +54,15 @@ pub struct Change {
     now: Timestamp,
     lines: Vec<Line>,
     touched: Vec<(Kind, String)>,
+}
+
+/// What a change left behind: its audit lines, and what decisions must look at again.
+#[derive(Default)]
+pub(super) struct Left {
+    pub(super) lines: Vec<Sealed>,
+    touched: Vec<(Kind, String)>,
+    /// Its number in the feed, if it touched anything.
+    step: i64,
 }
 
 struct Line {
@@ -134,6 +146,7 @@ impl Audit {
             entropy,
             keys: HeadKeys::new(master),
             metrics: None,
+            changes: None,
             wait_max: db::WAIT_MAX,
             verifying: Arc::new(Semaphore::new(1)),
         }
@@ -144,6 +157,15 @@ impl Audit {
     pub fn counted(self, metrics: Arc<Metrics>) -> Self {
         Self {
             metrics: Some(metrics),
+            ..self
+        }
+    }
+
+    /// Tells `changes` of every change that is committed.
+    #[must_use]
+    pub fn noted_in(self, changes: Changes) -> Self {
+        Self {
+            changes: Some(changes),
             ..self
         }
     }
@@ -240,18 +262,14 @@ impl Audit {
         )))
     }
 
-    /// Steps 3 and 4. Answers the lines it wrote.
-    pub(super) async fn seal(
-        &self,
-        change: &mut Change,
-        mut head: Head,
-    ) -> db::Result<Vec<Sealed>> {
+    /// Steps 3 and 4.
+    pub(super) async fn seal(&self, change: &mut Change, mut head: Head) -> db::Result<Left> {
         let tenant = change.at.tenant.id.clone();
         let lines = std::mem::take(&mut change.lines);
         let touched = std::mem::take(&mut change.touched);
         if lines.is_empty() {
             return match touched.first() {
-                None => Ok(Vec::new()),
+                None => Ok(Left::default()),
                 Some((kind, id)) => Err(db::Error::Corrupt(format!(
                     "a change of the {} {id} has no audit line",
                     kind.as_str()
@@ -278,19 +296,30 @@ impl Audit {
         store::insert(change.tx.conn(), &tenant, &sealed).await?;
         let mac = self.keys.seal(&tenant, &head);
         store::move_head(change.tx.conn(), &tenant, &head, &mac).await?;
-        if !touched.is_empty() {
-            feed::step(change.tx.conn(), &touched, change.now).await?;
-        }
-        Ok(sealed)
+        let step = if touched.is_empty() {
+            0
+        } else {
+            feed::step(change.tx.conn(), &touched, change.now).await?
+        };
+        Ok(Left {
+            lines: sealed,
+            touched,
+            step,
+        })
     }
 
     /// Tells the log what the database now holds, a line each: against these is found what a
     /// database that was rolled back to an old backup no longer knows.
-    pub(super) fn committed(&self, sealed: &[Sealed]) {
-        if let (Some(metrics), false) = (&self.metrics, sealed.is_empty()) {
+    pub(super) fn committed(&self, left: &Left) {
+        if let (Some(metrics), false) = (&self.metrics, left.lines.is_empty()) {
             metrics.changes.inc();
         }
-        for Sealed { event, hash, .. } in sealed {
+        if let Some(changes) = &self.changes {
+            for (kind, id) in &left.touched {
+                changes.note(left.step, *kind, id);
+            }
+        }
+        for Sealed { event, hash, .. } in &left.lines {
             tracing::info!(
                 target: "audit",
                 tenant = event.tenant,

@@ -9,6 +9,7 @@
 use serde_json::{Value, json};
 
 use super::chain::{Event, Head};
+use super::change::Left;
 use super::store;
 use super::verify::{Chains, PAGE, Report, end, tenants};
 use super::walk::{BadRecord, Walk};
@@ -61,7 +62,7 @@ impl Audit {
         let done = async {
             let found = look(self, change.conn(), &tenant).await?;
             let sealed = match found.base {
-                None => Vec::new(),
+                None => Left::default(),
                 Some(base) => {
                     change.record(
                         ACTION,
@@ -82,7 +83,7 @@ impl Audit {
         }
         .await;
         let (report, sealed) = change.end(done).await?;
-        if !sealed.is_empty() {
+        if !sealed.lines.is_empty() {
             tracing::warn!(
                 target: "security",
                 tenant = %tenant.slug,

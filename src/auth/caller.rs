@@ -51,7 +51,7 @@ impl CallerIdentity {
             via: None,
             tenant: key.tenant,
             home: None,
-            rights: Rights::new(&key.scopes),
+            rights: key.rights,
             environment: Some(key.environment),
             key_id: Some(key.key_id),
             expires_at: key.expires_at,
@@ -139,7 +139,6 @@ mod tests {
     use crate::clock::Clock;
     use crate::entropy::Entropy;
     use crate::id::TenantId;
-    use crate::scope::Scope;
 
     fn tenant(slug: &str) -> TenantRef {
         TenantRef {
@@ -152,7 +151,7 @@ mod tests {
         let key = Identified {
             key_id: KeyId::new(&Clock::System, &Entropy::System),
             tenant: tenant.clone(),
-            scopes: scopes.iter().map(|s| Scope::parse(s).unwrap()).collect(),
+            rights: Rights::new(scopes),
             environment: Environment::parse("live").unwrap(),
             expires_at: None,
         };

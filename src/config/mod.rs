@@ -4,6 +4,7 @@
 //! the file, variable or flag, the setting, and the fix. Every setting and its default stand in
 //! `config.example.toml`, which the binary carries as [`EXAMPLE`].
 
+mod cache;
 mod data_dir;
 mod error;
 mod hashing;
@@ -23,6 +24,7 @@ use figment::error::Kind as FigmentKind;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+pub use self::cache::Cache;
 pub use self::data_dir::{DataDirLock, LockError};
 pub use self::error::ConfigError;
 pub use self::hashing::Argon2;
@@ -48,6 +50,8 @@ pub struct Config {
     pub database: Database,
     #[serde(default)]
     pub secrets: Secrets,
+    #[serde(default)]
+    pub cache: Cache,
     #[serde(default)]
     pub argon2: Argon2,
     #[serde(default)]
@@ -98,6 +102,7 @@ impl Config {
         }
         self.server.check()?;
         self.secrets.check()?;
+        self.cache.check()?;
         self.argon2.check()?;
         match issuers::resolve(&self.issuers) {
             Ok(_meant) => Ok(()),

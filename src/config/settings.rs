@@ -93,6 +93,21 @@ pub(super) const SETTINGS: &[Setting] = &[
         "must be a list of paths, such as [\"/run/secrets/master.key\"]",
     ),
     setting(
+        "cache.refresh",
+        Kind::Text,
+        "must be a time from 1s to 24h, such as \"5m\"",
+    ),
+    setting(
+        "cache.stale_max",
+        Kind::Text,
+        "must be a time from 1s to 1h, such as \"15m\"",
+    ),
+    setting(
+        "cache.entries_max",
+        Kind::Number,
+        "must be a number from 100 to 100000000",
+    ),
+    setting(
         "argon2.memory_kib",
         Kind::Number,
         "must be a number of KiB from 8 to 1048576",

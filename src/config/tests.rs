@@ -222,7 +222,7 @@ fn every_setting_can_be_set_by_a_variable() {
             "server.listen" | "server.operations_listen" => ("127.0.0.1:9", "127.0.0.1:9"),
             "server.public_url" => ("https://keys.example.com/", "https://keys.example.com"),
             "server.trusted_proxies" => ("10.1.2.3/8, ::1", "::1/128"),
-            "server.drain_delay" => ("90s", "90s"),
+            "server.drain_delay" | "cache.refresh" | "cache.stale_max" => ("90s", "90s"),
             "server.operations" => ("off", "off"),
             "server.cors_origins" => ("https://a.example.com", "https://a.example.com"),
             "database.url" => ("postgres://u:hush@h/d", "postgres://u:***@h/d"),
@@ -234,6 +234,7 @@ fn every_setting_can_be_set_by_a_variable() {
                 r#"[{issuer = "https://i", discovery = true, audience = "a", algorithms = ["ES256"], tenant = "default"}]"#,
                 "https://i",
             ),
+            "cache.entries_max" => ("5000", "5000"),
             "argon2.memory_kib" => ("65536", "65536"),
             _ if setting.kind == Kind::Switch => ("true", "true"),
             _ => ("3", "3"),
@@ -301,7 +302,7 @@ fn a_bad_value_names_the_file_the_setting_and_the_fix() {
         keystead.toml: server.operations must be "auto", "on" or "off"
         keystead.toml: server.listen_on is not a setting; [server] has: listen, public_url, trusted_proxies, dangerous_plain_http, drain_delay, operations, operations_listen, cors_origins, workers
         keystead.toml: server must be a section, [server]
-        keystead.toml: redis is not a setting; there are: data_dir, server, database, secrets, argon2, log, issuers
+        keystead.toml: redis is not a setting; there are: data_dir, server, database, secrets, cache, argon2, log, issuers
         keystead.toml: database.url must start with sqlite: or postgres://
         keystead.toml: argon2.passes is weaker than OWASP's minimum while argon2.memory_kib = 19456: use memory_kib = 19456 and passes = 2, or more
         keystead.toml: argon2.memory_kib must be a number from 8 to 1048576
@@ -339,7 +340,7 @@ fn a_bad_variable_or_flag_is_named() {
         KEYSTEAD__SERVER__WORKERS: server.workers must be a number from 0 (one for each core) to 512
         KEYSTEAD__SERVER__DANGEROUS_PLAIN_HTTP: server.dangerous_plain_http must be true or false
         KEYSTEAD__SERVER__PORT: is not a setting; [server] has: listen, public_url, trusted_proxies, dangerous_plain_http, drain_delay, operations, operations_listen, cors_origins, workers
-        KEYSTEAD__LISTEN: is not a setting; there are: data_dir, server, database, secrets, argon2, log, issuers
+        KEYSTEAD__LISTEN: is not a setting; there are: data_dir, server, database, secrets, cache, argon2, log, issuers
         KEYSTEAD__SERVER__LISTEN_FILE: is not a setting; [server] has: listen, public_url, trusted_proxies, dangerous_plain_http, drain_delay, operations, operations_listen, cors_origins, workers
         KEYSTEAD__SECRETS__MASTER_KEY_FILE: secrets.master_key names /dev/null/x, which cannot be read: Not a directory (os error 20)
         --listen: server.listen must be an IP address and a port, such as "127.0.0.1:8080"

@@ -22,6 +22,8 @@ pub enum Kind {
     Service,
     Consumer,
     Key,
+    /// The lookup id of a key that has a new secret: what was unknown may be it.
+    LookupId,
     Pepper,
 }
 
@@ -32,9 +34,91 @@ impl Kind {
             Self::Service => "service",
             Self::Consumer => "consumer",
             Self::Key => "key",
+            Self::LookupId => "lookup_id",
             Self::Pepper => "pepper",
         }
     }
+
+    /// `None` for a kind that a newer version of the program knows.
+    pub fn parse(text: &str) -> Option<Self> {
+        [
+            Self::Tenant,
+            Self::Service,
+            Self::Consumer,
+            Self::Key,
+            Self::LookupId,
+            Self::Pepper,
+        ]
+        .into_iter()
+        .find(|kind| kind.as_str() == text)
+    }
+}
+
+/// One entity of one change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changed {
+    pub seq: i64,
+    /// `None` for a kind that only a newer version of the program knows.
+    pub kind: Option<Kind>,
+    pub id: String,
+}
+
+/// The counter: read before anything else of a reading, it is that reading's `as_of`.
+pub async fn head(conn: &mut Conn) -> Result<i64> {
+    Ok(each!(conn, c => change_head::table
+        .select(change_head::seq)
+        .first(c)
+        .await)?)
+}
+
+/// The oldest change that is still known.
+pub async fn oldest(conn: &mut Conn) -> Result<Option<i64>> {
+    Ok(each!(conn, c => change::table
+        .select(diesel::dsl::min(change::seq))
+        .first(c)
+        .await)?)
+}
+
+/// The changes after `position`, oldest first, up to `rows` of them but always whole changes.
+///
+/// The answer begins with the number `position + 1`, or the feed was cut after `position`.
+pub async fn since(conn: &mut Conn, position: i64, rows: i64) -> Result<Vec<Changed>> {
+    let mut found: Vec<(i64, String, String)> = each!(conn, c => change::table
+        .filter(change::seq.gt(position))
+        .order(change::seq)
+        .select((change::seq, change::kind, change::id))
+        .limit(rows)
+        .load(c)
+        .await)?;
+    // The last number may have more rows than were read.
+    if i64::try_from(found.len()).unwrap_or(i64::MAX) == rows
+        && let Some(last) = found.last().map(|(seq, _, _)| *seq)
+    {
+        found.retain(|(seq, _, _)| *seq < last);
+        let rest: Vec<(i64, String, String)> = each!(conn, c => change::table
+            .filter(change::seq.eq(last))
+            .select((change::seq, change::kind, change::id))
+            .load(c)
+            .await)?;
+        found.extend(rest);
+    }
+    Ok(found
+        .into_iter()
+        .map(|(seq, kind, id)| Changed {
+            seq,
+            kind: Kind::parse(&kind),
+            id,
+        })
+        .collect())
+}
+
+/// Forgets changes from before `at`: a node that has not followed so long begins anew.
+pub async fn cut(conn: &mut Conn, at: Timestamp) -> Result<usize> {
+    Ok(
+        each!(conn, c => diesel::delete(change::table.filter(change::at.lt(at)))
+        .execute(c)
+        .await)?,
+    )
 }
 
 /// Steps the counter and notes what changed under the new number, which it answers.

@@ -95,6 +95,23 @@ pub enum Error {
     Corrupt(String),
 }
 
+impl Error {
+    /// The same for another who waited for the same work.
+    #[must_use]
+    pub fn repeated(&self) -> Self {
+        match self {
+            Self::Unavailable(cause) => Self::Unavailable(anyhow::anyhow!("{cause:#}")),
+            Self::Refused(text) => Self::Refused(text.clone()),
+            Self::Busy => Self::Busy,
+            Self::Taken(index) => Self::Taken(index.clone()),
+            Self::Query(cause) => {
+                Self::Query(DieselError::QueryBuilderError(cause.to_string().into()))
+            }
+            Self::Corrupt(what) => Self::Corrupt(what.clone()),
+        }
+    }
+}
+
 impl From<DieselError> for Error {
     fn from(error: DieselError) -> Self {
         match &error {
@@ -170,10 +187,12 @@ enum Pools {
     Sqlite {
         writer: Pool<SqliteConn>,
         readers: Pool<SqliteConn>,
+        loads: Pool<SqliteConn>,
         path: PathBuf,
     },
     Postgres {
         pool: Pool<AsyncPgConnection>,
+        loads: Pool<AsyncPgConnection>,
     },
 }
 
@@ -224,11 +243,13 @@ impl Db {
                 Pools::Sqlite {
                     writer: sqlite::writer(path),
                     readers: sqlite::readers(path),
+                    loads: sqlite::readers(path),
                     path: path.clone(),
                 }
             }
             Target::Postgres { url } => Pools::Postgres {
-                pool: postgres::pool(url)?,
+                pool: postgres::pool(url, postgres::CONNECTIONS)?,
+                loads: postgres::pool(url, postgres::LOAD_CONNECTIONS)?,
             },
         };
         Ok(Self {
@@ -282,6 +303,25 @@ impl Db {
         let db = self.clone();
         self.spawn(Some(self.wait_max), async move {
             let mut conn = db.pools.reader(db.wait_max).await?;
+            work(&mut conn).await
+        })
+        .await
+    }
+
+    /// As [`Self::read`], for what a validation waits for: on connections of its own, so that no
+    /// list and no report stands before it, and with `limit` on the whole of it.
+    pub async fn load<T, E, F>(&self, limit: Duration, work: F) -> std::result::Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+        for<'c> F: AsyncFnOnce(&'c mut Conn) -> std::result::Result<T, E>
+            + Work<&'c mut Conn, std::result::Result<T, E>, Running: Send>
+            + Send
+            + 'static,
+    {
+        let db = self.clone();
+        self.spawn(Some(limit), async move {
+            let mut conn = db.pools.loader(limit).await?;
             work(&mut conn).await
         })
         .await
@@ -401,14 +441,21 @@ impl Pools {
     async fn reader(&self, wait: Duration) -> Result<Conn> {
         match self {
             Self::Sqlite { readers, .. } => lease(readers, wait).await.map(Conn::Sqlite),
-            Self::Postgres { pool } => lease(pool, wait).await.map(Conn::Postgres),
+            Self::Postgres { pool, .. } => lease(pool, wait).await.map(Conn::Postgres),
+        }
+    }
+
+    async fn loader(&self, wait: Duration) -> Result<Conn> {
+        match self {
+            Self::Sqlite { loads, .. } => lease(loads, wait).await.map(Conn::Sqlite),
+            Self::Postgres { loads, .. } => lease(loads, wait).await.map(Conn::Postgres),
         }
     }
 
     async fn writer(&self, wait: Duration) -> Result<Conn> {
         match self {
             Self::Sqlite { writer, .. } => lease(writer, wait).await.map(Conn::Sqlite),
-            Self::Postgres { pool } => lease(pool, wait).await.map(Conn::Postgres),
+            Self::Postgres { pool, .. } => lease(pool, wait).await.map(Conn::Postgres),
         }
     }
 }

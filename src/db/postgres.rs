@@ -27,7 +27,10 @@ const SETUP: &str = "SET statement_timeout = '2s'; SET lock_timeout = '2s'; \
                      SET idle_in_transaction_session_timeout = '10s'; SET TIME ZONE 'UTC'; \
                      SET synchronous_commit = on;";
 
-const CONNECTIONS: usize = 16;
+pub(super) const CONNECTIONS: usize = 16;
+
+/// For what validations wait for.
+pub(super) const LOAD_CONNECTIONS: usize = 8;
 
 /// A parsed `postgres://` URL. `Debug` shows host and database, never the password.
 #[derive(Clone)]
@@ -82,7 +85,7 @@ impl fmt::Debug for PgUrl {
     }
 }
 
-pub(super) fn pool(url: &PgUrl) -> io::Result<Pool<AsyncPgConnection>> {
+pub(super) fn pool(url: &PgUrl, connections: usize) -> io::Result<Pool<AsyncPgConnection>> {
     let tls = tls(url)?;
     let pg = url.config.clone();
     let mut config = ManagerConfig::<AsyncPgConnection>::default();
@@ -98,7 +101,7 @@ pub(super) fn pool(url: &PgUrl) -> io::Result<Pool<AsyncPgConnection>> {
         reason = "building fails only for timeouts without a runtime"
     )]
     Ok(Pool::builder(manager)
-        .max_size(CONNECTIONS)
+        .max_size(connections)
         .build()
         .expect("a pool without timeouts builds"))
 }

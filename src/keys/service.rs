@@ -872,7 +872,7 @@ async fn add_secret(
     };
     store::insert_secret(change.conn(), key, &new).await?;
     // What a node remembers as unknown may be this key now.
-    change.touch(Kind::Key, key.as_str());
+    change.touch(Kind::LookupId, minted.lookup_id.as_str());
     Ok((secret, minted.api_key))
 }
 

@@ -192,12 +192,12 @@ pub fn explain(subject: &Subject, request: &Request, now: Timestamp) -> Vec<Chec
         disabled(subject, request, now),
         if key.disabled {
             "the key is disabled".to_owned()
-        } else if !is_active(subject.consumer.disabled_at, subject.consumer.deleted_at) {
+        } else if !subject.consumer.is_active {
             format!(
                 "the consumer {} is disabled or deleted",
                 subject.consumer.slug
             )
-        } else if !is_active(subject.tenant.disabled_at, subject.tenant.deleted_at) {
+        } else if !subject.tenant.is_active {
             "the tenant is disabled or deleted".to_owned()
         } else {
             "key, consumer and tenant are enabled".to_owned()
@@ -233,7 +233,7 @@ pub fn explain(subject: &Subject, request: &Request, now: Timestamp) -> Vec<Chec
         service(subject, request, now),
         match &subject.service {
             None => "there is no such service".to_owned(),
-            Some(entry) if !is_active(entry.service.disabled_at, entry.service.deleted_at) => {
+            Some(entry) if !entry.is_active => {
                 format!("the service {} is disabled or deleted", entry.service.slug)
             }
             Some(entry) if subject.grant().is_none() => {
@@ -265,18 +265,12 @@ pub fn explain(subject: &Subject, request: &Request, now: Timestamp) -> Vec<Chec
     checks
 }
 
-fn is_active(disabled_at: Option<Timestamp>, deleted_at: Option<Timestamp>) -> bool {
-    disabled_at.is_none() && deleted_at.is_none()
-}
-
 fn revoked(subject: &Subject, _: &Request, _: Timestamp) -> Option<Outcome> {
     (subject.key.revoked || subject.key.secret.revoked).then_some(Outcome::Revoked)
 }
 
 fn disabled(subject: &Subject, _: &Request, _: Timestamp) -> Option<Outcome> {
-    let enabled = !subject.key.disabled
-        && is_active(subject.consumer.disabled_at, subject.consumer.deleted_at)
-        && is_active(subject.tenant.disabled_at, subject.tenant.deleted_at);
+    let enabled = !subject.key.disabled && subject.consumer.is_active && subject.tenant.is_active;
     (!enabled).then_some(Outcome::Disabled)
 }
 
@@ -323,7 +317,7 @@ fn service(subject: &Subject, _: &Request, _: Timestamp) -> Option<Outcome> {
     let serves = subject
         .service
         .as_ref()
-        .is_some_and(|entry| is_active(entry.service.disabled_at, entry.service.deleted_at));
+        .is_some_and(|entry| entry.is_active);
     (subject.asks_service && (!serves || subject.grant().is_none()))
         .then_some(Outcome::WrongService)
 }

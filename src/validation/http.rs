@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use actix_web::http::header::ContentType;
 use actix_web::{HttpResponse, web};
 use futures_util::StreamExt as _;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
+use super::answer;
 use super::decide::{AskedEnvironment, Check, Outcome, Request};
-use super::snapshot::Subject;
-use super::{Answer, Asked, AuthFailure, Failure, Validation};
+use super::{Asked, AuthFailure, Failure, Validation};
 use crate::auth::CallerIdentity;
 use crate::auth::http::{Caller, perm};
 use crate::error::Violation;
@@ -139,7 +140,10 @@ pub struct VerifyBatch {
 }
 
 /// What was decided. Members that say nothing are left out.
-#[derive(Debug, Serialize, ToSchema)]
+///
+/// The answer itself is written by [`answer`](super::answer); a test holds it to this.
+#[derive(Debug, ToSchema)]
+#[cfg_attr(test, derive(Deserialize), serde(deny_unknown_fields))]
 #[schema(example = json!({
     "valid": true, "code": "valid", "status": 200,
     "key_id": "key_01jd8k3v9we5m8t7q2x4z6y0ab", "name": "billing worker",
@@ -155,35 +159,24 @@ pub struct VerifyAnswer {
     pub code: Outcome,
     /// The HTTP status to tell the client who presented the key.
     pub status: u16,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub key_id: Option<KeyId>,
-    #[serde(flatten)]
-    pub told: Option<Told>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schema(required = false)]
-    pub missing_scopes: Vec<RequiredScope>,
+    pub name: Option<Name>,
+    pub consumer: Option<ConsumerTold>,
+    pub tenant: Option<Slug>,
+    pub service: Option<Slug>,
+    pub environment: Option<Environment>,
+    /// Granted on that service.
+    pub scopes: Option<Vec<Scope>>,
+    pub missing_scopes: Option<Vec<RequiredScope>>,
+    pub metadata: Option<Metadata>,
+    pub tags: Option<Vec<Tag>>,
+    pub expires_at: Option<Timestamp>,
+    pub secret: Option<SecretTold>,
     pub request_id: String,
 }
 
-/// What is told of an identified key to a service that it is for.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct Told {
-    pub name: Name,
-    pub consumer: ConsumerTold,
-    pub tenant: Slug,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub service: Option<Slug>,
-    pub environment: Environment,
-    /// Granted on that service.
-    pub scopes: Vec<Scope>,
-    pub metadata: Metadata,
-    pub tags: Vec<Tag>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub expires_at: Option<Timestamp>,
-    pub secret: SecretTold,
-}
-
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, ToSchema)]
+#[cfg_attr(test, derive(Deserialize), serde(deny_unknown_fields))]
 pub struct ConsumerTold {
     pub id: ConsumerId,
     pub slug: Slug,
@@ -191,12 +184,12 @@ pub struct ConsumerTold {
     pub metadata: Metadata,
 }
 
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, ToSchema)]
+#[cfg_attr(test, derive(Deserialize), serde(deny_unknown_fields))]
 pub struct SecretTold {
     pub id: SecretId,
     /// Whether a rotation has put another in its place: time to switch.
     pub superseded: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub valid_until: Option<Timestamp>,
 }
 
@@ -204,7 +197,8 @@ pub struct SecretTold {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(untagged)]
 pub enum BatchItem {
-    Answer(Box<VerifyAnswer>),
+    #[schema(value_type = VerifyAnswer)]
+    Answer(Box<RawValue>),
     Problem {
         #[schema(value_type = ProblemBody<'static>)]
         problem: serde_json::Value,
@@ -253,7 +247,9 @@ pub async fn verify_key(
 ) -> Result<HttpResponse, Problem> {
     let body = body.into_inner();
     let answer = verify(&caller, &validation, &body.api_key, body.asked()).await?;
-    Ok(HttpResponse::Ok().json(answer))
+    Ok(HttpResponse::Ok()
+        .insert_header(ContentType::json())
+        .body(answer))
 }
 
 /// Decides about up to 100 keys, each by itself
@@ -280,11 +276,17 @@ pub async fn verify_keys(
                 Ok(request) => verify(caller, validation, &request.api_key, request.asked()).await,
                 Err(violation) => Err(Problem::invalid(vec![violation])),
             };
-            match done {
-                Ok(answer) => BatchItem::Answer(Box::new(answer)),
-                Err(problem) => BatchItem::Problem {
-                    problem: problem.to_value(caller.request_id.as_deref().unwrap_or_default()),
+            let done = match done {
+                Ok(answer) => match RawValue::from_string(answer) {
+                    Ok(answer) => return BatchItem::Answer(answer),
+                    Err(defect) => {
+                        Problem::new(Code::Internal, "a defect of Keystead").cause(defect)
+                    }
                 },
+                Err(problem) => problem,
+            };
+            BatchItem::Problem {
+                problem: done.to_value(caller.request_id.as_deref().unwrap_or_default()),
             }
         })
         .buffered(BATCH_PARALLEL)
@@ -355,7 +357,7 @@ async fn verify(
     validation: &Validation,
     key: &UnparsedKey,
     asked: VerifyAsked<'_>,
-) -> Result<VerifyAnswer, Problem> {
+) -> Result<String, Problem> {
     let (service, request) = ask(caller, asked)?;
     let answer = validation
         .validate(
@@ -365,7 +367,8 @@ async fn verify(
             &request,
         )
         .await?;
-    Ok(tell(answer, caller.request_id.clone().unwrap_or_default()))
+    let request_id = caller.request_id.as_deref().unwrap_or_default();
+    Ok(answer::write(&answer, request_id))
 }
 
 /// Checks what is asked and settles the service: named, or the only one of the caller.
@@ -477,65 +480,11 @@ pub fn settle_service(caller: &CallerIdentity, named: Option<&str>) -> Result<St
     }
 }
 
-/// The answer as it is told: nothing of a key before it is identified, little of one that is not
-/// for this service.
-fn tell(answer: Answer, request_id: String) -> VerifyAnswer {
-    let outcome = answer.decision.outcome;
-    let mut told = VerifyAnswer {
-        valid: outcome.is_valid(),
-        code: outcome,
-        status: outcome.status(),
-        key_id: None,
-        told: None,
-        missing_scopes: answer.decision.missing_scopes,
-        request_id,
-    };
-    let Some(subject) = answer.subject else {
-        return told;
-    };
-    told.key_id = Some(subject.key.key_id.clone());
-    if !matches!(outcome, Outcome::WrongService | Outcome::WrongEnvironment) {
-        told.told = Some(describe(&subject));
-    }
-    told
-}
-
-fn describe(subject: &Subject) -> Told {
-    let key = &subject.key;
-    Told {
-        name: key.name.clone(),
-        consumer: ConsumerTold {
-            id: subject.consumer.id.clone(),
-            slug: subject.consumer.slug.clone(),
-            name: subject.consumer.name.clone(),
-            metadata: subject.consumer.metadata.clone(),
-        },
-        tenant: subject.tenant.slug.clone(),
-        service: subject
-            .service
-            .as_ref()
-            .map(|entry| entry.service.slug.clone()),
-        environment: key.environment.clone(),
-        scopes: subject
-            .grant()
-            .map(|grant| grant.scopes.clone())
-            .unwrap_or_default(),
-        metadata: key.metadata.clone(),
-        tags: key.tags.clone(),
-        expires_at: key.expires_at,
-        secret: SecretTold {
-            id: key.secret.id.clone(),
-            superseded: key.secret.superseded,
-            valid_until: key.secret.valid_until,
-        },
-    }
-}
-
 impl From<Failure> for Problem {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Store(error) => error.into(),
-            Failure::Busy => Self::busy(),
+            failure @ (Failure::Busy | Failure::Late) => Self::busy().cause(failure),
         }
     }
 }

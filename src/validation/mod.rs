@@ -2,43 +2,39 @@
 //!
 //! The path of a validation, top to bottom; nothing steps back:
 //! 1. **parse**: the text becomes [`Presented`], before anything is hashed;
-//! 2. **load**: its fingerprints find the key; consumer, tenant and service are joined;
+//! 2. **load**: its fingerprints find the key; consumer, tenant and service are joined: all of them
+//!    from memory as a rule, see [`records`];
 //! 3. **decide**: [`decide::decide`], pure, in the order of the codes;
 //! 4. **record**: the use is noted in memory.
 //!
 //! Wrong keys never reach argon2 while fingerprints are computable. Only where a key's lookup id
 //! has secrets under a pepper that is lost is its verifier run, in a bounded pool.
 
+pub mod answer;
 pub mod decide;
 pub mod http;
 pub mod last_used;
+pub mod records;
 pub mod snapshot;
 pub mod store;
+#[cfg(test)]
+mod tests;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use decide::{Check, Decision, Outcome, Request};
 use last_used::LastUsed;
-use snapshot::{KeySnapshot, ServiceEntry, Subject};
+use records::Records;
+use snapshot::Subject;
 
 use crate::audit::TenantRef;
 use crate::clock::Clock;
-use crate::consumers;
 use crate::db::{self, Conn, Db};
 use crate::id::{KeyId, TenantId};
-use crate::keys::fingerprint::Fingerprint;
-use crate::keys::hash::{HashError, Hasher};
-use crate::keys::pepper::Peppers;
-use crate::keys::pepper_store;
-use crate::keys::secret::{ApiKey, LookupId, Presented};
-use crate::keys::verifier::Verifier;
-use crate::keys::verifier_queue::VerifierQueue;
+use crate::keys::secret::Presented;
 use crate::metrics::Metrics;
-use crate::rights;
-use crate::scope::Scope;
-use crate::services;
-use crate::tenants;
+use crate::rights::{self, Rights};
 use crate::text::Environment;
 use crate::time::Timestamp;
 
@@ -47,9 +43,12 @@ use crate::time::Timestamp;
 pub enum Failure {
     #[error(transparent)]
     Store(#[from] db::Error),
-    /// Too many keys wait for their verifier.
-    #[error("too many keys are being verified just now")]
+    /// Too much is being looked up, or verified, just now.
+    #[error("too many keys are being looked up just now")]
     Busy,
+    /// The database takes longer than a validation waits.
+    #[error("the database takes too long")]
+    Late,
 }
 
 /// A decision with what it was made from.
@@ -65,8 +64,8 @@ pub struct Answer {
 pub struct Identified {
     pub key_id: KeyId,
     pub tenant: TenantRef,
-    /// On the built-in service `keystead`; empty for a key without a grant there.
-    pub scopes: Vec<Scope>,
+    /// By its grant on the built-in service `keystead`; none without one.
+    pub rights: Rights,
     pub environment: Environment,
     pub expires_at: Option<Timestamp>,
 }
@@ -97,34 +96,17 @@ pub enum Asked<'a> {
 pub struct Validation {
     db: Db,
     clock: Clock,
-    peppers: Arc<Peppers>,
-    hasher: Hasher,
-    verifiers: VerifierQueue,
+    records: Records,
     used: Arc<LastUsed>,
     metrics: Arc<Metrics>,
 }
 
-/// What loading found.
-enum Loaded {
-    Unknown,
-    Found(Box<Subject>),
-}
-
 impl Validation {
-    pub fn new(
-        db: Db,
-        clock: Clock,
-        peppers: Arc<Peppers>,
-        hasher: Hasher,
-        verifiers: VerifierQueue,
-        metrics: Arc<Metrics>,
-    ) -> Self {
+    pub fn new(db: Db, clock: Clock, records: Records, metrics: Arc<Metrics>) -> Self {
         Self {
             db,
             clock,
-            peppers,
-            hasher,
-            verifiers,
+            records,
             used: Arc::default(),
             metrics,
         }
@@ -200,22 +182,14 @@ impl Validation {
         asked: Asked<'_>,
         request: &Request,
     ) -> Result<Option<(Decision, Vec<Check>, Subject)>, Failure> {
-        let (id, owner, asked) = (key.clone(), tenant.clone(), OwnedAsked::from(asked));
-        let subject = self
-            .db
-            .read(
-                async move |conn: &mut Conn| match store::by_key(conn, &owner, &id).await? {
-                    Some(key) => join(conn, key, &asked).await.map(Some),
-                    None => Ok(None),
-                },
-            )
-            .await?;
+        let Some(key) = self.records.key_by_id(tenant, key).await? else {
+            return Ok(None);
+        };
+        let subject = self.records.join(key, asked.service()).await?;
         let now = self.clock.now();
-        Ok(subject.map(|subject| {
-            let decision = decide::decide(&subject, request, now);
-            let checks = decide::explain(&subject, request, now);
-            (decision, checks, subject)
-        }))
+        let decision = decide::decide(&subject, request, now);
+        let checks = decide::explain(&subject, request, now);
+        Ok(Some((decision, checks, subject)))
     }
 
     /// Authenticates a management key by itself: its tenant is its own.
@@ -225,14 +199,10 @@ impl Validation {
         ip: Option<IpAddr>,
     ) -> Result<Identified, AuthFailure> {
         let subject = self.holder(presented, ip, Asked::Management).await?;
-        let scopes = subject
-            .grant()
-            .map(|grant| grant.scopes.clone())
-            .unwrap_or_default();
         Ok(Identified {
             key_id: subject.key.key_id.clone(),
             tenant: subject.tenant.to_ref(),
-            scopes,
+            rights: subject.rights(),
             environment: subject.key.environment.clone(),
             expires_at: subject.end(),
         })
@@ -248,7 +218,7 @@ impl Validation {
         Ok(Identified {
             key_id: subject.key.key_id.clone(),
             tenant: subject.tenant.to_ref(),
-            scopes: Vec::new(),
+            rights: Rights::none(),
             environment: subject.key.environment.clone(),
             expires_at: subject.end(),
         })
@@ -297,175 +267,13 @@ impl Validation {
             Presented::Foreign(key) => (key, None),
             Presented::Malformed => return Ok(Err(Outcome::Malformed)),
         };
-        match self
-            .find(&key, lookup_id.as_ref(), &OwnedAsked::from(asked))
-            .await?
-        {
-            Loaded::Unknown => Ok(Err(Outcome::Unknown)),
+        match self.records.key(&key, lookup_id.as_ref()).await? {
             // Another tenant's key is not there.
-            Loaded::Found(subject)
-                if tenant.is_some_and(|tenant| *tenant != subject.key.tenant_id) =>
-            {
-                Ok(Err(Outcome::Unknown))
+            Some(key) if tenant.is_none_or(|tenant| *tenant == key.tenant_id) => {
+                Ok(Ok(self.records.join(key, asked.service()).await?))
             }
-            Loaded::Found(subject) => Ok(Ok(*subject)),
+            Some(_) | None => Ok(Err(Outcome::Unknown)),
         }
-    }
-
-    /// Looks a key up by its fingerprint under every pepper version we can compute.
-    async fn find(
-        &self,
-        key: &ApiKey,
-        lookup_id: Option<&LookupId>,
-        asked: &OwnedAsked,
-    ) -> Result<Loaded, Failure> {
-        let mut ring = self.peppers.ring();
-        loop {
-            let prints: Vec<Fingerprint> = ring
-                .fingerprints(key)
-                .into_iter()
-                .map(|(_, print)| print)
-                .collect();
-            let asked = asked.clone();
-            let (found, current) = self
-                .db
-                .read(async move |conn: &mut Conn| {
-                    match store::by_fingerprint(conn, &prints).await? {
-                        Some(hit) => {
-                            let subject = join(conn, hit.snapshot, &asked).await?;
-                            Ok((
-                                Some((subject, hit.pepper_version, hit.verifier_missing)),
-                                None,
-                            ))
-                        }
-                        None => {
-                            Ok::<_, db::Error>((None, Some(pepper_store::current_in(conn).await?)))
-                        }
-                    }
-                })
-                .await?;
-            match (found, current) {
-                (Some((subject, version, verifier_missing)), _) => {
-                    self.refresh(key, &subject.key, version, verifier_missing);
-                    return Ok(Loaded::Found(Box::new(subject)));
-                }
-                // A node that lags behind a rotation must never say unknown.
-                (None, Some(current))
-                    if !ring.computes(current) && ring.current() != Some(current) =>
-                {
-                    let peppers = Arc::clone(&self.peppers);
-                    let newer = self
-                        .db
-                        .read(async move |conn: &mut Conn| peppers.reload(conn).await)
-                        .await?;
-                    if !newer.computes(current) {
-                        return Err(Failure::Store(db::Error::Corrupt(format!(
-                            "the pepper version {current} cannot be computed by this node"
-                        ))));
-                    }
-                    ring = newer;
-                }
-                (None, _) => break,
-            }
-        }
-        match lookup_id {
-            Some(lookup_id) if ring.has_lost() => {
-                self.find_by_verifier(key, lookup_id, asked).await
-            }
-            Some(_) | None => Ok(Loaded::Unknown),
-        }
-    }
-
-    /// The slow way: secrets of this lookup id under a lost pepper, proven by argon2id.
-    async fn find_by_verifier(
-        &self,
-        key: &ApiKey,
-        lookup_id: &LookupId,
-        asked: &OwnedAsked,
-    ) -> Result<Loaded, Failure> {
-        let ring = self.peppers.ring();
-        let (lookup_id, computable) = (lookup_id.clone(), ring.computable());
-        let candidates = self
-            .db
-            .read(async move |conn: &mut Conn| store::unproven(conn, &lookup_id, &computable).await)
-            .await?;
-        for candidate in candidates {
-            let Ok(verifier) = Verifier::parse(&candidate.verifier) else {
-                continue;
-            };
-            match self.hasher.verify(&candidate.secret, &verifier, key).await {
-                Ok(true) => {}
-                Ok(false) | Err(HashError::Failed) => continue,
-                Err(HashError::Busy) => return Err(Failure::Busy),
-            }
-            let (id, asked) = (candidate.secret, asked.clone());
-            let subject = self
-                .db
-                .read(
-                    async move |conn: &mut Conn| match store::by_secret(conn, &id).await? {
-                        Some(key) => join(conn, key, &asked).await.map(Some),
-                        None => Ok::<_, db::Error>(None),
-                    },
-                )
-                .await?;
-            if let Some(subject) = subject {
-                self.refresh(key, &subject.key, candidate.pepper_version, false);
-                return Ok(Loaded::Found(Box::new(subject)));
-            }
-        }
-        // Another request may have brought the secret under the current pepper meanwhile.
-        let prints: Vec<Fingerprint> = ring
-            .fingerprints(key)
-            .into_iter()
-            .map(|(_, print)| print)
-            .collect();
-        let asked = asked.clone();
-        let subject = self
-            .db
-            .read(
-                async move |conn: &mut Conn| match store::by_fingerprint(conn, &prints).await? {
-                    Some(hit) => join(conn, hit.snapshot, &asked).await.map(Some),
-                    None => Ok::<_, db::Error>(None),
-                },
-            )
-            .await?;
-        Ok(subject.map_or(Loaded::Unknown, |subject| Loaded::Found(Box::new(subject))))
-    }
-
-    /// In the background: brings a fingerprint under the current pepper, from the plaintext in
-    /// hand, and computes a verifier that is still missing.
-    fn refresh(
-        &self,
-        key: &ApiKey,
-        snapshot: &KeySnapshot,
-        version: Option<i32>,
-        verifier_missing: bool,
-    ) {
-        if verifier_missing {
-            self.verifiers
-                .push([(snapshot.secret.id.clone(), key.clone())]);
-        }
-        let ring = self.peppers.ring();
-        let Some(current) = ring.current() else {
-            return;
-        };
-        if version.is_some_and(|version| version >= current) {
-            return;
-        }
-        let Some(print) = ring.fingerprint_under(current, key) else {
-            return;
-        };
-        let (db, secret) = (self.db.clone(), snapshot.secret.id.clone());
-        tokio::spawn(async move {
-            let rewritten = db
-                .write(async move |conn: &mut Conn| {
-                    pepper_store::rewrite_fingerprint(conn, &secret, version, current, &print).await
-                })
-                .await;
-            if let Err(error) = rewritten {
-                tracing::warn!(%error, "a fingerprint could not be rewritten; its next use tries again");
-            }
-        });
     }
 
     /// Writes what was used since the last time; called on a timer and at the stop.
@@ -488,12 +296,14 @@ impl Validation {
     }
 }
 
-/// An [`Asked`] that a task can own.
-#[derive(Clone, Debug)]
-enum OwnedAsked {
-    Service(String),
-    Management,
-    None,
+impl<'a> Asked<'a> {
+    fn service(self) -> Option<&'a str> {
+        match self {
+            Self::Service(reference) => Some(reference),
+            Self::Management => Some(rights::SERVICE),
+            Self::None => None,
+        }
+    }
 }
 
 impl AuthFailure {
@@ -505,43 +315,4 @@ impl AuthFailure {
             Self::Failed(_) => "failed",
         }
     }
-}
-
-impl From<Asked<'_>> for OwnedAsked {
-    fn from(asked: Asked<'_>) -> Self {
-        match asked {
-            Asked::Service(reference) => Self::Service(reference.to_owned()),
-            Asked::Management => Self::Management,
-            Asked::None => Self::None,
-        }
-    }
-}
-
-/// Joins a key with its consumer, its tenant and the service asked for.
-async fn join(conn: &mut Conn, key: KeySnapshot, asked: &OwnedAsked) -> db::Result<Subject> {
-    let gone =
-        |what: &str| db::Error::Corrupt(format!("the {what} of the key {} is gone", key.key_id));
-    let tenant = tenants::store::load_by_id(conn, &key.tenant_id)
-        .await?
-        .ok_or_else(|| gone("tenant"))?;
-    let consumer = consumers::store::load_by_id(conn, &key.consumer_id)
-        .await?
-        .ok_or_else(|| gone("consumer"))?;
-    let service = match asked {
-        OwnedAsked::Service(reference) => {
-            services::store::find(conn, &key.tenant_id, reference).await?
-        }
-        OwnedAsked::Management => {
-            services::store::find(conn, &key.tenant_id, rights::SERVICE).await?
-        }
-        OwnedAsked::None => None,
-    };
-    let asks_service = !matches!(asked, OwnedAsked::None);
-    Ok(Subject {
-        service: service.map(|service| Arc::new(ServiceEntry::new(service))),
-        asks_service,
-        key: Arc::new(key),
-        consumer: Arc::new(consumer),
-        tenant: Arc::new(tenant),
-    })
 }

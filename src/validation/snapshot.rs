@@ -1,21 +1,26 @@
 //! What a validation is decided from: the identity and rules of one secret's key, never a decision.
 //!
 //! Consumer, service and tenant are entries of their own, joined at decision time, so that a change
-//! of a service makes one entry stale and not its million keys.
+//! of a service makes one entry stale and not its million keys. What is only told, and never
+//! decided by, is written once, when the snapshot is made: the members of the answer as JSON text.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ipnet::IpNet;
+use serde::Serialize;
 
+use crate::audit::TenantRef;
+use crate::cache::Entry;
 use crate::consumers::Consumer;
 use crate::id::{ConsumerId, KeyId, SecretId, ServiceId, TenantId};
 use crate::keys::catalogue::Catalogue;
 use crate::limits::{Quota, RateLimits};
 use crate::metadata::Metadata;
+use crate::rights::Rights;
 use crate::scope::Scope;
 use crate::services::Service;
 use crate::tenants::Tenant;
-use crate::text::{Environment, Name, Tag};
+use crate::text::{Environment, Name, Slug, Tag};
 use crate::time::Timestamp;
 
 /// A key as one of its secrets proves it.
@@ -25,24 +30,25 @@ pub struct KeySnapshot {
     pub tenant_id: TenantId,
     pub consumer_id: ConsumerId,
     pub environment: Environment,
-    pub name: Name,
     pub not_before: Option<Timestamp>,
     pub expires_at: Option<Timestamp>,
     pub disabled: bool,
     pub revoked: bool,
-    pub allowed_ips: Option<Vec<IpNet>>,
+    pub allowed_ips: Option<Box<[IpNet]>>,
     pub rate_limits: RateLimits,
     pub quota: Option<Quota>,
-    pub metadata: Metadata,
-    pub tags: Vec<Tag>,
-    pub grants: Vec<GrantSnapshot>,
+    pub grants: Box<[GrantSnapshot]>,
     pub secret: SecretSnapshot,
+    /// [`KeyTold`] without its braces.
+    pub told: Box<str>,
+    /// Of a management key, worked out at its first use as a credential.
+    pub rights: OnceLock<Rights>,
 }
 
 #[derive(Clone, Debug)]
 pub struct GrantSnapshot {
     pub service_id: ServiceId,
-    pub scopes: Vec<Scope>,
+    pub scopes: Box<[Scope]>,
     pub rate_limits: Option<RateLimits>,
 }
 
@@ -55,16 +61,106 @@ pub struct SecretSnapshot {
     pub revoked: bool,
 }
 
-/// Everything that one decision is made from.
+/// What is told of a key and the secret that was presented.
+#[derive(Serialize)]
+pub struct KeyTold<'a> {
+    pub name: &'a Name,
+    pub environment: &'a Environment,
+    pub metadata: &'a Metadata,
+    pub tags: &'a [Tag],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+    pub secret: SecretTold<'a>,
+}
+
+#[derive(Serialize)]
+pub struct SecretTold<'a> {
+    pub id: &'a SecretId,
+    pub superseded: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub valid_until: Option<Timestamp>,
+}
+
+/// What is told of a consumer.
+#[derive(Serialize)]
+struct ConsumerTold<'a> {
+    id: &'a ConsumerId,
+    slug: &'a Slug,
+    name: &'a Name,
+    metadata: &'a Metadata,
+}
+
+/// Members of an object as JSON text, without the braces around them.
+pub fn members<T: Serialize>(told: &T) -> Result<Box<str>, serde_json::Error> {
+    let text = serde_json::to_string(told)?;
+    let inner = text
+        .strip_prefix('{')
+        .and_then(|rest| rest.strip_suffix('}'));
+    Ok(Box::from(inner.unwrap_or_default()))
+}
+
+/// A consumer as its keys' decisions need it.
 #[derive(Clone, Debug)]
-pub struct Subject {
-    pub key: Arc<KeySnapshot>,
-    pub consumer: Arc<Consumer>,
-    pub tenant: Arc<Tenant>,
-    /// The service asked for; `None` when there is none by that name.
-    pub service: Option<Arc<ServiceEntry>>,
-    /// Whether a service is asked for at all: a holder's own affairs ask for none.
-    pub asks_service: bool,
+pub struct ConsumerSnapshot {
+    pub id: ConsumerId,
+    pub slug: Slug,
+    pub is_active: bool,
+    pub rate_limits: RateLimits,
+    pub quota: Option<Quota>,
+    /// [`ConsumerTold`] as JSON.
+    pub told: Box<str>,
+}
+
+impl ConsumerSnapshot {
+    /// # Errors
+    /// A consumer without a JSON form: there is none.
+    pub fn new(consumer: Consumer) -> Result<Self, serde_json::Error> {
+        let told = serde_json::to_string(&ConsumerTold {
+            id: &consumer.id,
+            slug: &consumer.slug,
+            name: &consumer.name,
+            metadata: &consumer.metadata,
+        })?;
+        Ok(Self {
+            is_active: is_active(consumer.disabled_at, consumer.deleted_at),
+            id: consumer.id,
+            slug: consumer.slug,
+            rate_limits: consumer.rate_limits,
+            quota: consumer.quota,
+            told: told.into(),
+        })
+    }
+}
+
+/// A tenant as decisions need it.
+#[derive(Clone, Debug)]
+pub struct TenantSnapshot {
+    pub id: TenantId,
+    pub slug: Slug,
+    pub is_active: bool,
+}
+
+impl TenantSnapshot {
+    pub fn to_ref(&self) -> TenantRef {
+        TenantRef {
+            id: self.id.clone(),
+            slug: self.slug.clone(),
+        }
+    }
+}
+
+impl From<Tenant> for TenantSnapshot {
+    fn from(tenant: Tenant) -> Self {
+        Self {
+            is_active: is_active(tenant.disabled_at, tenant.deleted_at),
+            id: tenant.id,
+            slug: tenant.slug,
+        }
+    }
+}
+
+fn is_active(disabled_at: Option<Timestamp>, deleted_at: Option<Timestamp>) -> bool {
+    disabled_at.is_none() && deleted_at.is_none()
 }
 
 /// A service with its scope catalogue, built once when it is loaded.
@@ -72,14 +168,31 @@ pub struct Subject {
 pub struct ServiceEntry {
     pub service: Service,
     pub catalogue: Catalogue,
+    pub is_active: bool,
 }
 
 impl ServiceEntry {
     pub fn new(service: Service) -> Self {
         // It was checked when it was stored; one that is not whole implies nothing.
         let catalogue = Catalogue::new(&service.settings.scopes, "").unwrap_or_default();
-        Self { service, catalogue }
+        Self {
+            is_active: is_active(service.disabled_at, service.deleted_at),
+            service,
+            catalogue,
+        }
     }
+}
+
+/// Everything that one decision is made from.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    pub key: Arc<Entry<KeySnapshot>>,
+    pub consumer: Arc<Entry<ConsumerSnapshot>>,
+    pub tenant: Arc<Entry<TenantSnapshot>>,
+    /// The service asked for; `None` when there is none by that name.
+    pub service: Option<Arc<Entry<ServiceEntry>>>,
+    /// Whether a service is asked for at all: a holder's own affairs ask for none.
+    pub asks_service: bool,
 }
 
 impl Subject {
@@ -90,6 +203,15 @@ impl Subject {
             .grants
             .iter()
             .find(|grant| grant.service_id == service.id)
+    }
+
+    /// What the key may do in the administration, when `keystead` is the service asked for.
+    pub fn rights(&self) -> Rights {
+        let rights = self.key.rights.get_or_init(|| {
+            let scopes = self.grant().map(|grant| &*grant.scopes);
+            Rights::new(scopes.unwrap_or_default())
+        });
+        rights.clone()
     }
 
     /// When the presented secret stops being good, by the clock alone.

@@ -1,17 +1,20 @@
 //! What a validation reads, as snapshots.
 
+use std::sync::OnceLock;
+
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 use serde::de::DeserializeOwned;
 
-use super::snapshot::{GrantSnapshot, KeySnapshot, SecretSnapshot};
+use super::snapshot::{GrantSnapshot, KeySnapshot, KeyTold, SecretSnapshot, SecretTold, members};
 use crate::db::schema::{api_key, key_grant, secret};
 use crate::db::{self, Conn};
 use crate::each;
 use crate::id::{ConsumerId, KeyId, SecretId, ServiceId, TenantId};
 use crate::keys::fingerprint::Fingerprint;
 use crate::keys::secret::LookupId;
-use crate::text::{Environment, Name};
+use crate::metadata::Metadata;
+use crate::text::{Environment, Name, Tag};
 use crate::time::Timestamp;
 
 #[derive(Queryable, Selectable)]
@@ -184,7 +187,25 @@ async fn complete(conn: &mut Conn, key: KeyRow, secret: SecretRow) -> db::Result
             })
         })
         .collect::<db::Result<_>>()?;
+    let metadata = Metadata::from_stored(&key.metadata)?;
+    let tags: Vec<Tag> = parse("tags", &key.tags)?;
+    let told = KeyTold {
+        name: &key.name,
+        environment: &key.environment,
+        metadata: &metadata,
+        tags: &tags,
+        expires_at: key.expires_at,
+        secret: SecretTold {
+            id: &secret.id,
+            superseded: secret.superseded_at.is_some(),
+            valid_until: secret.valid_until,
+        },
+    };
+    let told = members(&told)
+        .map_err(|error| db::Error::Corrupt(format!("the key {}: {error}", key.id)))?;
     Ok(KeySnapshot {
+        told,
+        rights: OnceLock::new(),
         rate_limits: parse("rate_limits", &key.rate_limits)?,
         quota: key
             .quota
@@ -196,13 +217,10 @@ async fn complete(conn: &mut Conn, key: KeyRow, secret: SecretRow) -> db::Result
             .as_deref()
             .map(|ips| parse("allowed_ips", ips))
             .transpose()?,
-        metadata: parse("metadata", &key.metadata)?,
-        tags: parse("tags", &key.tags)?,
         key_id: key.id,
         tenant_id: key.tenant_id,
         consumer_id: key.consumer_id,
         environment: key.environment,
-        name: key.name,
         not_before: key.not_before,
         expires_at: key.expires_at,
         disabled: key.disabled_at.is_some(),

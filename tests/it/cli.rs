@@ -88,6 +88,11 @@ fn the_effective_settings_are_valid_toml_and_say_who_set_them() {
     master_key = "***"
     master_key_files = []
 
+    [cache]
+    refresh = "5m"
+    stale_max = "15m"
+    entries_max = 1000000
+
     [argon2]
     memory_kib = 19456
     passes = 2

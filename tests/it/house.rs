@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 /// Foundations: everybody may use them, they use only each other.
 const FOUNDATIONS: &[&str] = &[
+    "cache",
     "catalogue",
     "clock",
     "config",

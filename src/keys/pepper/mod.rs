@@ -173,13 +173,17 @@ impl PepperRing {
         ring
     }
 
-    /// What to look up: the fingerprint under each version we can compute, likeliest first.
-    pub fn fingerprints(&self, key: &ApiKey) -> Vec<(i32, Fingerprint)> {
+    /// What to look up: the fingerprint under each version we can compute, likeliest first; each is
+    /// computed when it is asked for.
+    pub fn prints<'a>(&'a self, key: &'a ApiKey) -> impl Iterator<Item = (i32, Fingerprint)> + 'a {
         self.versions
             .iter()
             .take(COMPUTABLE_MAX)
             .map(|(version, pepper)| (*version, Fingerprint::of(key, pepper)))
-            .collect()
+    }
+
+    pub fn fingerprints(&self, key: &ApiKey) -> Vec<(i32, Fingerprint)> {
+        self.prints(key).collect()
     }
 
     /// `None` when this ring cannot compute that version: reload, and ask again.

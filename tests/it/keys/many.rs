@@ -200,8 +200,8 @@ async fn wrong_keys_never_run_argon2(home: Home) {
     use keystead::entropy::Entropy;
     use keystead::keys::secret::{ApiKey, LookupId};
     use keystead::text::{Environment, Prefix};
-    use keystead::validation::Asked;
     use keystead::validation::decide::{Outcome, Request};
+    use keystead::validation::{Asked, Failure};
 
     let server = home.serve().await;
     let owner = server.owner();
@@ -232,13 +232,18 @@ async fn wrong_keys_never_run_argon2(home: Home) {
             .collect();
         let asked = Asked::Service("invoicing");
         let validation = &server.app.validation;
-        let answers = join_all(
-            keys.iter()
-                .map(|key| validation.validate(key.expose_secret(), &tenant.id, asked, &request)),
-        )
-        .await;
-        for answer in answers {
-            assert_eq!(answer.unwrap().decision.outcome, Outcome::Unknown);
+        let judge = async |key: &ApiKey| {
+            loop {
+                let judged = validation.validate(key.expose_secret(), &tenant.id, asked, &request);
+                match judged.await {
+                    // A hundred at once on a slow machine: the look-up goes on, ask again.
+                    Err(Failure::Late | Failure::Busy) => {}
+                    answer => return answer.unwrap().decision.outcome,
+                }
+            }
+        };
+        for outcome in join_all(keys.iter().map(judge)).await {
+            assert_eq!(outcome, Outcome::Unknown);
         }
     }
     assert_eq!(server.app.hasher.runs(), runs, "10,000 wrong keys");

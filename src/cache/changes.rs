@@ -1,0 +1,194 @@
+//! The number of the last change of each entity, and until when that knowledge may be relied on.
+
+use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use crate::clock::Clock;
+use crate::db::feed::Kind;
+
+/// So many entities have a cell of their own; those that share one are loaded again when one of them
+/// changes, which costs a lookup and is never wrong. 8 MiB of address space, touched where used.
+const CELLS: usize = 1 << 20;
+
+/// Whoever looks after the lease must renew it this often, or nothing cached is used any more.
+const LEASE_US: u64 = 5_000_000;
+
+/// What one node knows of the changes in the database. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Changes(Arc<Known>);
+
+#[derive(Debug)]
+struct Known {
+    /// By hash of the entity: the number of its last change. Only ever raised.
+    last: Box<[AtomicI64]>,
+    /// An entry from before this number is not used, whatever it is of.
+    floor: AtomicI64,
+    /// Every change up to this number is known.
+    position: AtomicI64,
+    /// The last change of the catalogue: what is not there may be there since.
+    catalogue: AtomicI64,
+    /// Entries may be used until then, see [`Clock::uptime_us`].
+    lease_until_us: AtomicU64,
+}
+
+/// How long what is known may be relied on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// When the last look began that proved the knowledge complete.
+    pub proved_us: u64,
+    /// How long after it entries may be used.
+    pub lasts_us: u64,
+}
+
+/// An entity by the hash of its name, worked out once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entity(usize);
+
+impl Entity {
+    pub fn new(kind: Kind, id: &str) -> Self {
+        // Without keys, so that it is the same in every part of a process; whom a collision is
+        // forced upon loads an entry once more than needed.
+        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one((kind, id));
+        Self(usize::try_from(hash).unwrap_or(usize::MAX) % CELLS)
+    }
+}
+
+impl Default for Changes {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Changes {
+    /// Knows nothing: no entry may be used until the first lease.
+    pub fn new() -> Self {
+        Self(Arc::new(Known {
+            last: std::iter::repeat_with(AtomicI64::default)
+                .take(CELLS)
+                .collect(),
+            floor: AtomicI64::new(0),
+            position: AtomicI64::new(0),
+            catalogue: AtomicI64::new(0),
+            lease_until_us: AtomicU64::new(0),
+        }))
+    }
+
+    /// Learns of a change, in whatever order and however often.
+    pub fn note(&self, seq: i64, kind: Kind, id: &str) {
+        if let Some(last) = self.0.last.get(Entity::new(kind, id).0) {
+            last.fetch_max(seq, Ordering::SeqCst);
+        }
+        match kind {
+            Kind::Tenant | Kind::Service | Kind::Consumer => {
+                self.0.catalogue.fetch_max(seq, Ordering::SeqCst);
+            }
+            Kind::Key | Kind::LookupId | Kind::Pepper => {}
+        }
+    }
+
+    /// Whether what was read after the counter stood at `as_of` is what its entity is now.
+    pub fn is_fresh(&self, as_of: i64, entity: Entity) -> bool {
+        let last = self.0.last.get(entity.0);
+        as_of >= last.map_or(i64::MAX, |last| last.load(Ordering::SeqCst))
+            && as_of >= self.0.floor.load(Ordering::SeqCst)
+    }
+
+    /// Whether nothing was made since that could be what was not found then.
+    pub fn is_still_missing(&self, as_of: i64) -> bool {
+        as_of >= self.0.catalogue.load(Ordering::SeqCst)
+            && as_of >= self.0.floor.load(Ordering::SeqCst)
+    }
+
+    /// Every change up to this number is known.
+    pub fn position(&self) -> i64 {
+        self.0.position.load(Ordering::SeqCst)
+    }
+
+    /// To be called by one task alone, with numbers that only rise.
+    pub fn set_position(&self, position: i64) {
+        self.0.position.store(position, Ordering::SeqCst);
+    }
+
+    /// Gives up everything that was read before the counter stood at `position`.
+    pub fn forget(&self, position: i64) {
+        self.0.floor.store(position, Ordering::SeqCst);
+        self.set_position(position);
+    }
+
+    /// Says until when entries may be used: as long as the lease lasts, and not longer than whoever
+    /// looks after it is seen to.
+    pub fn renew(&self, lease: Lease) {
+        let until = lease.proved_us.saturating_add(lease.lasts_us);
+        let seen = Clock::uptime_us().saturating_add(LEASE_US);
+        self.0
+            .lease_until_us
+            .store(until.min(seen), Ordering::SeqCst);
+    }
+
+    /// Whether cached entries may be used at this instant of [`Clock::uptime_us`].
+    pub fn may_use(&self, now_us: u64) -> bool {
+        now_us < self.0.lease_until_us.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_is_fresh_until_its_entity_changes() {
+        let changes = Changes::new();
+        let (a, b) = (Entity::new(Kind::Key, "a"), Entity::new(Kind::Key, "b"));
+        assert!(changes.is_fresh(0, a));
+        changes.note(5, Kind::Key, "a");
+        assert!(!changes.is_fresh(4, a) && changes.is_fresh(5, a));
+        assert!(changes.is_fresh(0, b));
+        // Told late or twice, it stays what it is.
+        changes.note(3, Kind::Key, "a");
+        assert!(!changes.is_fresh(4, a));
+        assert!(changes.is_fresh(0, Entity::new(Kind::Consumer, "a")));
+    }
+
+    #[test]
+    fn what_is_forgotten_is_loaded_again() {
+        let changes = Changes::new();
+        let a = Entity::new(Kind::Key, "a");
+        changes.forget(7);
+        assert_eq!(changes.position(), 7);
+        assert!(!changes.is_fresh(6, a) && changes.is_fresh(7, a));
+        assert!(!changes.is_still_missing(6));
+    }
+
+    #[test]
+    fn what_was_missing_may_be_there_after_any_change_of_the_catalogue() {
+        let changes = Changes::new();
+        changes.note(5, Kind::Key, "a");
+        assert!(changes.is_still_missing(4));
+        changes.note(6, Kind::Service, "s");
+        assert!(!changes.is_still_missing(5) && changes.is_still_missing(6));
+    }
+
+    #[test]
+    fn nothing_is_used_before_the_first_lease_or_after_the_last() {
+        let changes = Changes::new();
+        let now = Clock::uptime_us();
+        assert!(!changes.may_use(now));
+        changes.renew(Lease {
+            proved_us: now,
+            lasts_us: 1_000_000,
+        });
+        assert!(changes.may_use(now + 999_999) && !changes.may_use(now + 1_000_000));
+        // However long it lasts, somebody must be seen to look after it.
+        changes.renew(Lease {
+            proved_us: now,
+            lasts_us: 900_000_000,
+        });
+        assert!(changes.may_use(now + 4_000_000) && !changes.may_use(now + 60_000_000));
+        changes.renew(Lease {
+            proved_us: now,
+            lasts_us: 0,
+        });
+        assert!(!changes.may_use(now));
+    }
+}

@@ -1,0 +1,188 @@
+//! Follows the feed of changes, so that what [`Changes`] knows is complete.
+//!
+//! The database is asked every second, always: that is what the promises stand on.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::changes::{Changes, Lease};
+use crate::clock::Clock;
+use crate::db::feed::{self, Changed, Kind};
+use crate::db::{self, Conn, Db};
+
+/// How often the database is asked.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// How often while it is away.
+const EVERY_WHILE_AWAY: Duration = Duration::from_millis(250);
+
+/// No look at the database takes longer.
+const LOOK_MAX: Duration = Duration::from_secs(1);
+
+/// How long entries may be used by a node that reaches nobody who could tell it of changes.
+const ALONE_US: u64 = 30_000_000;
+
+/// So many changes are read at once.
+const ROWS: i64 = 10_000;
+
+/// So many changes are read at a start; entries that others keep from before are not used.
+const CHANGES_AT_START: i64 = 20_000;
+
+/// Whether the database answers, as the last look found it.
+#[derive(Clone, Debug, Default)]
+pub struct Reach(Arc<Reached>);
+
+#[derive(Debug, Default)]
+struct Reached {
+    database_away: AtomicBool,
+    proved_us: AtomicU64,
+}
+
+impl Reach {
+    pub fn is_database_away(&self) -> bool {
+        self.0.database_away.load(Ordering::Relaxed)
+    }
+
+    fn set_database_away(&self, away: bool) -> bool {
+        self.0.database_away.swap(away, Ordering::Relaxed)
+    }
+
+    /// When the last look began that found the knowledge of changes complete, see
+    /// [`Clock::uptime_us`]; 0 for never.
+    pub fn proved_us(&self) -> u64 {
+        self.0.proved_us.load(Ordering::Relaxed)
+    }
+}
+
+/// Keeps [`Changes`] complete.
+#[derive(Clone)]
+pub struct Follower {
+    db: Db,
+    changes: Changes,
+    reach: Reach,
+    /// Told whenever a pepper changed.
+    peppers: Arc<watch::Sender<i64>>,
+}
+
+impl Follower {
+    pub fn new(db: Db, changes: Changes, reach: Reach) -> Self {
+        Self {
+            db,
+            changes,
+            reach,
+            peppers: Arc::new(watch::Sender::new(0)),
+        }
+    }
+
+    /// Hears of every change of a pepper that is followed.
+    pub fn pepper_changes(&self) -> watch::Receiver<i64> {
+        self.peppers.subscribe()
+    }
+
+    /// Learns the recent changes. What somebody keeps from before them is not used.
+    pub async fn begin(&self) -> db::Result<()> {
+        let (head, oldest) = self
+            .db
+            .load(LOOK_MAX * 2, async |conn: &mut Conn| -> db::Result<_> {
+                Ok((feed::head(conn).await?, feed::oldest(conn).await?))
+            })
+            .await?;
+        let first = oldest.unwrap_or(head.saturating_add(1));
+        let back = head.saturating_sub(CHANGES_AT_START);
+        self.changes.forget(back.max(first.saturating_sub(1)));
+        self.look().await?;
+        self.renew();
+        Ok(())
+    }
+
+    /// Follows until it is dropped.
+    pub async fn follow(self) {
+        loop {
+            let pause = match self.look().await {
+                Ok(()) => EVERY,
+                Err(error) => {
+                    if !self.reach.set_database_away(true) {
+                        tracing::warn!(%error, "the database is away: serving what is known");
+                    }
+                    EVERY_WHILE_AWAY
+                }
+            };
+            self.renew();
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// One look at the database.
+    pub async fn look(&self) -> db::Result<()> {
+        let began = Clock::uptime_us();
+        loop {
+            let position = self.changes.position();
+            let (head, changed) = self
+                .db
+                .load(LOOK_MAX, async move |conn: &mut Conn| -> db::Result<_> {
+                    let head = feed::head(conn).await?;
+                    if head == position {
+                        return Ok((head, Vec::new()));
+                    }
+                    Ok((head, feed::since(conn, position, ROWS).await?))
+                })
+                .await?;
+            if self.advance(position, head, &changed) {
+                break;
+            }
+        }
+        if self.reach.set_database_away(false) {
+            tracing::info!("the database is back");
+        }
+        self.prove(began);
+        Ok(())
+    }
+
+    /// Takes in what a look found; whether the position has come up to the counter.
+    fn advance(&self, position: i64, head: i64, changed: &[Changed]) -> bool {
+        let follows = changed.first().map(|first| first.seq) == Some(position.saturating_add(1));
+        if head != position && !follows {
+            // The feed was cut before our position, or the database was put back to an old copy.
+            tracing::warn!(
+                position,
+                head,
+                "lost the feed of changes: loading everything anew"
+            );
+            self.changes.forget(head);
+            self.peppers.send_replace(head);
+            return true;
+        }
+        self.apply(changed);
+        let known = changed.last().map_or(position, |last| last.seq);
+        self.changes.set_position(known);
+        known >= head
+    }
+
+    fn apply(&self, changed: &[Changed]) {
+        for Changed { seq, kind, id } in changed {
+            if let Some(kind) = kind {
+                self.changes.note(*seq, *kind, id);
+                if *kind == Kind::Pepper {
+                    self.peppers.send_replace(*seq);
+                }
+            }
+        }
+    }
+
+    fn prove(&self, began_us: u64) {
+        self.reach
+            .0
+            .proved_us
+            .fetch_max(began_us, Ordering::Relaxed);
+    }
+
+    fn renew(&self) {
+        self.changes.renew(Lease {
+            proved_us: self.reach.proved_us(),
+            lasts_us: ALONE_US,
+        });
+    }
+}

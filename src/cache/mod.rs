@@ -1,0 +1,21 @@
+//! What validations remember, and why it can be trusted.
+//!
+//! 1. The database has one counter, `change_head`; every change that a decision depends on has its
+//!    number. [`Changes`] knows for each entity the number of its last change, and how recently that
+//!    knowledge was proved complete.
+//! 2. [`Entries`] are read from the database after the counter was read: that number is their
+//!    `as_of`. An entry is used only if it is not older than the last change of its entity, judged at
+//!    the use, and only while the knowledge of changes is recent enough.
+//! 3. [`follow`] keeps the knowledge complete: it asks the database every second, always.
+//!
+//! So nothing need be deleted anywhere to be safe: neither a lost message, nor a slow writer, nor a
+//! restart brings an old entry back.
+
+pub mod changes;
+pub mod entries;
+pub mod flights;
+pub mod follow;
+
+pub use changes::{Changes, Lease};
+pub use entries::{Entries, Entry};
+pub use flights::Flights;

@@ -1,0 +1,67 @@
+//! The answer of a verification as JSON text.
+//!
+//! It is put together from texts that were written when the entries were loaded: nothing that is
+//! told of a key is serialized again for every request.
+
+use std::fmt::Write as _;
+
+use super::Answer;
+use super::decide::Outcome;
+
+/// So long is an answer as a rule; a longer one grows.
+const LENGTH: usize = 768;
+
+/// Nothing of a key before it is identified, only its id if it is not for this service.
+pub fn write(answer: &Answer, request_id: &str) -> String {
+    let outcome = answer.decision.outcome;
+    let mut out = String::with_capacity(LENGTH);
+    out.push_str(if outcome.is_valid() {
+        "{\"valid\":true,\"code\":\""
+    } else {
+        "{\"valid\":false,\"code\":\""
+    });
+    out.push_str(outcome.code());
+    let _infallible = write!(out, "\",\"status\":{}", outcome.status());
+    if let Some(subject) = &answer.subject {
+        let key = &subject.key;
+        member(&mut out, "key_id", key.key_id.as_str());
+        if !matches!(outcome, Outcome::WrongService | Outcome::WrongEnvironment) {
+            out.push(',');
+            out.push_str(&key.told);
+            out.push_str(",\"consumer\":");
+            out.push_str(&subject.consumer.told);
+            member(&mut out, "tenant", subject.tenant.slug.as_str());
+            if let Some(entry) = &subject.service {
+                member(&mut out, "service", entry.service.slug.as_str());
+            }
+            let granted = subject.grant().map(|grant| &*grant.scopes);
+            list(&mut out, "scopes", granted.unwrap_or_default());
+        }
+    }
+    if !answer.decision.missing_scopes.is_empty() {
+        list(&mut out, "missing_scopes", &answer.decision.missing_scopes);
+    }
+    member(&mut out, "request_id", request_id);
+    out.push('}');
+    out
+}
+
+/// Ids, slugs, scopes and request ids hold nothing that JSON would have to escape.
+fn member(out: &mut String, name: &str, value: &str) {
+    out.push_str(",\"");
+    out.push_str(name);
+    out.push_str("\":\"");
+    out.push_str(value);
+    out.push('"');
+}
+
+fn list<T: std::fmt::Display>(out: &mut String, name: &str, values: &[T]) {
+    out.push_str(",\"");
+    out.push_str(name);
+    out.push_str("\":[");
+    for (index, value) in values.iter().enumerate() {
+        out.push_str(if index == 0 { "\"" } else { ",\"" });
+        let _infallible = write!(out, "{value}\"");
+    }
+    out.push(']');
+}

@@ -1,0 +1,688 @@
+//! The keys and their parents: from memory if that may be used, else from the database.
+//!
+//! A load is one task a key, whoever waits. The counter of changes is read before the rows, so what
+//! a load brings is judged by the changes that became known meanwhile like everything else.
+
+use std::hash::{Hash, Hasher as StdHasher};
+use std::sync::Arc;
+use std::time::Duration;
+
+use quick_cache::Equivalent;
+use tokio::sync::Semaphore;
+
+use super::Failure;
+use super::snapshot::{ConsumerSnapshot, KeySnapshot, ServiceEntry, Subject, TenantSnapshot};
+use super::store;
+use crate::cache::changes::Entity;
+use crate::cache::entries::Found;
+use crate::cache::flights::NoLanding;
+use crate::cache::follow::Reach;
+use crate::cache::{Changes, Entries, Entry, Flights};
+use crate::clock::Clock;
+use crate::config::Cache as CacheSettings;
+use crate::consumers;
+use crate::db::feed::{self, Kind};
+use crate::db::{self, Conn, Db};
+use crate::id::{ConsumerId, KeyId, TenantId};
+use crate::keys::fingerprint::Fingerprint;
+use crate::keys::hash::{HashError, Hasher};
+use crate::keys::pepper::{PepperRing, Peppers};
+use crate::keys::pepper_store;
+use crate::keys::secret::{ApiKey, LookupId};
+use crate::keys::verifier::Verifier;
+use crate::keys::verifier_queue::VerifierQueue;
+use crate::services;
+use crate::tenants;
+
+/// No validation waits longer for the database.
+const WAIT_MAX: Duration = Duration::from_millis(150);
+
+/// No load takes longer, whoever still waits.
+const LOAD_MAX: Duration = Duration::from_secs(2);
+
+/// So many loads are under way at once.
+const LOADS_MAX: usize = 1_000;
+
+/// How long a key stays unknown without another look.
+const UNKNOWN_US: u64 = 5_000_000;
+
+/// So many unknown keys are remembered.
+const UNKNOWN_MAX: usize = 50_000;
+
+/// So many of each kind of parent are remembered.
+const PARENTS_MAX: usize = 200_000;
+
+/// So many fingerprints are on their way under a newer pepper at once.
+const REWRITES_MAX: usize = 256;
+
+/// A load that a change overtook is repeated so often.
+const TRIES: usize = 4;
+
+/// What a load answers to all who wait for it.
+type Loaded<T> = Result<Option<Arc<Entry<T>>>, LoadError>;
+
+/// Why a load has nothing.
+#[derive(Clone, Debug)]
+enum LoadError {
+    Store(Arc<db::Error>),
+    Busy,
+}
+
+impl From<db::Error> for LoadError {
+    fn from(error: db::Error) -> Self {
+        Self::Store(Arc::new(error))
+    }
+}
+
+/// A service as a request names it: by slug or id, within a tenant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct ServiceName(TenantId, Box<str>);
+
+/// The same, not owned.
+struct ServiceNameRef<'a>(&'a TenantId, &'a str);
+
+impl Hash for ServiceName {
+    fn hash<H: StdHasher>(&self, state: &mut H) {
+        ServiceNameRef(&self.0, &self.1).hash(state);
+    }
+}
+
+impl Hash for ServiceNameRef<'_> {
+    fn hash<H: StdHasher>(&self, state: &mut H) {
+        state.write(self.0.as_str().as_bytes());
+        state.write(self.1.as_bytes());
+    }
+}
+
+impl Equivalent<ServiceName> for ServiceNameRef<'_> {
+    fn equivalent(&self, key: &ServiceName) -> bool {
+        *self.0 == key.0 && *self.1 == *key.1
+    }
+}
+
+/// What is remembered, and where the rest is. Cheap to clone.
+#[derive(Clone)]
+pub struct Records(Arc<Inner>);
+
+struct Inner {
+    source: Source,
+    changes: Changes,
+    reach: Reach,
+    keys: Entries<Fingerprint, KeySnapshot>,
+    consumers: Entries<ConsumerId, ConsumerSnapshot>,
+    tenants: Entries<TenantId, TenantSnapshot>,
+    services: Entries<ServiceName, Option<Arc<Entry<ServiceEntry>>>>,
+    unknown: Entries<Fingerprint, ()>,
+    key_flights: Flights<Fingerprint, Loaded<KeySnapshot>>,
+    consumer_flights: Flights<ConsumerId, Loaded<ConsumerSnapshot>>,
+    tenant_flights: Flights<TenantId, Loaded<TenantSnapshot>>,
+    service_flights: Flights<ServiceName, Loaded<Option<Arc<Entry<ServiceEntry>>>>>,
+}
+
+/// What a load needs.
+#[derive(Clone)]
+struct Source {
+    db: Db,
+    peppers: Arc<Peppers>,
+    hasher: Hasher,
+    verifiers: VerifierQueue,
+    rewrites: Arc<Semaphore>,
+    refresh_us: u64,
+}
+
+impl Records {
+    pub fn new(
+        db: Db,
+        changes: Changes,
+        reach: Reach,
+        peppers: Arc<Peppers>,
+        hasher: Hasher,
+        verifiers: VerifierQueue,
+        settings: &CacheSettings,
+    ) -> Self {
+        let runtime = db.runtime();
+        Self(Arc::new(Inner {
+            source: Source {
+                db,
+                peppers,
+                hasher,
+                verifiers,
+                rewrites: Arc::new(Semaphore::new(REWRITES_MAX)),
+                refresh_us: micros(settings.refresh.duration()),
+            },
+            changes,
+            reach,
+            keys: Entries::new(settings.entries_max),
+            consumers: Entries::new(PARENTS_MAX),
+            tenants: Entries::new(PARENTS_MAX),
+            services: Entries::new(PARENTS_MAX),
+            unknown: Entries::new(UNKNOWN_MAX),
+            key_flights: Flights::new(runtime.clone(), LOADS_MAX),
+            consumer_flights: Flights::new(runtime.clone(), LOADS_MAX),
+            tenant_flights: Flights::new(runtime.clone(), LOADS_MAX),
+            service_flights: Flights::new(runtime, LOADS_MAX),
+        }))
+    }
+
+    /// How many keys are remembered.
+    pub fn keys_len(&self) -> usize {
+        self.0.keys.len()
+    }
+
+    /// The key of a plaintext; `None` for one that is unknown.
+    ///
+    /// # Errors
+    /// [`Failure`] when that cannot be found out just now.
+    pub async fn key(
+        &self,
+        key: &ApiKey,
+        lookup_id: Option<&LookupId>,
+    ) -> Result<Option<Arc<Entry<KeySnapshot>>>, Failure> {
+        let (inner, now_us) = (&*self.0, Clock::uptime_us());
+        if !inner.changes.may_use(now_us) {
+            return Err(cut_off());
+        }
+        let ring = inner.source.peppers.ring();
+        let mut due = None;
+        let mut first = None;
+        for (version, print) in ring.prints(key) {
+            match inner.keys.find(&print, &inner.changes, now_us) {
+                Found::Fresh(entry) => {
+                    if let Some(current) = first {
+                        // A pepper was rotated: the entry, and the secret, move on.
+                        inner.keys.keep(current, Arc::clone(&entry));
+                        inner.source.refresh(key, &entry, Some(version), false);
+                    }
+                    return Ok(Some(entry));
+                }
+                Found::Due(entry) => due = Some(entry),
+                Found::Nothing => {}
+            }
+            first.get_or_insert(print);
+        }
+        let Some(print) = first else {
+            return Err(cut_off());
+        };
+        if due.is_none()
+            && matches!(
+                inner.unknown.find(&print, &inner.changes, now_us),
+                Found::Fresh(_)
+            )
+        {
+            return Ok(None);
+        }
+        self.load_key(print, key, lookup_id, due).await
+    }
+
+    async fn load_key(
+        &self,
+        print: Fingerprint,
+        key: &ApiKey,
+        lookup_id: Option<&LookupId>,
+        due: Option<Arc<Entry<KeySnapshot>>>,
+    ) -> Result<Option<Arc<Entry<KeySnapshot>>>, Failure> {
+        let inner = &*self.0;
+        let loaded = inner
+            .settle(&inner.key_flights, print, due.is_some(), || {
+                let (records, key, lookup_id) = (self.clone(), key.clone(), lookup_id.cloned());
+                async move {
+                    let found = records.0.source.key(&key, lookup_id.as_ref()).await?;
+                    Ok(match found {
+                        KeyFound::Known(entry) => {
+                            let entry = Arc::new(*entry);
+                            records.0.keys.keep(print, Arc::clone(&entry));
+                            Some(entry)
+                        }
+                        KeyFound::Unknown { as_of } => {
+                            if let Some(lookup_id) = lookup_id {
+                                let entity = Entity::new(Kind::LookupId, lookup_id.as_str());
+                                let entry = Entry::new((), as_of, entity, UNKNOWN_US);
+                                records.0.unknown.keep(print, Arc::new(entry));
+                            }
+                            None
+                        }
+                    })
+                }
+            })
+            .await;
+        or_due(loaded, due)
+    }
+
+    /// Joins a key with its parents and the service asked for.
+    ///
+    /// # Errors
+    /// [`Failure`] when one of them cannot be found out just now.
+    pub async fn join(
+        &self,
+        key: Arc<Entry<KeySnapshot>>,
+        service: Option<&str>,
+    ) -> Result<Subject, Failure> {
+        let now_us = Clock::uptime_us();
+        let gone = |what: &str| {
+            db::Error::Corrupt(format!("the {what} of the key {} is gone", key.key_id))
+        };
+        let tenant = self
+            .tenant(&key.tenant_id, now_us)
+            .await?
+            .ok_or_else(|| gone("tenant"))?;
+        let consumer = self
+            .consumer(&key.consumer_id, now_us)
+            .await?
+            .ok_or_else(|| gone("consumer"))?;
+        let asks_service = service.is_some();
+        let service = match service {
+            Some(reference) => self.service(&key.tenant_id, reference, now_us).await?,
+            None => None,
+        };
+        Ok(Subject {
+            key,
+            consumer,
+            tenant,
+            service,
+            asks_service,
+        })
+    }
+
+    async fn tenant(
+        &self,
+        id: &TenantId,
+        now_us: u64,
+    ) -> Result<Option<Arc<Entry<TenantSnapshot>>>, Failure> {
+        let inner = &*self.0;
+        let due = match inner.tenants.find(id, &inner.changes, now_us) {
+            Found::Fresh(entry) => return Ok(Some(entry)),
+            Found::Due(entry) => Some(entry),
+            Found::Nothing => None,
+        };
+        let loaded = inner
+            .settle(&inner.tenant_flights, id.clone(), due.is_some(), || {
+                let (records, id) = (self.clone(), id.clone());
+                async move {
+                    let entry = records.0.source.tenant(id.clone()).await?;
+                    Ok(entry.inspect(|entry| records.0.tenants.keep(id, Arc::clone(entry))))
+                }
+            })
+            .await;
+        or_due(loaded, due)
+    }
+
+    async fn consumer(
+        &self,
+        id: &ConsumerId,
+        now_us: u64,
+    ) -> Result<Option<Arc<Entry<ConsumerSnapshot>>>, Failure> {
+        let inner = &*self.0;
+        let due = match inner.consumers.find(id, &inner.changes, now_us) {
+            Found::Fresh(entry) => return Ok(Some(entry)),
+            Found::Due(entry) => Some(entry),
+            Found::Nothing => None,
+        };
+        let loaded = inner
+            .settle(&inner.consumer_flights, id.clone(), due.is_some(), || {
+                let (records, id) = (self.clone(), id.clone());
+                async move {
+                    let entry = records.0.source.consumer(id.clone()).await?;
+                    Ok(entry.inspect(|entry| records.0.consumers.keep(id, Arc::clone(entry))))
+                }
+            })
+            .await;
+        or_due(loaded, due)
+    }
+
+    /// A service by slug or id; `None` where there is none.
+    async fn service(
+        &self,
+        tenant: &TenantId,
+        reference: &str,
+        now_us: u64,
+    ) -> Result<Option<Arc<Entry<ServiceEntry>>>, Failure> {
+        let inner = &*self.0;
+        let name = ServiceNameRef(tenant, reference);
+        let due = match inner.services.find(&name, &inner.changes, now_us) {
+            Found::Fresh(entry) => match &entry.value {
+                Some(service) => return Ok(Some(Arc::clone(service))),
+                None if inner.changes.is_still_missing(entry.as_of) => return Ok(None),
+                None => None,
+            },
+            Found::Due(entry) if entry.value.is_some() => Some(entry),
+            Found::Due(_) | Found::Nothing => None,
+        };
+        let name = ServiceName(tenant.clone(), reference.into());
+        let loaded = inner
+            .settle(&inner.service_flights, name.clone(), due.is_some(), || {
+                let records = self.clone();
+                async move {
+                    let ServiceName(tenant, reference) = name.clone();
+                    let entry = records.0.source.service(tenant, &reference).await?;
+                    records.0.services.keep(name, Arc::clone(&entry));
+                    Ok(Some(entry))
+                }
+            })
+            .await;
+        Ok(or_due(loaded, due)?.and_then(|entry| entry.value.clone()))
+    }
+
+    /// A key by its id, straight from the database, as its newest secret would prove it.
+    ///
+    /// # Errors
+    /// [`Failure::Store`]
+    pub async fn key_by_id(
+        &self,
+        tenant: &TenantId,
+        id: &KeyId,
+    ) -> Result<Option<Arc<Entry<KeySnapshot>>>, Failure> {
+        let (tenant, id) = (tenant.clone(), id.clone());
+        let source = &self.0.source;
+        let found = source
+            .db
+            .read(async move |conn: &mut Conn| -> db::Result<_> {
+                let as_of = feed::head(conn).await?;
+                Ok((as_of, store::by_key(conn, &tenant, &id).await?))
+            })
+            .await?;
+        let (as_of, snapshot) = found;
+        Ok(snapshot.map(|snapshot| Arc::new(source.entry_of(snapshot, as_of))))
+    }
+}
+
+impl Inner {
+    /// What a load brings, when no change has overtaken it. `spared`: an entry is there that may be
+    /// used instead.
+    async fn settle<K, T, F>(
+        &self,
+        flights: &Flights<K, Loaded<T>>,
+        key: K,
+        spared: bool,
+        load: impl FnOnce() -> F + Clone,
+    ) -> Result<Option<Arc<Entry<T>>>, Failure>
+    where
+        K: Hash + Eq + Clone + Send + 'static,
+        T: Send + Sync + 'static,
+        F: Future<Output = Loaded<T>> + Send + 'static,
+    {
+        if self.reach.is_database_away() {
+            return Err(away());
+        }
+        for _ in 0..TRIES {
+            let landed = flights.join(key.clone(), WAIT_MAX, load.clone()).await;
+            match landed {
+                Ok(Ok(Some(entry))) if entry.is_fresh(&self.changes) => return Ok(Some(entry)),
+                // Overtaken by a change: what is there now is asked for again.
+                Ok(Ok(Some(_))) => {}
+                Ok(Ok(None)) => return Ok(None),
+                Ok(Err(LoadError::Busy)) | Err(NoLanding::Full) => return Err(Failure::Busy),
+                Ok(Err(LoadError::Store(error))) => return Err(error.repeated().into()),
+                Err(NoLanding::Late) if spared => return Err(Failure::Busy),
+                Err(NoLanding::Late) => {
+                    return Err(if self.reach.is_database_away() {
+                        away()
+                    } else {
+                        Failure::Late
+                    });
+                }
+            }
+        }
+        Err(Failure::Busy)
+    }
+}
+
+/// What was loaded, or what was there before if nothing could be loaded.
+fn or_due<T>(
+    loaded: Result<Option<Arc<Entry<T>>>, Failure>,
+    due: Option<Arc<Entry<T>>>,
+) -> Result<Option<Arc<Entry<T>>>, Failure> {
+    match (loaded, due) {
+        (Err(_), Some(due)) => {
+            due.postpone();
+            Ok(Some(due))
+        }
+        (loaded, _) => loaded,
+    }
+}
+
+fn away() -> Failure {
+    Failure::Store(db::Error::Unavailable(anyhow::anyhow!(
+        "the database is away"
+    )))
+}
+
+/// Nothing that is remembered may be used, because nobody could tell of changes for too long.
+fn cut_off() -> Failure {
+    Failure::Store(db::Error::Unavailable(anyhow::anyhow!(
+        "cut off: it cannot be known what has changed"
+    )))
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// What the database says of a plaintext.
+enum KeyFound {
+    Known(Box<Entry<KeySnapshot>>),
+    Unknown { as_of: i64 },
+}
+
+impl Source {
+    fn entry_of(&self, snapshot: KeySnapshot, as_of: i64) -> Entry<KeySnapshot> {
+        let entity = Entity::new(Kind::Key, snapshot.key_id.as_str());
+        Entry::new(snapshot, as_of, entity, self.refresh_us)
+    }
+
+    async fn tenant(&self, id: TenantId) -> Result<Option<Arc<Entry<TenantSnapshot>>>, LoadError> {
+        let found = self
+            .db
+            .load(LOAD_MAX, async move |conn: &mut Conn| -> db::Result<_> {
+                let as_of = feed::head(conn).await?;
+                Ok((as_of, tenants::store::load_by_id(conn, &id).await?))
+            })
+            .await?;
+        let (as_of, tenant) = found;
+        Ok(tenant.map(|tenant| {
+            let entity = Entity::new(Kind::Tenant, tenant.id.as_str());
+            Arc::new(Entry::new(tenant.into(), as_of, entity, self.refresh_us))
+        }))
+    }
+
+    async fn consumer(
+        &self,
+        id: ConsumerId,
+    ) -> Result<Option<Arc<Entry<ConsumerSnapshot>>>, LoadError> {
+        let found = self
+            .db
+            .load(LOAD_MAX, async move |conn: &mut Conn| -> db::Result<_> {
+                let as_of = feed::head(conn).await?;
+                Ok((as_of, consumers::store::load_by_id(conn, &id).await?))
+            })
+            .await?;
+        let (as_of, Some(consumer)) = found else {
+            return Ok(None);
+        };
+        let entity = Entity::new(Kind::Consumer, consumer.id.as_str());
+        let snapshot = ConsumerSnapshot::new(consumer)
+            .map_err(|error| db::Error::Corrupt(format!("a consumer: {error}")))?;
+        Ok(Some(Arc::new(Entry::new(
+            snapshot,
+            as_of,
+            entity,
+            self.refresh_us,
+        ))))
+    }
+
+    /// Also that there is none by that name is something to remember.
+    async fn service(
+        &self,
+        tenant: TenantId,
+        reference: &str,
+    ) -> Result<Arc<Entry<Option<Arc<Entry<ServiceEntry>>>>>, LoadError> {
+        let reference = reference.to_owned();
+        let (as_of, service) = self
+            .db
+            .load(LOAD_MAX, async move |conn: &mut Conn| -> db::Result<_> {
+                let as_of = feed::head(conn).await?;
+                let service = services::store::find(conn, &tenant, &reference).await?;
+                Ok((as_of, service))
+            })
+            .await?;
+        let Some(service) = service else {
+            let nothing = Entity::new(Kind::Service, "");
+            return Ok(Arc::new(Entry::new(None, as_of, nothing, UNKNOWN_US)));
+        };
+        let entity = Entity::new(Kind::Service, service.id.as_str());
+        let entry = Arc::new(Entry::new(
+            ServiceEntry::new(service),
+            as_of,
+            entity,
+            self.refresh_us,
+        ));
+        Ok(Arc::new(Entry::new(
+            Some(entry),
+            as_of,
+            entity,
+            self.refresh_us,
+        )))
+    }
+
+    /// Looks a key up by its fingerprint under every pepper version we can compute.
+    async fn key(&self, key: &ApiKey, lookup_id: Option<&LookupId>) -> Result<KeyFound, LoadError> {
+        let mut ring = self.peppers.ring();
+        let as_of = loop {
+            let prints: Vec<Fingerprint> = ring.prints(key).map(|(_, print)| print).collect();
+            let (as_of, hit, current) = self
+                .db
+                .load(LOAD_MAX, async move |conn: &mut Conn| -> db::Result<_> {
+                    let as_of = feed::head(conn).await?;
+                    match store::by_fingerprint(conn, &prints).await? {
+                        Some(hit) => Ok((as_of, Some(hit), None)),
+                        None => Ok((as_of, None, Some(pepper_store::current_in(conn).await?))),
+                    }
+                })
+                .await?;
+            if let Some(hit) = hit {
+                self.refresh(key, &hit.snapshot, hit.pepper_version, hit.verifier_missing);
+                let entry = self.entry_of(hit.snapshot, as_of);
+                return Ok(KeyFound::Known(Box::new(entry)));
+            }
+            match current {
+                // A node that lags behind a rotation must never say unknown.
+                Some(current) if !ring.computes(current) && ring.current() != Some(current) => {
+                    ring = self.newer_ring(current).await?;
+                }
+                Some(_) | None => break as_of,
+            }
+        };
+        match lookup_id {
+            Some(lookup_id) if ring.has_lost() => self.by_verifier(key, lookup_id, &ring).await,
+            Some(_) | None => Ok(KeyFound::Unknown { as_of }),
+        }
+    }
+
+    async fn newer_ring(&self, current: i32) -> Result<Arc<PepperRing>, LoadError> {
+        let peppers = Arc::clone(&self.peppers);
+        let newer = self
+            .db
+            .load(LOAD_MAX, async move |conn: &mut Conn| {
+                peppers.reload(conn).await
+            })
+            .await?;
+        if newer.computes(current) {
+            return Ok(newer);
+        }
+        Err(db::Error::Corrupt(format!(
+            "the pepper version {current} cannot be computed by this node"
+        ))
+        .into())
+    }
+
+    /// The slow way: secrets of this lookup id under a lost pepper, proven by argon2id.
+    async fn by_verifier(
+        &self,
+        key: &ApiKey,
+        lookup_id: &LookupId,
+        ring: &PepperRing,
+    ) -> Result<KeyFound, LoadError> {
+        let (lookup_id, computable) = (lookup_id.clone(), ring.computable());
+        let candidates = self
+            .db
+            .load(LOAD_MAX, async move |conn: &mut Conn| {
+                store::unproven(conn, &lookup_id, &computable).await
+            })
+            .await?;
+        for candidate in candidates {
+            let Ok(verifier) = Verifier::parse(&candidate.verifier) else {
+                continue;
+            };
+            match self.hasher.verify(&candidate.secret, &verifier, key).await {
+                Ok(true) => {}
+                Ok(false) | Err(HashError::Failed) => continue,
+                Err(HashError::Busy) => return Err(LoadError::Busy),
+            }
+            let id = candidate.secret;
+            let (as_of, snapshot) = self
+                .db
+                .load(LOAD_MAX, async move |conn: &mut Conn| -> db::Result<_> {
+                    let as_of = feed::head(conn).await?;
+                    Ok((as_of, store::by_secret(conn, &id).await?))
+                })
+                .await?;
+            if let Some(snapshot) = snapshot {
+                self.refresh(key, &snapshot, candidate.pepper_version, false);
+                return Ok(KeyFound::Known(Box::new(self.entry_of(snapshot, as_of))));
+            }
+        }
+        // Another request may have brought the secret under the current pepper meanwhile.
+        let prints: Vec<Fingerprint> = ring.prints(key).map(|(_, print)| print).collect();
+        let (as_of, hit) = self
+            .db
+            .load(LOAD_MAX, async move |conn: &mut Conn| -> db::Result<_> {
+                let as_of = feed::head(conn).await?;
+                Ok((as_of, store::by_fingerprint(conn, &prints).await?))
+            })
+            .await?;
+        Ok(match hit {
+            Some(hit) => KeyFound::Known(Box::new(self.entry_of(hit.snapshot, as_of))),
+            None => KeyFound::Unknown { as_of },
+        })
+    }
+
+    /// In the background: brings a fingerprint under the current pepper, from the plaintext in
+    /// hand, and computes a verifier that is still missing.
+    fn refresh(
+        &self,
+        key: &ApiKey,
+        snapshot: &KeySnapshot,
+        version: Option<i32>,
+        verifier_missing: bool,
+    ) {
+        if verifier_missing {
+            self.verifiers
+                .push([(snapshot.secret.id.clone(), key.clone())]);
+        }
+        let ring = self.peppers.ring();
+        let Some(current) = ring.current() else {
+            return;
+        };
+        if version.is_some_and(|version| version >= current) {
+            return;
+        }
+        let Some(print) = ring.fingerprint_under(current, key) else {
+            return;
+        };
+        let Ok(place) = Arc::clone(&self.rewrites).try_acquire_owned() else {
+            // There are enough on the way; this one moves at a later load.
+            return;
+        };
+        let (db, secret) = (self.db.clone(), snapshot.secret.id.clone());
+        self.db.runtime().spawn(async move {
+            let _place = place;
+            let rewritten = db
+                .write(async move |conn: &mut Conn| {
+                    pepper_store::rewrite_fingerprint(conn, &secret, version, current, &print).await
+                })
+                .await;
+            if let Err(error) = rewritten {
+                tracing::warn!(%error, "a fingerprint could not be rewritten; its next use tries again");
+            }
+        });
+    }
+}
