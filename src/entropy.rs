@@ -42,6 +42,21 @@ impl Entropy {
         }
     }
 
+    /// Bytes that nobody has by chance but that need not be secret, such as a request id: from a
+    /// generator of the thread that the system's seeds, without a system call each.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one place that reads randomness"
+    )]
+    pub fn nonce<const N: usize>(&self) -> [u8; N] {
+        let mut bytes = [0; N];
+        match self {
+            Self::System => rand::rng().fill_bytes(&mut bytes),
+            Self::Seeded(_) => self.fill(&mut bytes),
+        }
+        bytes
+    }
+
     pub fn bytes<const N: usize>(&self) -> [u8; N] {
         let mut bytes = [0; N];
         self.fill(&mut bytes);

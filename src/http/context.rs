@@ -53,7 +53,7 @@ pub fn request_id(headers: &HeaderMap, entropy: &Entropy) -> Arc<str> {
     }
     let mut text = [0; 24];
     // Two digits a byte: the buffer fits, so this cannot fail.
-    let _fits = hex::encode_to_slice(entropy.bytes::<12>(), &mut text);
+    let _fits = hex::encode_to_slice(entropy.nonce::<12>(), &mut text);
     Arc::from(str::from_utf8(&text).unwrap_or_default())
 }
 

@@ -122,6 +122,24 @@ where
     }
 }
 
+/// The level of an event is a constant of the place that writes it, so the line is a macro.
+macro_rules! access_line {
+    ($level:ident, $line:expr) => {
+        tracing::event!(
+            target: "keystead::access",
+            tracing::Level::$level,
+            request_id = &*$line.visit.context.request_id,
+            method = $line.visit.method.as_str(),
+            route = $line.operation.route,
+            operation = $line.operation.id,
+            status = $line.status,
+            latency_us = $line.latency_us,
+            ip = %$line.visit.context.ip,
+            "answered"
+        )
+    };
+}
+
 /// One request on its way through.
 struct Visit {
     settings: Arc<EdgeSettings>,
@@ -309,18 +327,26 @@ impl Visit {
             .monotonic()
             .saturating_duration_since(self.started);
         operation.metrics.answered(status.as_u16(), duration);
-        tracing::info!(
-            target: "keystead::access",
-            request_id = &*self.context.request_id,
-            method = self.method.as_str(),
-            route = operation.route,
-            operation = operation.id,
-            status = status.as_u16(),
-            latency_us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX),
-            ip = %self.context.ip,
-            "answered"
-        );
+        let line = AccessLine {
+            visit: self,
+            operation,
+            status: status.as_u16(),
+            latency_us: u64::try_from(duration.as_micros()).unwrap_or(u64::MAX),
+        };
+        if operation.is_quiet && !status.is_server_error() {
+            access_line!(DEBUG, line);
+        } else {
+            access_line!(INFO, line);
+        }
     }
+}
+
+/// What a line of the access log says.
+struct AccessLine<'a> {
+    visit: &'a Visit,
+    operation: &'a Known,
+    status: u16,
+    latency_us: u64,
 }
 
 /// Says `Connection: close` and means it. actix does not export the word, so a response lends it.

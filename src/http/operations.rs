@@ -13,6 +13,9 @@ use crate::metrics::{Metrics, OperationMetrics};
 /// What requests are called that met no route.
 const UNMATCHED: &str = "unmatched";
 
+/// The tag of the operations that services ask with every request of theirs.
+const QUIET: &str = "validation";
+
 /// The operations of the `OpenAPI` document with their counters.
 #[derive(Clone, Debug)]
 pub struct Operations {
@@ -27,15 +30,19 @@ pub struct Known {
     pub id: String,
     /// The path with its parameters' names.
     pub route: String,
+    /// Asked so often that only failures are worth a line in the access log: what was decided stands
+    /// in the counters.
+    pub is_quiet: bool,
     pub metrics: OperationMetrics,
 }
 
 impl Operations {
     pub fn new(openapi: &OpenApi, metrics: &Metrics) -> Self {
-        let known = |id: &str, route: &str| {
+        let known = |id: &str, route: &str, is_quiet: bool| {
             Arc::new(Known {
                 id: id.to_owned(),
                 route: route.to_owned(),
+                is_quiet,
                 metrics: metrics.operation(id),
             })
         };
@@ -47,7 +54,9 @@ impl Operations {
                 let methods = operations(item)
                     .map(|(method, operation)| {
                         let id = operation.operation_id.as_deref().unwrap_or(route);
-                        (method, known(id, route))
+                        let tags = operation.tags.as_deref().unwrap_or_default();
+                        let is_quiet = tags.iter().any(|tag| tag == QUIET);
+                        (method, known(id, route, is_quiet))
                     })
                     .collect();
                 (route.clone(), methods)
@@ -55,7 +64,7 @@ impl Operations {
             .collect();
         Self {
             paths,
-            unmatched: known(UNMATCHED, ""),
+            unmatched: known(UNMATCHED, "", false),
         }
     }
 
