@@ -4,7 +4,7 @@
 use serde_json::json;
 
 use super::forge::forged::{
-    A, AUDIENCE, B, Case, H, HEADER, SECRET, cases, good_claims, issuers, with, with_claims,
+    AUDIENCE, B, Case, H, HEADER, SECRET, cases, good_claims, issuers, with, with_claims,
     with_header,
 };
 use super::forge::{IdentityProvider, Signers};

@@ -4,7 +4,6 @@
 //! [`recipes`] says how each is called so that it succeeds.
 
 mod recipes;
-mod tables;
 mod world;
 
 use std::collections::BTreeSet;
@@ -14,7 +13,7 @@ use serde_json::{Value, json};
 
 use self::recipes::{Call, Needs, Recipe, recipe};
 use self::world::World;
-use crate::support::{Answer, Client, Home, Server, both};
+use crate::support::{Answer, Client, Home, Server, both, tables};
 
 /// The roles of DESIGN's list of rights, and the scopes each stands for.
 const ROLES: [(&str, &[&str]); 7] = [

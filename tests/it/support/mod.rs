@@ -13,6 +13,7 @@ mod postgres;
 mod process;
 mod proxy;
 mod server;
+pub mod tables;
 mod throwaway;
 
 use std::time::Duration;
