@@ -20,4 +20,5 @@ mod matrix;
 mod openapi;
 mod peppers;
 mod schema;
+mod security;
 mod support;

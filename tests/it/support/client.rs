@@ -32,6 +32,11 @@ impl Client {
         }
     }
 
+    /// `host:port`
+    pub fn address(&self) -> &str {
+        self.base.trim_start_matches("http://")
+    }
+
     /// The same client with a management key in `x-api-key`.
     #[must_use]
     pub fn with_key(&self, key: &str) -> Self {

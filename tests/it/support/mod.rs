@@ -12,6 +12,7 @@ mod home;
 mod postgres;
 mod process;
 mod proxy;
+mod raw;
 mod server;
 pub mod tables;
 mod throwaway;

@@ -78,10 +78,15 @@ impl Server {
         self.client.clone()
     }
 
+    /// The owner key, if the start made one.
+    pub fn owner_key(&self) -> Option<&str> {
+        self.owner_key.as_deref().map(str::trim)
+    }
+
     /// Speaks with the owner key, which only the first node of a home has.
     pub fn owner(&self) -> Client {
-        let key = self.owner_key.as_deref();
-        self.client.with_key(key.expect("the first node").trim())
+        self.client
+            .with_key(self.owner_key().expect("the first node"))
     }
 }
 
