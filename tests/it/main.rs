@@ -11,6 +11,7 @@
 )]
 
 mod audit;
+mod callers;
 mod catalogue;
 mod cli;
 mod house;

@@ -8,6 +8,7 @@
 //! ```
 
 mod client;
+pub(crate) mod forge;
 mod home;
 mod postgres;
 mod process;
@@ -21,8 +22,8 @@ use std::time::Duration;
 
 use keystead::db::{Db, Target};
 
-pub use client::{Answer, Client};
-pub use home::{Backend, Home, run};
+pub use client::{Answer, Client, Request};
+pub use home::{Backend, Home, MASTER_KEY, run};
 pub use server::Server;
 
 /// Makes `name::sqlite` and `name::postgres` of each async function that takes a [`Home`].
