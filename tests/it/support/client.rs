@@ -120,6 +120,12 @@ impl Request {
         Self(self.0.header(name, value))
     }
 
+    /// A JSON body as it is written.
+    #[must_use]
+    pub fn json_text(self, body: impl Into<reqwest::Body>) -> Self {
+        Self(self.0.header("content-type", "application/json").body(body))
+    }
+
     #[must_use]
     pub fn json(self, body: Value) -> Self {
         Self(self.0.json(&body))

@@ -15,6 +15,7 @@ mod process;
 mod proxy;
 mod raw;
 mod server;
+mod statements;
 pub mod tables;
 mod throwaway;
 

@@ -8,7 +8,7 @@ use keystead::config::{Config, ConfigFile, Sources};
 use keystead::entropy::Entropy;
 use tokio::sync::oneshot;
 
-use super::{Client, Home};
+use super::{Client, Home, statements};
 
 /// A node that listens on a port of its own. Stopped when it is dropped.
 pub struct Server {
@@ -28,6 +28,7 @@ impl Home {
 
     /// The same with other settings, as environment variables without their `KEYSTEAD__`.
     pub async fn serve_with(&self, settings: &[(&str, &str)]) -> Server {
+        statements::install();
         let data_dir = tempfile::tempdir_in(self.dir()).expect("the home is writable");
         let data_dir = data_dir.keep();
         let given = self.settings(&data_dir, "127.0.0.1:0");
