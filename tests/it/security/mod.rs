@@ -3,6 +3,7 @@
 
 mod carriers;
 mod edge;
+mod inputs;
 mod lookups;
 mod restrictions;
 
