@@ -3,9 +3,12 @@
 
 mod carriers;
 mod edge;
+mod escalation;
 mod inputs;
 mod lookups;
 mod restrictions;
+mod secrets;
+mod texts;
 
 use keystead::entropy::Entropy;
 use keystead::keys::secret::{ApiKey, LookupId};
