@@ -1,5 +1,9 @@
 //! Keystead: a centralized API key management service.
 
+// What unit and integration tests share names the library as the latter do.
+#[cfg(test)]
+extern crate self as keystead;
+
 pub mod app;
 pub mod audit;
 pub mod auth;

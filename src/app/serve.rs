@@ -9,7 +9,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
 use actix_web::dev::ServerHandle;
-use actix_web::middleware::from_fn;
+use actix_web::middleware::{Condition, from_fn};
 use actix_web::{App as ActixApp, HttpServer, web};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -97,9 +97,10 @@ impl App {
         let app = self.clone();
         let mut server = HttpServer::new(move || {
             let app = app.clone();
+            let origins = app.origins();
             ActixApp::new()
                 .wrap(from_fn(record_refused))
-                .wrap(cors(&app.origins()))
+                .wrap(Condition::new(!origins.is_empty(), cors(&origins)))
                 .wrap(app.edge.clone())
                 .configure(|config| app.data(config))
                 .configure(health::routes)

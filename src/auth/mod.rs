@@ -8,9 +8,10 @@ pub mod claims;
 #[cfg(test)]
 mod fetched_keys;
 #[cfg(test)]
+#[path = "../../tests/it/support/forge/mod.rs"]
 mod forge;
 #[cfg(test)]
-mod forged;
+mod hostile_tokens;
 pub mod http;
 pub mod issuers;
 mod jwks;

@@ -4,6 +4,9 @@
 //! it is made, and those that read the body, the query and headers wait behind it. What can be told
 //! from the head alone (413, 415) they leave at the gate, where the one that authenticates finds it.
 //! A handler without a caller has no closed gate, and nobody waits.
+//!
+//! At the gate it is also known whether anybody reads the query. If nobody does there must be none:
+//! a `?dry_run=true` that means nothing here must not look as if it did.
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
@@ -13,12 +16,16 @@ use std::task::{Context, Poll, Waker};
 
 use actix_web::{HttpMessage as _, HttpRequest};
 
+use super::page::NoFilter;
 use super::problem::Problem;
+use super::query::Params;
 
 /// One for each request.
 #[derive(Default)]
 pub struct Gate {
     closed: Cell<bool>,
+    /// Whether an extractor of the handler reads the query.
+    query_is_read: Cell<bool>,
     refusal: RefCell<Option<Problem>>,
     waiting: RefCell<Vec<Waker>>,
 }
@@ -44,6 +51,11 @@ impl Gate {
     /// Leaves a refusal that comes before authentication.
     pub(crate) fn refuse(&self, problem: Problem) {
         self.refusal.borrow_mut().get_or_insert(problem);
+    }
+
+    /// For `FromRequest::from_request` of an extractor that reads the query.
+    pub(crate) fn read_query(&self) {
+        self.query_is_read.set(true);
     }
 
     /// Waits until the caller is known and permitted.
@@ -72,8 +84,17 @@ impl Closed {
     }
 
     /// Lets the others pass.
-    pub fn open(self) {
-        drop(self);
+    ///
+    /// # Errors
+    /// 400 for a query that none of them reads.
+    pub fn open(self, query: &str) -> Result<(), Problem> {
+        if self.0.query_is_read.get() {
+            return Ok(());
+        }
+        Params::parse(query)
+            .and_then(|params| params.deserialize())
+            .map(|NoFilter {}| ())
+            .map_err(|violation| Problem::invalid(vec![violation]))
     }
 }
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use utoipa::{IntoParams, ToSchema};
 
-use super::gate::Gated;
+use super::gate::{Gate, Gated};
 use super::problem::Problem;
 use super::query::Params;
 use crate::error::{Error, Violation};
@@ -226,6 +226,7 @@ impl<F: DeserializeOwned + Unpin + 'static> FromRequest for List<F> {
     fn from_request(req: &HttpRequest, _: &mut Payload) -> Self::Future {
         let parsed =
             Self::parse(req.query_string()).map_err(|violation| Problem::invalid(vec![violation]));
+        Gate::of(req).read_query();
         Gated::new(req, parsed)
     }
 }

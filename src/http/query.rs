@@ -11,7 +11,7 @@ use serde::de::{self, DeserializeOwned, IntoDeserializer, Visitor};
 use serde::{Deserializer, forward_to_deserialize_any};
 use serde_path_to_error::Track;
 
-use super::gate::Gated;
+use super::gate::{Gate, Gated};
 use super::json_body;
 use super::problem::Problem;
 use crate::error::Violation;
@@ -43,6 +43,7 @@ impl<T: DeserializeOwned + Unpin + 'static> FromRequest for Query<T> {
             .and_then(|params| params.deserialize())
             .map(Self)
             .map_err(|violation| Problem::invalid(vec![violation]));
+        Gate::of(req).read_query();
         Gated::new(req, parsed)
     }
 }

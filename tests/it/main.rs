@@ -11,6 +11,7 @@
 )]
 
 mod audit;
+mod callers;
 mod catalogue;
 mod cli;
 mod house;
@@ -20,4 +21,5 @@ mod matrix;
 mod openapi;
 mod peppers;
 mod schema;
+mod security;
 mod support;

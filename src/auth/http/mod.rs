@@ -5,7 +5,8 @@
 //!    person for whom a service acts;
 //! 2. the credential is authenticated, and from here on refusals stand in the audit trail;
 //! 3. the permission is judged for at least one service; the object's own comes in the handler;
-//! 4. the tenant acted in is settled: its own, or the one that `X-Keystead-Tenant` names.
+//! 4. the tenant acted in is settled: its own, or the one that `X-Keystead-Tenant` names;
+//! 5. the gate is opened to what reads the body and the query (`http/gate.rs`).
 
 pub mod perm;
 mod presented;
@@ -75,7 +76,7 @@ impl<P: Need> FromRequest for Caller<P> {
                 return Err(Problem::forbidden(permission.scope()));
             }
             let identity = settle_tenant(&req, identity).await?;
-            gate.open();
+            gate.open(req.query_string())?;
             Ok(Self {
                 identity,
                 permission: PhantomData,
@@ -128,7 +129,7 @@ impl FromRequest for Holder {
             let identity = CallerIdentity::of_key(identified, origin(&context));
             tell_expiry(&req, &identity);
             req.extensions_mut().insert(identity.clone());
-            gate.open();
+            gate.open(req.query_string())?;
             Ok(Self { identity, key_id })
         })
     }

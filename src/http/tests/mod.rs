@@ -73,7 +73,7 @@ impl FromRequest for SlowCaller {
                 header::HeaderName::from_static("x-caller"),
                 header::HeaderValue::from_static("good"),
             );
-            gate.open();
+            gate.open(req.query_string())?;
             Ok(Self)
         })
     }

@@ -1,7 +1,9 @@
-//! What lies on the disk: no plaintext, no plain hash of one.
+//! What lies on the disk and in the trail: no plaintext, no plain hash of one.
+
+use std::collections::HashMap;
 
 use diesel::prelude::*;
-use diesel::sql_types::BigInt;
+use diesel::sql_types::Text;
 use diesel_async::RunQueryDsl;
 use keystead::db::{self, Conn};
 use keystead::each;
@@ -13,9 +15,9 @@ use crate::support::{Backend, Home, both};
 both!(no_plaintext_and_no_plain_hash_is_at_rest);
 
 #[derive(QueryableByName)]
-struct Count {
-    #[diesel(sql_type = BigInt)]
-    count: i64,
+struct Line {
+    #[diesel(sql_type = Text)]
+    line: String,
 }
 
 async fn no_plaintext_and_no_plain_hash_is_at_rest(home: Home) {
@@ -32,6 +34,28 @@ async fn no_plaintext_and_no_plain_hash_is_at_rest(home: Home) {
         verify(&owner, &altered(&key, 30), "invoice:read").await;
         keys.push(key);
     }
+    let batch = json!({"items": vec![new_key(); 100]});
+    let issued = owner
+        .post("/v1/keys/batch")
+        .header("idempotency-key", "all-of-them")
+        .json(batch)
+        .send()
+        .await
+        .expect(201);
+    let issued = issued["items"].as_array().expect("a list");
+    keys.extend(issued.iter().map(|one| text(one, "/api_key")));
+    let find = json!({"api_keys": keys});
+    let found = owner.post("/v1/keys/find").json(find).send().await;
+    let mut told = vec![found.text];
+    let mut path = "/v1/audit/events?limit=200".to_owned();
+    loop {
+        let page = owner.get(&path).send().await;
+        told.push(page.text.clone());
+        match page.expect(200)["next_cursor"].as_str() {
+            Some(cursor) => path = format!("/v1/audit/events?limit=200&cursor={cursor}"),
+            None => break,
+        }
+    }
     process.signal("TERM");
     process.ended(std::time::Duration::from_secs(20)).await;
 
@@ -40,27 +64,57 @@ async fn no_plaintext_and_no_plain_hash_is_at_rest(home: Home) {
         log.contains("recorded a change"),
         "the log is the server's: {log}"
     );
-    let files = files(home.dir());
-    for key in &keys {
-        let secret = &key[key.len() - 49..key.len() - 6];
-        let plain_hash = Sha256::digest(key.as_bytes());
-        let hex = hex(&plain_hash);
-        for (what, needle) in [
-            ("the key", key.as_bytes()),
-            ("its secret part", secret.as_bytes()),
-            ("its plain hash", plain_hash.as_slice()),
-            ("its plain hash in hexadecimal", hex.as_bytes()),
-        ] {
-            for (path, bytes) in &files {
-                let found = bytes.windows(needle.len()).any(|window| window == needle);
-                assert!(!found, "{what} is in {}", path.display());
+    assert!(keys.len() == 140, "{}", keys.len());
+    let needles = Needles::of(&keys);
+    assert_eq!(needles.find(keys[7].as_bytes()), Some("the key"));
+    for (path, bytes) in files(home.dir()) {
+        assert_eq!(needles.find(&bytes), None, "in {}", path.display());
+    }
+    for text in told {
+        assert!(text.contains("items"), "{text}");
+        assert_eq!(needles.find(text.as_bytes()), None, "in an answer");
+    }
+    if home.backend == Backend::Postgres {
+        for row in rows(&home).await {
+            assert_eq!(needles.find(row.as_bytes()), None, "in a row");
+        }
+    }
+}
+
+/// What must be nowhere, by its first eight bytes, so that one look at each place is enough.
+struct Needles(HashMap<[u8; 8], Vec<(&'static str, Vec<u8>)>>);
+
+impl Needles {
+    fn of(keys: &[String]) -> Self {
+        let mut needles: HashMap<_, Vec<_>> = HashMap::new();
+        for key in keys {
+            let secret = &key[key.len() - 49..key.len() - 6];
+            let plain_hash = Sha256::digest(key.as_bytes());
+            for (what, needle) in [
+                ("the key", key.as_bytes()),
+                ("its secret part", secret.as_bytes()),
+                ("its plain hash", plain_hash.as_slice()),
+                ("its plain hash in hexadecimal", hex(&plain_hash).as_bytes()),
+            ] {
+                let start = *needle.first_chunk().expect("it is longer");
+                needles
+                    .entry(start)
+                    .or_default()
+                    .push((what, needle.to_vec()));
             }
         }
-        if home.backend == Backend::Postgres {
-            for needle in [secret.to_owned(), hex] {
-                assert_eq!(rows_with(&home, &needle).await, 0, "a row holds it");
-            }
-        }
+        Self(needles)
+    }
+
+    fn find(&self, place: &[u8]) -> Option<&'static str> {
+        (0..place.len()).find_map(|at| {
+            let rest = &place[at..];
+            let candidates = self.0.get(rest.first_chunk()?)?;
+            let found = candidates
+                .iter()
+                .find(|(_, needle)| rest.starts_with(needle));
+            found.map(|(what, _)| *what)
+        })
     }
 }
 
@@ -83,26 +137,19 @@ fn files(dir: &std::path::Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
     found
 }
 
-/// Rows of any table whose text, binary columns as hexadecimal, holds the needle.
-async fn rows_with(home: &Home, needle: &str) -> i64 {
-    let mut rows = 0;
-    for table in [
-        "api_key",
-        "secret",
-        "audit_event",
-        "idempotency",
-        "key_grant",
-        "change",
-    ] {
-        let sql = format!("SELECT count(*) FROM {table} t WHERE t::text LIKE '%{needle}%'");
-        let counted = home
+/// Every row of every table as text, binary columns as hexadecimal.
+async fn rows(home: &Home) -> Vec<String> {
+    let mut rows = Vec::new();
+    for (table, _) in crate::schema::tables() {
+        let sql = format!("SELECT t::text AS line FROM {table} t");
+        let lines = home
             .eyes()
-            .read(async move |conn: &mut Conn| -> db::Result<i64> {
-                let count: Count = each!(conn, c => diesel::sql_query(sql).get_result(c).await)?;
-                Ok(count.count)
+            .read(async move |conn: &mut Conn| -> db::Result<Vec<Line>> {
+                Ok(each!(conn, c => diesel::sql_query(sql).load(c).await)?)
             })
             .await;
-        rows += counted.unwrap();
+        rows.extend(lines.expect("a query").into_iter().map(|row| row.line));
     }
+    assert!(rows.len() > 300, "{}", rows.len());
     rows
 }

@@ -3,9 +3,8 @@
 //! The operations come from the document that the server serves, so a new one is tested or fails:
 //! [`recipes`] says how each is called so that it succeeds.
 
-mod recipes;
-mod tables;
-mod world;
+pub mod recipes;
+pub mod world;
 
 use std::collections::BTreeSet;
 
@@ -14,7 +13,7 @@ use serde_json::{Value, json};
 
 use self::recipes::{Call, Needs, Recipe, recipe};
 use self::world::World;
-use crate::support::{Answer, Client, Home, Server, both};
+use crate::support::{Answer, Client, Home, Server, both, tables};
 
 /// The roles of DESIGN's list of rights, and the scopes each stands for.
 const ROLES: [(&str, &[&str]); 7] = [
@@ -75,23 +74,23 @@ fn meets(granted: &str, needed: &str) -> bool {
 }
 
 /// One operation of the document.
-struct Operation {
-    id: String,
-    method: Method,
-    route: String,
+pub struct Operation {
+    pub id: String,
+    pub method: Method,
+    pub route: String,
     /// The document says that no credential is needed.
-    open: bool,
-    recipe: Recipe,
+    pub open: bool,
+    pub recipe: Recipe,
 }
 
 impl Operation {
-    fn call(&self, world: &World) -> Call {
+    pub fn call(&self, world: &World) -> Call {
         self.recipe.call(&self.method, &self.route, world)
     }
 }
 
 /// Every operation that the server says it has.
-async fn operations(server: &Server) -> Vec<Operation> {
+pub async fn operations(server: &Server) -> Vec<Operation> {
     let document = server
         .client()
         .get("/openapi.json")
@@ -132,7 +131,7 @@ async fn operations(server: &Server) -> Vec<Operation> {
     operations
 }
 
-async fn send(caller: &Client, call: &Call) -> Answer {
+pub async fn send(caller: &Client, call: &Call) -> Answer {
     let mut request = caller.request(call.method.clone(), &call.path);
     if let Some(body) = &call.body {
         request = request.json(body.clone());
@@ -364,7 +363,7 @@ async fn another_tenants_objects_do_not_exist(home: Home) {
 }
 
 /// Objects in `default`, and a tenant for what is done to tenants.
-async fn fresh(owner: &Client, count: usize) -> World {
+pub async fn fresh(owner: &Client, count: usize) -> World {
     let name = format!("w{count}");
     let tenant: Value = owner.create("/v1/tenants", json!({"slug": name})).await;
     let tenant_id = tenant["id"].as_str().expect("an id");

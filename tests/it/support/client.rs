@@ -12,6 +12,8 @@ pub struct Client {
     http: reqwest::Client,
     base: String,
     key: Option<String>,
+    /// An admin JWT, or a key, in `Authorization: Bearer`.
+    bearer: Option<String>,
     /// Where a caller of `default` acts.
     tenant: Option<String>,
 }
@@ -28,8 +30,14 @@ impl Client {
             http,
             base,
             key: None,
+            bearer: None,
             tenant: None,
         }
+    }
+
+    /// `host:port`
+    pub fn address(&self) -> &str {
+        self.base.trim_start_matches("http://")
     }
 
     /// The same client with a management key in `x-api-key`.
@@ -41,10 +49,21 @@ impl Client {
         }
     }
 
+    /// The same client with a token, or a key, in `Authorization: Bearer` alone.
+    #[must_use]
+    pub fn with_bearer(&self, bearer: &str) -> Self {
+        Self {
+            key: None,
+            bearer: Some(bearer.to_owned()),
+            ..self.clone()
+        }
+    }
+
     #[must_use]
     pub fn anonymous(&self) -> Self {
         Self {
             key: None,
+            bearer: None,
             ..self.clone()
         }
     }
@@ -71,6 +90,9 @@ impl Client {
         if let Some(key) = &self.key {
             builder = builder.header("x-api-key", key);
         }
+        if let Some(bearer) = &self.bearer {
+            builder = builder.header("authorization", format!("Bearer {bearer}"));
+        }
         if let Some(tenant) = &self.tenant {
             builder = builder.header("x-keystead-tenant", tenant);
         }
@@ -89,6 +111,19 @@ impl Request {
     #[must_use]
     pub fn header(self, name: &str, value: &str) -> Self {
         Self(self.0.header(name, value))
+    }
+
+    /// A value of any bytes that a header may have.
+    #[must_use]
+    pub fn header_bytes(self, name: &str, value: &[u8]) -> Self {
+        let value = reqwest::header::HeaderValue::from_bytes(value).expect("a header may say so");
+        Self(self.0.header(name, value))
+    }
+
+    /// A JSON body as it is written.
+    #[must_use]
+    pub fn json_text(self, body: impl Into<reqwest::Body>) -> Self {
+        Self(self.0.header("content-type", "application/json").body(body))
     }
 
     #[must_use]
@@ -138,6 +173,21 @@ impl Answer {
 
     pub fn code(&self) -> &str {
         self.body["code"].as_str().unwrap_or_default()
+    }
+
+    /// The whole answer but for what differs from one request to the next: status, headers, body.
+    pub fn redacted(&self) -> String {
+        let mut lines: Vec<String> = self
+            .headers
+            .iter()
+            .filter(|(name, _)| !["connection", "date", "x-request-id"].contains(&name.as_str()))
+            .map(|(name, value)| format!("{name}: {}", String::from_utf8_lossy(value.as_bytes())))
+            .collect();
+        lines.sort();
+        let id = self.headers.get("x-request-id");
+        let id = id.map_or("", |id| id.to_str().expect("ours is ASCII"));
+        let body = self.text.replace(id, "<request id>");
+        format!("{}\n{}\n\n{body}", self.status, lines.join("\n"))
     }
 }
 

@@ -8,19 +8,23 @@
 //! ```
 
 mod client;
+pub(crate) mod forge;
 mod home;
 mod postgres;
 mod process;
 mod proxy;
+mod raw;
 mod server;
+mod statements;
+pub mod tables;
 mod throwaway;
 
 use std::time::Duration;
 
 use keystead::db::{Db, Target};
 
-pub use client::{Answer, Client};
-pub use home::{Backend, Home, run};
+pub use client::{Answer, Client, Request};
+pub use home::{Backend, Home, MASTER_KEY, run};
 pub use server::Server;
 
 /// Makes `name::sqlite` and `name::postgres` of each async function that takes a [`Home`].

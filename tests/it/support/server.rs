@@ -8,7 +8,7 @@ use keystead::config::{Config, ConfigFile, Sources};
 use keystead::entropy::Entropy;
 use tokio::sync::oneshot;
 
-use super::{Client, Home};
+use super::{Client, Home, statements};
 
 /// A node that listens on a port of its own. Stopped when it is dropped.
 pub struct Server {
@@ -28,6 +28,7 @@ impl Home {
 
     /// The same with other settings, as environment variables without their `KEYSTEAD__`.
     pub async fn serve_with(&self, settings: &[(&str, &str)]) -> Server {
+        statements::install();
         let data_dir = tempfile::tempdir_in(self.dir()).expect("the home is writable");
         let data_dir = data_dir.keep();
         let given = self.settings(&data_dir, "127.0.0.1:0");
@@ -78,10 +79,15 @@ impl Server {
         self.client.clone()
     }
 
+    /// The owner key, if the start made one.
+    pub fn owner_key(&self) -> Option<&str> {
+        self.owner_key.as_deref().map(str::trim)
+    }
+
     /// Speaks with the owner key, which only the first node of a home has.
     pub fn owner(&self) -> Client {
-        let key = self.owner_key.as_deref();
-        self.client.with_key(key.expect("the first node").trim())
+        self.client
+            .with_key(self.owner_key().expect("the first node"))
     }
 }
 

@@ -6,7 +6,7 @@ use diesel_async::RunQueryDsl;
 use keystead::db::{self, Conn};
 use keystead::each;
 
-use crate::support::{Backend, Home};
+use super::{Backend, Home};
 
 #[derive(QueryableByName)]
 struct Line {

@@ -1,13 +1,13 @@
 //! Algorithms and keys: `none`, a public key as a shared secret, keys of others.
 
+use keystead::auth::jwt::Refusal;
+use keystead::clock::Clock;
 use serde_json::json;
 
 use super::{
-    B, Case, H, HEADER, SECRET, case, good_claims, header, with, with_claims, with_header,
+    B, Case, H, HEADER, SECRET, Signers, case, encode, good_claims, header, with, with_claims,
+    with_header,
 };
-use crate::auth::forge::{Signers, encode};
-use crate::auth::jwt::Refusal;
-use crate::clock::Clock;
 
 #[expect(clippy::too_many_lines, reason = "one list, read from top to bottom")]
 pub(super) fn cases(clock: &Clock) -> Vec<Case> {

@@ -1,10 +1,10 @@
 //! Times: of a wrong type, out of range, past, to come, too far apart.
 
+use keystead::auth::jwt::Refusal;
+use keystead::clock::Clock;
 use serde_json::json;
 
 use super::{Case, case, with_claims};
-use crate::auth::jwt::Refusal;
-use crate::clock::Clock;
 
 pub(super) fn cases(clock: &Clock) -> Vec<Case> {
     use Refusal::{Expired, Lifetime, NotYetValid};

@@ -1,11 +1,10 @@
 //! The form: other serializations, other spellings, repeated members.
 
+use keystead::auth::jwt::Refusal;
+use keystead::clock::Clock;
 use serde_json::json;
 
-use super::{Case, HEADER, case, good_claims};
-use crate::auth::forge::{Signers, encode};
-use crate::auth::jwt::Refusal;
-use crate::clock::Clock;
+use super::{Case, HEADER, Signers, case, encode, good_claims};
 
 #[expect(clippy::too_many_lines, reason = "one list, read from top to bottom")]
 pub(super) fn cases(clock: &Clock) -> Vec<Case> {

@@ -1,10 +1,10 @@
 //! Issuer, audience, subject, and tokens of another kind.
 
+use keystead::auth::jwt::Refusal;
+use keystead::clock::Clock;
 use serde_json::json;
 
 use super::{A, AUDIENCE, Case, case, with_claims, with_header};
-use crate::auth::jwt::Refusal;
-use crate::clock::Clock;
 
 pub(super) fn cases(clock: &Clock) -> Vec<Case> {
     use Refusal::{Audience, Issuer, Kind, Subject};

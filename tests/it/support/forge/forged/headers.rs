@@ -1,11 +1,10 @@
 //! Headers: critical ones, keys of the sender's own, hostile `kid`s.
 
+use keystead::auth::jwt::Refusal;
+use keystead::clock::Clock;
 use serde_json::json;
 
-use super::{Case, case, good_claims, header, with, with_header};
-use crate::auth::forge::Signers;
-use crate::auth::jwt::Refusal;
-use crate::clock::Clock;
+use super::{Case, Signers, case, good_claims, header, with, with_header};
 
 pub(super) fn cases(clock: &Clock, trap: &str) -> Vec<Case> {
     use Refusal::{Header, Key, Signature};

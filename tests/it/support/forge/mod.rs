@@ -1,6 +1,8 @@
 //! For tests: keys made on the spot, tokens of any content signed with them, and an identity
 //! provider on loopback that behaves as badly as it is told to.
 
+pub(crate) mod forged;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -23,7 +25,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 /// One key of each type.
-pub(super) struct Signers {
+pub(crate) struct Signers {
     rsa: RsaKeyPair,
     p256: EcdsaKeyPair,
     p384: EcdsaKeyPair,
@@ -41,19 +43,19 @@ impl Signers {
     }
 
     /// Made once a process.
-    pub(super) fn shared() -> &'static Self {
+    pub(crate) fn shared() -> &'static Self {
         static SHARED: OnceLock<Signers> = OnceLock::new();
         SHARED.get_or_init(Self::new)
     }
 
     /// Those of somebody else.
-    pub(super) fn other() -> &'static Self {
+    pub(crate) fn other() -> &'static Self {
         static OTHER: OnceLock<Signers> = OnceLock::new();
         OTHER.get_or_init(Self::new)
     }
 
     /// Signs with the algorithm's own key, or, for HMAC, with `secret`.
-    pub(super) fn sign(&self, algorithm: &str, message: &[u8], secret: &[u8]) -> Vec<u8> {
+    pub(crate) fn sign(&self, algorithm: &str, message: &[u8], secret: &[u8]) -> Vec<u8> {
         let random = SystemRandom::new();
         let rsa = |padding: &'static dyn signature::RsaEncoding| {
             let mut signature = vec![0; self.rsa.public_modulus_len()];
@@ -83,11 +85,11 @@ impl Signers {
     }
 
     /// `header.claims.signature`, whatever the header says of itself.
-    pub(super) fn token(&self, algorithm: &str, header: &str, claims: &str) -> String {
+    pub(crate) fn token(&self, algorithm: &str, header: &str, claims: &str) -> String {
         self.token_with(algorithm, header, claims, b"")
     }
 
-    pub(super) fn token_with(
+    pub(crate) fn token_with(
         &self,
         algorithm: &str,
         header: &str,
@@ -100,7 +102,7 @@ impl Signers {
     }
 
     /// The public half as it is published; `alg` is left for the test to add.
-    pub(super) fn jwk(&self, algorithm: &str, kid: &str) -> Value {
+    pub(crate) fn jwk(&self, algorithm: &str, kid: &str) -> Value {
         let key = match algorithm {
             "ES256" => DecodingKey::from_ec_der(self.p256.public_key().as_ref()),
             "ES384" => DecodingKey::from_ec_der(self.p384.public_key().as_ref()),
@@ -113,7 +115,7 @@ impl Signers {
         jwk
     }
 
-    pub(super) fn spki(&self, algorithm: &str) -> Vec<u8> {
+    pub(crate) fn spki(&self, algorithm: &str) -> Vec<u8> {
         let der: PublicKeyX509Der<'_> = match algorithm {
             "ES256" => self.p256.public_key().as_der().unwrap(),
             "ES384" => self.p384.public_key().as_der().unwrap(),
@@ -123,17 +125,17 @@ impl Signers {
         der.as_ref().to_vec()
     }
 
-    pub(super) fn pem(&self, algorithm: &str) -> String {
+    pub(crate) fn pem(&self, algorithm: &str) -> String {
         pem("PUBLIC KEY", &self.spki(algorithm))
     }
 
-    pub(super) fn rsa_modulus(&self) -> Vec<u8> {
+    pub(crate) fn rsa_modulus(&self) -> Vec<u8> {
         let jwk = self.jwk("RS256", "k");
         URL_SAFE_NO_PAD.decode(jwk["n"].as_str().unwrap()).unwrap()
     }
 }
 
-pub(super) fn pem(label: &str, der: &[u8]) -> String {
+pub(crate) fn pem(label: &str, der: &[u8]) -> String {
     let body = STANDARD.encode(der);
     let lines: Vec<&str> = body
         .as_bytes()
@@ -146,18 +148,18 @@ pub(super) fn pem(label: &str, der: &[u8]) -> String {
     )
 }
 
-pub(super) fn encode(part: impl AsRef<[u8]>) -> String {
+pub(crate) fn encode(part: impl AsRef<[u8]>) -> String {
     URL_SAFE_NO_PAD.encode(part)
 }
 
 /// Differs for every input, and looks random.
-pub(super) fn noise(seed: u32) -> String {
+pub(crate) fn noise(seed: u32) -> String {
     hex::encode(digest::digest(&digest::SHA256, &seed.to_be_bytes()))
 }
 
 /// What an identity provider answers.
 #[derive(Clone, Debug)]
-pub(super) enum Answer {
+pub(crate) enum Answer {
     Body(String),
     Status(u16),
     Redirect(String),
@@ -168,7 +170,7 @@ pub(super) enum Answer {
 }
 
 /// An identity provider on loopback that counts who comes.
-pub(super) struct IdentityProvider {
+pub(crate) struct IdentityProvider {
     address: SocketAddr,
     answers: Arc<Mutex<HashMap<String, Answer>>>,
     seen: Arc<Mutex<Vec<String>>>,
@@ -176,7 +178,7 @@ pub(super) struct IdentityProvider {
 }
 
 impl IdentityProvider {
-    pub(super) async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let answers: Arc<Mutex<HashMap<String, Answer>>> = Arc::default();
@@ -195,22 +197,22 @@ impl IdentityProvider {
         }
     }
 
-    pub(super) fn url(&self, path: &str) -> String {
+    pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
 
-    pub(super) fn answer(&self, path: &str, answer: Answer) {
+    pub(crate) fn answer(&self, path: &str, answer: Answer) {
         let mut answers = self.answers.lock().unwrap();
         answers.insert(path.to_owned(), answer);
     }
 
-    pub(super) fn publish(&self, keys: &[Value]) {
+    pub(crate) fn publish(&self, keys: &[Value]) {
         let set = json!({ "keys": keys }).to_string();
         self.answer("/jwks", Answer::Body(set));
     }
 
     /// How often a path was asked for.
-    pub(super) fn asked(&self, path: &str) -> usize {
+    pub(crate) fn asked(&self, path: &str) -> usize {
         let seen = self.seen.lock().unwrap();
         seen.iter().filter(|one| *one == path).count()
     }
