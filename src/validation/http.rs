@@ -332,8 +332,14 @@ pub async fn explain_key(
             ));
         }
     };
+    // Of a key that is not for this service no more is told than verify tells.
+    let foreign = decision.outcome == Outcome::WrongService
+        || checks
+            .iter()
+            .any(|check| check.fails_with == Outcome::WrongService && !check.passed);
     let checks = checks
         .into_iter()
+        .filter(|check| !foreign || check.fails_with == Outcome::WrongService)
         .map(
             |Check {
                  fails_with,

@@ -11,6 +11,7 @@
 )]
 
 mod audit;
+mod cached;
 mod callers;
 mod catalogue;
 mod cli;

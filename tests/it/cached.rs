@@ -1,0 +1,388 @@
+//! What nodes remember never makes a wrong answer: changes reach every node, races end well, and
+//! every answer is the one of a node that remembers nothing.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use keystead::entropy::Entropy;
+use serde_json::{Value, json};
+
+use crate::support::{Client, Home, Server, both, until};
+
+both!(
+    a_change_holds_at_once_on_its_node_and_within_five_seconds_on_another,
+    a_revocation_that_races_with_loads_is_never_overtaken,
+    every_answer_of_warm_nodes_is_that_of_one_that_remembers_nothing,
+    five_hundred_who_want_the_same_cold_key_cause_one_look_up,
+    a_warm_key_asks_the_database_nothing,
+    a_key_that_was_unknown_works_the_moment_it_is_made,
+);
+
+/// Two nodes over one database, and what is verified.
+struct Pair {
+    a: Server,
+    b: Server,
+    owner_a: Client,
+    owner_b: Client,
+}
+
+impl Pair {
+    async fn new(home: &Home) -> Self {
+        let a = home.serve().await;
+        let owner_a = a.owner();
+        let scopes = json!([{"name": "invoice:read"}, {"name": "invoice:send"}]);
+        for slug in ["invoicing", "orders"] {
+            let service = json!({"slug": slug, "scopes": scopes});
+            owner_a.create("/v1/services", service).await;
+        }
+        for slug in ["acme", "managers"] {
+            owner_a.create("/v1/consumers", json!({"slug": slug})).await;
+        }
+        let b = home.serve().await;
+        let grants = json!([{"service": "keystead", "scopes": ["*"]}]);
+        let new = json!({"name": "b", "consumer": "managers", "grants": grants});
+        let key = owner_a.create("/v1/keys", new).await;
+        let owner_b = b.client().with_key(key["api_key"].as_str().unwrap());
+        Self {
+            a,
+            b,
+            owner_a,
+            owner_b,
+        }
+    }
+
+    /// A key's id, plaintext and secret.
+    async fn issue(&self) -> (String, String, String) {
+        let new = json!({
+            "name": "worker", "consumer": "acme", "allowed_ips": ["203.0.113.0/24"],
+            "grants": [{"service": "invoicing", "scopes": ["invoice:read"]}],
+        });
+        let issued = self.owner_a.create("/v1/keys", new).await;
+        let text = |pointer: &str| {
+            issued
+                .pointer(pointer)
+                .unwrap()
+                .as_str()
+                .unwrap()
+                .to_owned()
+        };
+        (text("/key/id"), text("/api_key"), text("/key/secrets/0/id"))
+    }
+}
+
+/// On a slow machine a load may take longer than anybody waits: then it is asked again.
+async fn code(client: &Client, key: &str) -> String {
+    let body = json!({
+        "api_key": key, "service": "invoicing", "ip": "203.0.113.9",
+        "required_scopes": ["invoice:read"],
+    });
+    loop {
+        let answer = client.post("/v1/verify").json(body.clone()).send().await;
+        if answer.status != 503 {
+            return answer.expect(200)["code"].as_str().unwrap().to_owned();
+        }
+    }
+}
+
+async fn act(client: &Client, method: &str, path: &str, body: Value) {
+    let answer = client
+        .request(method.parse().unwrap(), path)
+        .json(body)
+        .send()
+        .await;
+    assert!(
+        (200..300).contains(&answer.status),
+        "{method} {path}: {answer}"
+    );
+}
+
+async fn a_change_holds_at_once_on_its_node_and_within_five_seconds_on_another(home: Home) {
+    let pair = Pair::new(&home).await;
+    let mut keys = Vec::new();
+    for _ in 0..5 {
+        keys.push(pair.issue().await);
+    }
+    let warm = async || {
+        for (_, key, _) in &keys {
+            assert_eq!(code(&pair.owner_a, key).await, "valid");
+            assert_eq!(code(&pair.owner_b, key).await, "valid");
+        }
+    };
+    warm().await;
+    let path = |at: usize, rest: &str| format!("/v1/keys/{}{rest}", keys[at].0);
+    let no_scope = json!({"grants": [{"service": "invoicing", "scopes": ["invoice:send"]}]});
+    let no_address = json!({"allowed_ips": ["198.51.100.0/24"]});
+    let secret = format!("/secrets/{}/revoke", keys[4].2);
+    let single: [(&str, &str, String, Value, &str); 5] = [
+        ("POST", "revoked", path(0, "/revoke"), json!({}), "revoked"),
+        (
+            "POST",
+            "disabled",
+            path(1, "/disable"),
+            json!({}),
+            "disabled",
+        ),
+        (
+            "PATCH",
+            "no scope",
+            path(2, ""),
+            no_scope,
+            "insufficient_scope",
+        ),
+        (
+            "PATCH",
+            "no address",
+            path(3, ""),
+            no_address,
+            "ip_not_allowed",
+        ),
+        (
+            "POST",
+            "secret ended",
+            path(4, &secret),
+            json!({}),
+            "revoked",
+        ),
+    ];
+    for (at, (method, what, path, body, expected)) in single.into_iter().enumerate() {
+        act(&pair.owner_a, method, &path, body).await;
+        assert_eq!(code(&pair.owner_a, &keys[at].1).await, expected, "{what}");
+        holds(&pair.owner_b, &keys[at].1, expected, what).await;
+    }
+    // Parents, which come back and end every key at once.
+    let (_, key, _) = pair.issue().await;
+    for (parent, expected) in [
+        ("/v1/consumers/acme", "disabled"),
+        ("/v1/services/invoicing", "wrong_service"),
+    ] {
+        assert_eq!(code(&pair.owner_b, &key).await, "valid");
+        for (verb, expected) in [("disable", expected), ("enable", "valid")] {
+            act(
+                &pair.owner_a,
+                "POST",
+                &format!("{parent}/{verb}"),
+                json!({}),
+            )
+            .await;
+            assert_eq!(code(&pair.owner_a, &key).await, expected, "{parent} {verb}");
+            holds(&pair.owner_b, &key, expected, parent).await;
+        }
+    }
+    let path = "/v1/services/invoicing?revoke_keys=true";
+    act(&pair.owner_a, "DELETE", path, json!({})).await;
+    assert_eq!(code(&pair.owner_a, &key).await, "wrong_service");
+    holds(&pair.owner_b, &key, "wrong_service", "deleted").await;
+    assert!(pair.b.app.changes.position() > 0 && pair.a.app.changes.position() > 0);
+}
+
+async fn holds(client: &Client, key: &str, expected: &str, what: &str) {
+    until(Duration::from_secs(5), what, async || {
+        code(client, key).await == expected
+    })
+    .await;
+}
+
+async fn a_revocation_that_races_with_loads_is_never_overtaken(home: Home) {
+    let pair = Pair::new(&home).await;
+    let rounds = if crate::support::setting("KEYSTEAD_TEST_LONG").is_some() {
+        20
+    } else {
+        3
+    };
+    let entropy = Entropy::System;
+    for _ in 0..rounds {
+        let mut keys = Vec::new();
+        for _ in 0..10 {
+            keys.push(pair.issue().await);
+        }
+        let trials = keys.iter().map(async |(id, key, _)| {
+            // Loads of the cold key are under way when it is revoked, and go on after it.
+            let loads = join_all((0..4).map(async |_| {
+                let [micros] = entropy.bytes::<1>();
+                tokio::time::sleep(Duration::from_micros(u64::from(micros) * 40)).await;
+                code(&pair.owner_a, key).await
+            }));
+            let revoked = async {
+                let [micros] = entropy.bytes::<1>();
+                tokio::time::sleep(Duration::from_micros(u64::from(micros) * 40)).await;
+                let path = format!("/v1/keys/{id}/revoke");
+                pair.owner_a.post(&path).send().await.expect(200);
+                // From here on nobody may pass.
+                for _ in 0..5 {
+                    assert_eq!(code(&pair.owner_a, key).await, "revoked");
+                }
+            };
+            tokio::join!(loads, revoked);
+            assert_eq!(code(&pair.owner_a, key).await, "revoked");
+        });
+        join_all(trials).await;
+    }
+}
+
+async fn every_answer_of_warm_nodes_is_that_of_one_that_remembers_nothing(home: Home) {
+    let pair = Pair::new(&home).await;
+    let forgetful = home.serve().await;
+    let new = json!({
+        "name": "worker", "consumer": "acme", "environment": "live",
+        "allowed_ips": ["203.0.113.0/24", "2001:db8::/32"],
+        "grants": [
+            {"service": "invoicing", "scopes": ["invoice:read"]},
+            {"service": "orders", "scopes": ["invoice:*"]},
+        ],
+    });
+    let issued = pair.owner_a.create("/v1/keys", new).await;
+    let key = issued["api_key"].as_str().unwrap();
+    let grants = json!([{"service": "keystead", "scopes": ["*"]}]);
+    let new = json!({"name": "c", "consumer": "managers", "grants": grants});
+    let third = pair.owner_a.create("/v1/keys", new).await;
+    let third = forgetful
+        .client()
+        .with_key(third["api_key"].as_str().unwrap());
+    let count = if crate::support::setting("KEYSTEAD_TEST_LONG").is_some() {
+        20_000
+    } else {
+        400
+    };
+    let entropy = Entropy::seeded(4711);
+    let mut seen = std::collections::BTreeSet::new();
+    for round in 0..count {
+        let [service, required, any, ip, environment, rest] = entropy.bytes::<6>();
+        let pick = |at: u8, of: &[Value]| of[usize::from(at) % of.len()].clone();
+        let read = json!(["invoice:read"]);
+        let both = json!(["invoice:read", "invoice:send"]);
+        let mut body = json!({
+            "api_key": key,
+            "service": pick(service, &[json!("invoicing"), json!("orders"), json!("nowhere")]),
+            "required_scopes": pick(required, &[json!([]), read.clone(), both, json!(["invoice:*"])]),
+            "cost": rest % 3,
+        });
+        for (name, value) in [
+            (
+                "any_scopes",
+                pick(
+                    any,
+                    &[json!(null), read, json!(["domain:invoice"]), json!(["x"])],
+                ),
+            ),
+            (
+                "ip",
+                pick(
+                    ip,
+                    &[
+                        json!("203.0.113.1"),
+                        json!("2001:db8::1"),
+                        json!("::1"),
+                        json!(null),
+                    ],
+                ),
+            ),
+            (
+                "environment",
+                pick(environment, &[json!("live"), json!("test"), json!(null)]),
+            ),
+        ] {
+            if !value.is_null() {
+                body[name] = value;
+            }
+        }
+        let changes = &forgetful.app.changes;
+        changes.forget(changes.position());
+        let ask = async |client: &Client| {
+            loop {
+                let answer = client.post("/v1/verify").json(body.clone()).send().await;
+                if answer.status != 503 {
+                    let mut answer = answer.expect(200);
+                    answer.as_object_mut().unwrap().remove("request_id");
+                    return answer;
+                }
+            }
+        };
+        let (a, b, c) = (
+            ask(&pair.owner_a).await,
+            ask(&pair.owner_b).await,
+            ask(&third).await,
+        );
+        assert_eq!(a, c, "{round}: {body}");
+        assert_eq!(b, c, "{round}: {body}");
+        seen.insert(a["code"].to_string());
+    }
+    assert!(seen.len() >= 5, "{seen:?}");
+}
+
+async fn five_hundred_who_want_the_same_cold_key_cause_one_look_up(home: Home) {
+    let pair = Pair::new(&home).await;
+    let (_, key, _) = pair.issue().await;
+    code(&pair.owner_a, "letmein").await;
+    let (lookups, codes) = pair
+        .a
+        .lookups(join_all((0..500).map(|_| code(&pair.owner_a, &key))))
+        .await;
+    assert_eq!(lookups, 1);
+    assert!(codes.iter().all(|code| code == "valid"), "{codes:?}");
+}
+
+async fn a_warm_key_asks_the_database_nothing(home: Home) {
+    let pair = Pair::new(&home).await;
+    let (_, key, _) = pair.issue().await;
+    assert_eq!(code(&pair.owner_a, &key).await, "valid");
+    let (statements, ()) = pair
+        .a
+        .statements(async {
+            for _ in 0..50 {
+                assert_eq!(code(&pair.owner_a, &key).await, "valid");
+                assert_eq!(code(&pair.owner_a, "letmein").await, "malformed");
+            }
+        })
+        .await;
+    // What the node does by itself meanwhile looks at the feed and writes last uses.
+    let of_validations: Vec<_> = statements
+        .iter()
+        .filter(|text| {
+            ["api_key", "secret", "service", "tenant", "consumer"]
+                .iter()
+                .any(|table| {
+                    text.contains(&format!("FROM {table}"))
+                        || text.contains(&format!("FROM \"{table}\""))
+                        || text.contains(&format!("FROM `{table}`"))
+                })
+        })
+        .collect();
+    assert!(of_validations.is_empty(), "{of_validations:?}");
+}
+
+async fn a_key_that_was_unknown_works_the_moment_it_is_made(home: Home) {
+    use keystead::keys::secret::ApiKey;
+    use keystead::text::{Environment, Prefix};
+
+    let pair = Pair::new(&home).await;
+    let (id, key, _) = pair.issue().await;
+    let lookup_id = key.split('_').nth(2).unwrap();
+    let stranger = ApiKey::generate(
+        &Prefix::parse("ks").unwrap(),
+        &Environment::parse("live").unwrap(),
+        &keystead::keys::secret::LookupId::parse(lookup_id).unwrap(),
+        &Entropy::System,
+    );
+    // Guessed before it was made: remembered as unknown, by its lookup id.
+    for _ in 0..3 {
+        assert_eq!(
+            code(&pair.owner_a, stranger.expose_secret()).await,
+            "unknown"
+        );
+        assert_eq!(
+            code(&pair.owner_b, stranger.expose_secret()).await,
+            "unknown"
+        );
+    }
+    let path = format!("/v1/keys/{id}/rotate");
+    let rotated = pair
+        .owner_a
+        .post(&path)
+        .json(json!({"overlap": "1h"}))
+        .send()
+        .await;
+    let fresh = rotated.expect(200)["api_key"].as_str().unwrap().to_owned();
+    assert_eq!(code(&pair.owner_a, &fresh).await, "valid");
+    assert_eq!(code(&pair.owner_b, &fresh).await, "valid");
+    assert_eq!(code(&pair.owner_b, &key).await, "valid");
+}
