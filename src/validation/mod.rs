@@ -26,10 +26,10 @@ use crate::audit::TenantRef;
 use crate::clock::Clock;
 use crate::consumers;
 use crate::db::{self, Conn, Db};
-use crate::id::{KeyId, TenantId};
+use crate::id::{KeyId, SecretId, TenantId};
 use crate::keys::fingerprint::Fingerprint;
-use crate::keys::hash::{HashError, Hasher};
-use crate::keys::pepper::Peppers;
+use crate::keys::hash::{HashError, Hasher, Memory};
+use crate::keys::pepper::{PepperRing, Peppers};
 use crate::keys::pepper_store;
 use crate::keys::secret::{ApiKey, LookupId, Presented};
 use crate::keys::verifier::Verifier;
@@ -393,7 +393,11 @@ impl Validation {
             let Ok(verifier) = Verifier::parse(&candidate.verifier) else {
                 continue;
             };
-            match self.hasher.verify(&candidate.secret, &verifier, key).await {
+            let memory = self.memory(&ring, key, &candidate);
+            let proved = self
+                .hasher
+                .verify(&candidate.secret, &verifier, key, memory);
+            match proved.await {
                 Ok(true) => {}
                 Ok(false) | Err(HashError::Failed) => continue,
                 Err(HashError::Busy) => return Err(Failure::Busy),
@@ -409,7 +413,6 @@ impl Validation {
                 )
                 .await?;
             if let Some(subject) = subject {
-                self.refresh(key, &subject.key, candidate.pepper_version, false);
                 return Ok(Loaded::Found(Box::new(subject)));
             }
         }
@@ -430,6 +433,30 @@ impl Validation {
             )
             .await?;
         Ok(subject.map_or(Loaded::Unknown, |subject| Loaded::Found(Box::new(subject))))
+    }
+
+    /// A secret that its verifier proves is brought under the current pepper before anybody is told,
+    /// so it need not be proved again.
+    fn memory(&self, ring: &PepperRing, key: &ApiKey, candidate: &store::Unproven) -> Memory {
+        let under_current = ring
+            .current()
+            .and_then(|current| Some((current, ring.fingerprint_under(current, key)?)));
+        let Some((current, print)) = under_current else {
+            return Memory::none();
+        };
+        let (db, secret) = (self.db.clone(), candidate.secret.clone());
+        let proved = async move {
+            let hit = db
+                .read(async move |conn: &mut Conn| store::by_fingerprint(conn, &[print]).await)
+                .await;
+            // Not to know costs a run, no more.
+            matches!(hit, Ok(Some(hit)) if hit.snapshot.secret.id == secret)
+        };
+        let (secret, version) = (candidate.secret.clone(), candidate.pepper_version);
+        Memory {
+            proved: Box::pin(proved),
+            keep: Box::pin(rewrite(self.db.clone(), secret, version, (current, print))),
+        }
     }
 
     /// In the background: brings a fingerprint under the current pepper, from the plaintext in
@@ -455,17 +482,8 @@ impl Validation {
         let Some(print) = ring.fingerprint_under(current, key) else {
             return;
         };
-        let (db, secret) = (self.db.clone(), snapshot.secret.id.clone());
-        tokio::spawn(async move {
-            let rewritten = db
-                .write(async move |conn: &mut Conn| {
-                    pepper_store::rewrite_fingerprint(conn, &secret, version, current, &print).await
-                })
-                .await;
-            if let Err(error) = rewritten {
-                tracing::warn!(%error, "a fingerprint could not be rewritten; its next use tries again");
-            }
-        });
+        let secret = snapshot.secret.id.clone();
+        tokio::spawn(rewrite(self.db.clone(), secret, version, (current, print)));
     }
 
     /// Writes what was used since the last time; called on a timer and at the stop.
@@ -485,6 +503,18 @@ impl Validation {
             self.used.put_back(used);
         }
         written
+    }
+}
+
+/// Brings a secret's fingerprint from version `from` under the current pepper.
+async fn rewrite(db: Db, secret: SecretId, from: Option<i32>, (to, print): (i32, Fingerprint)) {
+    let rewritten = db
+        .write(async move |conn: &mut Conn| {
+            pepper_store::rewrite_fingerprint(conn, &secret, from, to, &print).await
+        })
+        .await;
+    if let Err(error) = rewritten {
+        tracing::warn!(%error, "a fingerprint could not be rewritten; its next use tries again");
     }
 }
 
