@@ -158,6 +158,7 @@ pub struct VerifyAnswer {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_id: Option<KeyId>,
     #[serde(flatten)]
+    #[schema(value_type = Told)]
     pub told: Option<Told>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false)]
@@ -165,21 +166,29 @@ pub struct VerifyAnswer {
     pub request_id: String,
 }
 
-/// What is told of an identified key to a service that it is for.
+/// What is told of an identified key to a service that it is for; of others nothing.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Told {
+    #[schema(required = false)]
     pub name: Name,
+    #[schema(required = false)]
     pub consumer: ConsumerTold,
+    #[schema(required = false)]
     pub tenant: Slug,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service: Option<Slug>,
+    #[schema(required = false)]
     pub environment: Environment,
     /// Granted on that service.
+    #[schema(required = false)]
     pub scopes: Vec<Scope>,
+    #[schema(required = false)]
     pub metadata: Metadata,
+    #[schema(required = false)]
     pub tags: Vec<Tag>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
+    #[schema(required = false)]
     pub secret: SecretTold,
 }
 
