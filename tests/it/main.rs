@@ -13,6 +13,7 @@
 mod audit;
 mod catalogue;
 mod cli;
+mod disk;
 mod house;
 mod keys;
 mod maintenance;
@@ -20,4 +21,5 @@ mod matrix;
 mod openapi;
 mod peppers;
 mod schema;
+mod starting;
 mod support;

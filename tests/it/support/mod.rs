@@ -21,6 +21,8 @@ use keystead::db::{Db, Target};
 
 pub use client::{Answer, Client};
 pub use home::{Backend, Home, run};
+pub use process::{BINARY, Process};
+pub use proxy::{Fault, Proxy};
 pub use server::Server;
 
 /// Makes `name::sqlite` and `name::postgres` of each async function that takes a [`Home`].
