@@ -65,7 +65,6 @@ pub const SECURITY_EVENTS: &[&str] = &[
     "cross_tenant",
     "audit_broken",
     "audit_not_written",
-    "audit_not_written",
     "panic",
 ];
 
@@ -86,6 +85,8 @@ pub struct Metrics {
     pub argon2_runs: Counter,
     /// Secrets whose argon2id verifier is still to be computed.
     pub verifiers_pending: Gauge,
+    /// Secrets that still carry another pepper than the current one.
+    pub secrets_under_old_peppers: Gauge,
     /// Refused attempts of authenticated callers, as the audit trail counts them.
     pub audit_refused: Counter,
     /// Administrative changes committed.
@@ -161,6 +162,12 @@ impl Metrics {
             "Secrets whose argon2id verifier is still to be computed",
             verifiers_pending.clone(),
         );
+        let secrets_under_old_peppers = Gauge::default();
+        registry.register(
+            "secrets_under_old_peppers",
+            "Secrets that a rotation of the pepper, or its loss, has not reached yet",
+            secrets_under_old_peppers.clone(),
+        );
         let audit_refused = Counter::default();
         registry.register(
             "audit_refused",
@@ -186,6 +193,7 @@ impl Metrics {
             security_events,
             argon2_runs,
             verifiers_pending,
+            secrets_under_old_peppers,
             audit_refused,
             changes,
             ready,

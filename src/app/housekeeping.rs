@@ -134,9 +134,9 @@ impl App {
             .await
     }
 
-    /// Makes a next pepper current when it is due, ends old ones that no secret carries, and learns
-    /// what other nodes did.
-    async fn tend_peppers(&self) -> db::Result<()> {
+    /// Makes a next pepper current when it is due, ends old ones that no secret carries, learns what
+    /// other nodes did and counts what is still to be done. On a timer; a test need not wait for it.
+    pub async fn tend_peppers(&self) -> db::Result<()> {
         let now = self.clock.now();
         let (promoted, retired) = self
             .db
@@ -157,10 +157,14 @@ impl App {
             );
         }
         let peppers = self.peppers.clone();
-        self.db
-            .read(async move |conn: &mut Conn| -> db::Result<()> {
-                peppers.reload(conn).await.map(drop)
+        let behind = self
+            .db
+            .read(async move |conn: &mut Conn| -> db::Result<i64> {
+                peppers.reload(conn).await?;
+                pepper_store::count_behind(conn).await
             })
-            .await
+            .await?;
+        self.metrics.secrets_under_old_peppers.set(behind);
+        Ok(())
     }
 }

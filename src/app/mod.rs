@@ -7,6 +7,7 @@ mod serve;
 mod start;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::audit::{Audit, Refusals};
 use crate::auth::issuers::Issuers;
@@ -175,6 +176,15 @@ impl App {
             readiness,
             edge,
         })
+    }
+
+    /// Gives every answer this long to begin. For tests of what happens at the limit.
+    #[must_use]
+    pub fn with_time_limit(self, time_limit: Duration) -> Self {
+        Self {
+            edge: self.edge.with_time_limit(time_limit),
+            ..self
+        }
     }
 }
 

@@ -27,9 +27,10 @@ use crate::telemetry::LostLines;
 /// How long requests under way may take at the stop.
 const SHUTDOWN_SECONDS: u64 = 10;
 
-/// The first pause before the start is tried again; it doubles to [`RETRY_MAX`].
-const RETRY_FIRST: Duration = Duration::from_millis(250);
-const RETRY_MAX: Duration = Duration::from_secs(5);
+/// The first pause before the start is tried again; it doubles to [`RETRY_MAX`], so that the node is
+/// ready within two seconds of its database.
+const RETRY_FIRST: Duration = Duration::from_millis(125);
+const RETRY_MAX: Duration = Duration::from_millis(500);
 
 /// Bound, but nothing is accepted yet.
 pub struct Listeners {
@@ -229,10 +230,19 @@ fn operations(app: &App, served: bool) -> impl FnOnce(&mut web::ServiceConfig) {
 /// # Errors
 /// One line that names the setting and the fix.
 pub fn serve(config: Config, lost_lines: LostLines) -> Result<(), StartError> {
+    // Told before anything is made.
+    let given = if config.is_given_its_master_key() {
+        Some(config.master_keys()?)
+    } else {
+        None
+    };
     let lock = config.lock_data_dir()?;
     let listeners = Listeners::bind(&config).map_err(StartError::Away)?;
     let entropy = Entropy::System;
-    let master = config.master_keys_or_new(&entropy)?;
+    let master = match given {
+        Some(master) => master,
+        None => config.master_keys_or_new(&entropy)?,
+    };
     let app = App::build(config, master, Clock::System, entropy).map_err(StartError::Wrong)?;
     app.metrics.register(
         "log_lines_lost",

@@ -97,12 +97,16 @@ impl Config {
         self.master_keys()
     }
 
+    /// Whether the master key comes from the settings: the data folder has none then.
+    pub fn is_given_its_master_key(&self) -> bool {
+        !self.database.url.target().is_sqlite()
+            || self.secrets.master_key.is_some()
+            || !self.secrets.master_key_files.is_empty()
+    }
+
     /// Whether the next start of the server makes the master key.
     pub fn makes_own_master_key(&self) -> bool {
-        self.database.url.target().is_sqlite()
-            && self.secrets.master_key.is_none()
-            && self.secrets.master_key_files.is_empty()
-            && !self.data_dir.join(OWN_KEY).try_exists().unwrap_or(true)
+        !self.is_given_its_master_key() && !self.data_dir.join(OWN_KEY).try_exists().unwrap_or(true)
     }
 }
 

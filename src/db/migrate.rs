@@ -1,8 +1,13 @@
 //! Migrations, embedded for both databases and run under a lock.
 
-use diesel_async::AsyncMigrationHarness;
+use diesel::QueryResult;
+use diesel::backend::Backend;
+use diesel::migration::MigrationSource;
 use diesel_async::pooled_connection::deadpool::Object;
+use diesel_async::{AsyncMigrationHarness, RunQueryDsl as _};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
+
+use crate::each;
 
 use super::{Conn, Error, Pools, Result, WAIT_MAX};
 
@@ -34,6 +39,11 @@ pub(super) async fn run(pools: &Pools) -> Result<Vec<String>> {
     if !lock.is_empty() {
         conn.batch(&lock).await?;
     }
+    if is_up_to_date(&mut conn).await {
+        conn.batch(&unlock).await?;
+        conn.discard();
+        return Ok(Vec::new());
+    }
     // The connection is closed at the end, with its lock and its settings, whatever happened.
     match conn {
         Conn::Sqlite(object) => {
@@ -50,13 +60,51 @@ pub(super) async fn run(pools: &Pools) -> Result<Vec<String>> {
     }
 }
 
+/// Whether there is nothing to do. Asked first, because diesel makes its table even if it is there,
+/// and a user that may not change the schema may not even try.
+async fn is_up_to_date(conn: &mut Conn) -> bool {
+    #[derive(diesel::QueryableByName)]
+    struct Applied {
+        #[diesel(sql_type = diesel::sql_types::Text)]
+        version: String,
+    }
+    let known = match conn {
+        Conn::Sqlite(_) => versions::<diesel::sqlite::Sqlite>(&SQLITE),
+        Conn::Postgres(_) => versions::<diesel::pg::Pg>(&POSTGRES),
+    };
+    let query = "SELECT version FROM __diesel_schema_migrations";
+    let applied: QueryResult<Vec<Applied>> =
+        each!(conn, c => diesel::sql_query(query).load(c).await);
+    // Without the table, nothing was applied.
+    let Ok(applied) = applied else { return false };
+    let applied: Vec<String> = applied.into_iter().map(|row| row.version).collect();
+    known.is_some_and(|known| known.iter().all(|version| applied.contains(version)))
+}
+
+fn versions<DB: Backend>(source: &EmbeddedMigrations) -> Option<Vec<String>> {
+    let migrations = MigrationSource::<DB>::migrations(source).ok()?;
+    let versions = migrations
+        .iter()
+        .map(|one| one.name().version().to_string());
+    Some(versions.collect())
+}
+
 fn pending<DB, H>(harness: &mut H, source: EmbeddedMigrations) -> Result<Vec<String>>
 where
-    DB: diesel::backend::Backend,
+    DB: Backend,
     H: MigrationHarness<DB>,
 {
     harness
         .run_pending_migrations(source)
         .map(|versions| versions.iter().map(ToString::to_string).collect())
-        .map_err(|error| Error::Unavailable(anyhow::anyhow!("a migration failed: {error}")))
+        .map_err(|error| {
+            let text = format!("a migration failed: {error}");
+            if text.contains("permission denied") {
+                Error::Refused(format!(
+                    "{text}; run keystead migrate with a user that may change the schema"
+                ))
+            } else {
+                Error::Unavailable(anyhow::anyhow!(text))
+            }
+        })
 }

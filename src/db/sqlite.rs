@@ -34,7 +34,13 @@ pub(super) fn create_private_file(path: &Path) -> io::Result<()> {
         .mode(0o600)
         .open(path);
     match new {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(io::Error::new(
+            error.kind(),
+            format!(
+                "{}: {error}; its folder must be there and belong to the user that runs keystead",
+                path.display()
+            ),
+        )),
         Ok(_) | Err(_) => Ok(()),
     }
 }

@@ -55,6 +55,15 @@ impl Edge {
     pub fn new(settings: EdgeSettings) -> Self {
         Self(Arc::new(settings))
     }
+
+    /// The same edge with another limit than [`TIME_LIMIT`].
+    #[must_use]
+    pub fn with_time_limit(&self, time_limit: Duration) -> Self {
+        Self::new(EdgeSettings {
+            time_limit,
+            ..EdgeSettings::clone(&self.0)
+        })
+    }
 }
 
 impl<S, B> Transform<S, ServiceRequest> for Edge

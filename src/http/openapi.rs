@@ -263,6 +263,12 @@ fn refusals(path: &str, operation: &Operation, public: bool) -> Vec<(&'static st
     }
     if path.contains('{') {
         refusals.push(("404", "`not_found`: there is no such object in this tenant"));
+    } else if !public {
+        refusals.push((
+            "404",
+            "`not_found`: there is no such tenant to act in, or nothing of the name that the \
+             request filters by or asks about",
+        ));
     }
     if operation.request_body.is_some() {
         refusals.push(("408", "`request_timeout`: the body did not arrive in time"));

@@ -1,6 +1,7 @@
 //! Many keys at once: found by what leaked, ended by a filter.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -107,10 +108,14 @@ impl Keys {
         }
     }
 
-    /// The fingerprints of each plaintext under every pepper we have.
-    fn fingerprints(&self, api_keys: &[UnparsedKey]) -> Vec<Vec<Fingerprint>> {
+    /// The fingerprints of each plaintext under every pepper there is.
+    async fn fingerprints(&self, api_keys: &[UnparsedKey]) -> Result<Vec<Vec<Fingerprint>>> {
+        let peppers = Arc::clone(&self.peppers);
+        self.db
+            .read(async move |conn: &mut Conn| peppers.catch_up(conn).await)
+            .await?;
         let ring = self.peppers.ring();
-        api_keys
+        Ok(api_keys
             .iter()
             .map(|text| match text.parse(&[]) {
                 Presented::Native { key, .. } | Presented::Foreign(key) => ring
@@ -120,12 +125,12 @@ impl Keys {
                     .collect(),
                 Presented::Malformed => Vec::new(),
             })
-            .collect()
+            .collect())
     }
 
     async fn find_plain(&self, by: &By, api_keys: Vec<UnparsedKey>) -> Result<Vec<Option<Found>>> {
         bounded(api_keys.len(), "/api_keys")?;
-        let prints = self.fingerprints(&api_keys);
+        let prints = self.fingerprints(&api_keys).await?;
         drop(api_keys);
         let (tenant, now) = (by.at.tenant.clone(), self.clock.now());
         let reach = by.rights.services_for(Permission::KeysRead);
@@ -198,10 +203,10 @@ impl Keys {
     /// `count_changed` when `expected` is not what matches now; nothing is changed then.
     pub async fn end_matching(&self, by: By, asked: EndKeys) -> Result<Ended> {
         check(&asked)?;
-        let prints: Option<Vec<Fingerprint>> = asked
-            .api_keys
-            .as_deref()
-            .map(|keys| self.fingerprints(keys).into_iter().flatten().collect());
+        let prints: Option<Vec<Fingerprint>> = match asked.api_keys.as_deref() {
+            Some(keys) => Some(self.fingerprints(keys).await?.concat()),
+            None => None,
+        };
         let reach = by.rights.services_for(Permission::KeysRevoke);
         let now = self.clock.now();
         if asked.dry_run {

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
@@ -58,6 +59,24 @@ struct Inner {
     wait_max: Duration,
     runs: AtomicU64,
     flights: Mutex<HashMap<SecretId, Flights>>,
+}
+
+/// What outlives a verification: both run inside its flight, so that of those who come with one
+/// plaintext at any time, one runs argon2.
+pub struct Memory {
+    /// Whether it was proved before.
+    pub proved: BoxFuture<'static, bool>,
+    /// Remembers that it is proved.
+    pub keep: BoxFuture<'static, ()>,
+}
+
+impl Memory {
+    pub fn none() -> Self {
+        Self {
+            proved: Box::pin(async { false }),
+            keep: Box::pin(async {}),
+        }
+    }
 }
 
 /// The verifications of one secret that are under way.
@@ -117,7 +136,8 @@ impl Hasher {
             .await
     }
 
-    /// Whether `verifier`, which is that of this secret, is the verifier of `key`.
+    /// Whether `verifier`, which is that of this secret, is the verifier of `key`. Runs unless
+    /// `memory` knows, and lets it keep what was proved.
     ///
     /// # Errors
     /// [`HashError::Busy`] when its turn did not come in time.
@@ -126,8 +146,9 @@ impl Hasher {
         secret: &SecretId,
         verifier: &Verifier,
         key: &ApiKey,
+        memory: Memory,
     ) -> Result<bool, HashError> {
-        let mut answer = self.join_or_start(secret, verifier, key)?;
+        let mut answer = self.join_or_start(secret, verifier, key, memory)?;
         match answer.wait_for(Option::is_some).await {
             Ok(answer) => answer.unwrap_or(Err(HashError::Busy)),
             // The runtime went away with the run.
@@ -140,6 +161,7 @@ impl Hasher {
         secret: &SecretId,
         verifier: &Verifier,
         key: &ApiKey,
+        memory: Memory,
     ) -> Result<watch::Receiver<Option<Result<bool, HashError>>>, HashError> {
         let inner = &self.0;
         let (tell, answer) = watch::channel(None);
@@ -178,7 +200,14 @@ impl Hasher {
                 Ok((turn, inner.permit().await?))
             });
             let result = match turns.await {
-                Ok(turns) => inner.run(turns, move || verifier.verify(&key)).await,
+                Ok(turns) if !memory.proved.await => {
+                    let result = inner.run(turns, move || verifier.verify(&key)).await;
+                    if result == Ok(true) {
+                        memory.keep.await;
+                    }
+                    result
+                }
+                Ok(_turns) => Ok(true),
                 Err(error) => Err(error),
             };
             drop(landing);
@@ -338,7 +367,9 @@ mod tests {
         let (hasher, secret, key) = (hasher(2), secret_id(), key("a plaintext"));
         let verifier = hasher.hash(&key).await.unwrap();
         assert_eq!(hasher.runs(), 1);
-        let answers = join_all((0..20).map(|_| hasher.verify(&secret, &verifier, &key))).await;
+        let answers =
+            join_all((0..20).map(|_| hasher.verify(&secret, &verifier, &key, Memory::none())))
+                .await;
         assert!(answers.iter().all(|answer| *answer == Ok(true)));
         assert_eq!(hasher.runs(), 2);
         assert!(hasher.0.flights().is_empty());
@@ -350,8 +381,8 @@ mod tests {
         let (right, wrong) = (key("the right one"), key("the wrong one"));
         let verifier = hasher.hash(&right).await.unwrap();
         let (yes, no) = tokio::join!(
-            hasher.verify(&secret, &verifier, &right),
-            hasher.verify(&secret, &verifier, &wrong),
+            hasher.verify(&secret, &verifier, &right, Memory::none()),
+            hasher.verify(&secret, &verifier, &wrong, Memory::none()),
         );
         assert_eq!((yes, no), (Ok(true), Ok(false)));
         assert_eq!(hasher.runs(), 3);
@@ -393,7 +424,9 @@ mod tests {
             HashError::Busy
         );
         let (secret, right) = (secret_id(), key("a plaintext"));
-        let answer = hasher.verify(&secret, &verifier, &right).await;
+        let answer = hasher
+            .verify(&secret, &verifier, &right, Memory::none())
+            .await;
         assert_eq!(answer, Err(HashError::Busy));
         assert_eq!(hasher.runs(), 1);
         assert_eq!(hasher.waiting(), 0);
@@ -411,6 +444,33 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_remembered_is_not_run_and_only_what_is_proved_is_kept() {
+        let hasher = hasher(1);
+        let (secret, right, wrong) = (secret_id(), key("a plaintext"), key("another"));
+        let verifier = hasher.hash(&right).await.unwrap();
+        let kept = Arc::new(AtomicUsize::new(0));
+        let memory = |proved: bool| {
+            let kept = Arc::clone(&kept);
+            Memory {
+                proved: Box::pin(async move { proved }),
+                keep: Box::pin(async move {
+                    kept.fetch_add(1, Ordering::Relaxed);
+                }),
+            }
+        };
+        for (presented, proved, answer, runs) in [
+            (&wrong, false, false, 2),
+            (&right, false, true, 3),
+            (&right, true, true, 3),
+        ] {
+            let told = hasher.verify(&secret, &verifier, presented, memory(proved));
+            assert_eq!(told.await, Ok(answer));
+            assert_eq!(hasher.runs(), runs);
+        }
+        assert_eq!(kept.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn the_starter_may_give_up_and_those_who_joined_are_answered() {
         let (hasher, secret, key) = (hasher(1), secret_id(), key("a plaintext"));
         let verifier = hasher.hash(&key).await.unwrap();
@@ -418,10 +478,14 @@ mod tests {
         let starter = {
             let (hasher, secret) = (hasher.clone(), secret.clone());
             let (verifier, key) = (verifier.clone(), key.clone());
-            tokio::spawn(async move { hasher.verify(&secret, &verifier, &key).await })
+            tokio::spawn(async move {
+                hasher
+                    .verify(&secret, &verifier, &key, Memory::none())
+                    .await
+            })
         };
         until(|| hasher.waiting() == 1).await;
-        let mut joined = Box::pin(hasher.verify(&secret, &verifier, &key));
+        let mut joined = Box::pin(hasher.verify(&secret, &verifier, &key, Memory::none()));
         assert_eq!(joined.as_mut().now_or_never(), None);
         starter.abort();
         assert!(starter.await.unwrap_err().is_cancelled());
@@ -444,7 +508,11 @@ mod tests {
                 let (hasher, flooded, verifier) =
                     (hasher.clone(), flooded.clone(), verifier.clone());
                 let wrong = key(&format!("wrong {n}"));
-                tokio::spawn(async move { hasher.verify(&flooded, &verifier, &wrong).await })
+                tokio::spawn(async move {
+                    hasher
+                        .verify(&flooded, &verifier, &wrong, Memory::none())
+                        .await
+                })
             })
             .collect();
         until(|| {
@@ -455,14 +523,20 @@ mod tests {
         })
         .await;
         let one_more = key("one more");
-        let more = hasher.verify(&flooded, &verifier, &one_more).await;
+        let more = hasher
+            .verify(&flooded, &verifier, &one_more, Memory::none())
+            .await;
         assert_eq!(more, Err(HashError::Busy));
         // All but one of them wait for the turn of their secret, so the next one's place in the
         // queue for permits is the second.
         until(|| hasher.waiting() == 1).await;
         let other = {
             let (hasher, verifier, right) = (hasher.clone(), verifier.clone(), right.clone());
-            tokio::spawn(async move { hasher.verify(&secret_id(), &verifier, &right).await })
+            tokio::spawn(async move {
+                hasher
+                    .verify(&secret_id(), &verifier, &right, Memory::none())
+                    .await
+            })
         };
         until(|| hasher.waiting() == 2).await;
         drop(held);
@@ -477,7 +551,7 @@ mod tests {
         let hasher = hasher(1);
         let verifier = Verifier::of_test("$argon2id$v=19$m=4194304,t=1,p=1$c29tZXNhbHQ$AAAA");
         let answer = hasher
-            .verify(&secret_id(), &verifier, &key("a plaintext"))
+            .verify(&secret_id(), &verifier, &key("a plaintext"), Memory::none())
             .await;
         assert_eq!(answer, Err(HashError::Failed));
         assert_eq!(hasher.0.permits.available_permits(), 1);

@@ -125,6 +125,7 @@ mod tests {
     use super::*;
     use crate::clock::Clock;
     use crate::entropy::Entropy;
+    use crate::keys::hash::Memory;
     use crate::keys::verifier::Argon2Settings;
 
     fn hasher() -> Hasher {
@@ -162,7 +163,10 @@ mod tests {
         assert_eq!(made.len(), 100);
         for ((secret, key), (of, verifier)) in keys.into_iter().zip(made) {
             assert_eq!(secret, of);
-            assert_eq!(hasher.verify(&of, &verifier, &key).await, Ok(true));
+            assert_eq!(
+                hasher.verify(&of, &verifier, &key, Memory::none()).await,
+                Ok(true)
+            );
             assert!(key.is_last_copy());
         }
     }

@@ -139,9 +139,8 @@ pub struct VerifyBatch {
     pub items: Vec<Box<RawValue>>,
 }
 
+// The answer itself is written by answer.rs; a test holds it to this.
 /// What was decided. Members that say nothing are left out.
-///
-/// The answer itself is written by [`answer`](super::answer); a test holds it to this.
 #[derive(Debug, ToSchema)]
 #[cfg_attr(test, derive(Deserialize), serde(deny_unknown_fields))]
 #[schema(example = json!({
@@ -159,18 +158,30 @@ pub struct VerifyAnswer {
     pub code: Outcome,
     /// The HTTP status to tell the client who presented the key.
     pub status: u16,
+    #[schema(nullable = false)]
     pub key_id: Option<KeyId>,
+    #[schema(nullable = false)]
     pub name: Option<Name>,
+    #[schema(nullable = false)]
     pub consumer: Option<ConsumerTold>,
+    #[schema(nullable = false)]
     pub tenant: Option<Slug>,
+    #[schema(nullable = false)]
     pub service: Option<Slug>,
+    #[schema(nullable = false)]
     pub environment: Option<Environment>,
     /// Granted on that service.
+    #[schema(nullable = false)]
     pub scopes: Option<Vec<Scope>>,
+    #[schema(nullable = false)]
     pub missing_scopes: Option<Vec<RequiredScope>>,
+    #[schema(nullable = false)]
     pub metadata: Option<Metadata>,
+    #[schema(nullable = false)]
     pub tags: Option<Vec<Tag>>,
+    #[schema(nullable = false)]
     pub expires_at: Option<Timestamp>,
+    #[schema(nullable = false)]
     pub secret: Option<SecretTold>,
     pub request_id: String,
 }
@@ -190,6 +201,7 @@ pub struct SecretTold {
     pub id: SecretId,
     /// Whether a rotation has put another in its place: time to switch.
     pub superseded: bool,
+    #[schema(nullable = false)]
     pub valid_until: Option<Timestamp>,
 }
 

@@ -23,9 +23,9 @@ use crate::config::Cache as CacheSettings;
 use crate::consumers;
 use crate::db::feed::{self, Kind};
 use crate::db::{self, Conn, Db};
-use crate::id::{ConsumerId, KeyId, TenantId};
+use crate::id::{ConsumerId, KeyId, SecretId, TenantId};
 use crate::keys::fingerprint::Fingerprint;
-use crate::keys::hash::{HashError, Hasher};
+use crate::keys::hash::{HashError, Hasher, Memory};
 use crate::keys::pepper::{PepperRing, Peppers};
 use crate::keys::pepper_store;
 use crate::keys::secret::{ApiKey, LookupId};
@@ -612,7 +612,11 @@ impl Source {
             let Ok(verifier) = Verifier::parse(&candidate.verifier) else {
                 continue;
             };
-            match self.hasher.verify(&candidate.secret, &verifier, key).await {
+            let memory = self.memory(ring, key, &candidate);
+            let proved = self
+                .hasher
+                .verify(&candidate.secret, &verifier, key, memory);
+            match proved.await {
                 Ok(true) => {}
                 Ok(false) | Err(HashError::Failed) => continue,
                 Err(HashError::Busy) => return Err(LoadError::Busy),
@@ -626,7 +630,6 @@ impl Source {
                 })
                 .await?;
             if let Some(snapshot) = snapshot {
-                self.refresh(key, &snapshot, candidate.pepper_version, false);
                 return Ok(KeyFound::Known(Box::new(self.entry_of(snapshot, as_of))));
             }
         }
@@ -643,6 +646,32 @@ impl Source {
             Some(hit) => KeyFound::Known(Box::new(self.entry_of(hit.snapshot, as_of))),
             None => KeyFound::Unknown { as_of },
         })
+    }
+
+    /// A secret that its verifier proves is brought under the current pepper before anybody is told,
+    /// so it need not be proved again.
+    fn memory(&self, ring: &PepperRing, key: &ApiKey, candidate: &store::Unproven) -> Memory {
+        let under_current = ring
+            .current()
+            .and_then(|current| Some((current, ring.fingerprint_under(current, key)?)));
+        let Some((current, print)) = under_current else {
+            return Memory::none();
+        };
+        let (db, secret) = (self.db.clone(), candidate.secret.clone());
+        let proved = async move {
+            let hit = db
+                .load(LOAD_MAX, async move |conn: &mut Conn| {
+                    store::by_fingerprint(conn, &[print]).await
+                })
+                .await;
+            // Not to know costs a run, no more.
+            matches!(hit, Ok(Some(hit)) if hit.snapshot.secret.id == secret)
+        };
+        let (secret, version) = (candidate.secret.clone(), candidate.pepper_version);
+        Memory {
+            proved: Box::pin(proved),
+            keep: Box::pin(rewrite(self.db.clone(), secret, version, (current, print))),
+        }
     }
 
     /// In the background: brings a fingerprint under the current pepper, from the plaintext in
@@ -672,17 +701,23 @@ impl Source {
             // There are enough on the way; this one moves at a later load.
             return;
         };
-        let (db, secret) = (self.db.clone(), snapshot.secret.id.clone());
+        let secret = snapshot.secret.id.clone();
+        let rewritten = rewrite(self.db.clone(), secret, version, (current, print));
         self.db.runtime().spawn(async move {
             let _place = place;
-            let rewritten = db
-                .write(async move |conn: &mut Conn| {
-                    pepper_store::rewrite_fingerprint(conn, &secret, version, current, &print).await
-                })
-                .await;
-            if let Err(error) = rewritten {
-                tracing::warn!(%error, "a fingerprint could not be rewritten; its next use tries again");
-            }
+            rewritten.await;
         });
+    }
+}
+
+/// Brings a secret's fingerprint from version `from` under the current pepper.
+async fn rewrite(db: Db, secret: SecretId, from: Option<i32>, (to, print): (i32, Fingerprint)) {
+    let rewritten = db
+        .write(async move |conn: &mut Conn| {
+            pepper_store::rewrite_fingerprint(conn, &secret, from, to, &print).await
+        })
+        .await;
+    if let Err(error) = rewritten {
+        tracing::warn!(%error, "a fingerprint could not be rewritten; a later load tries again");
     }
 }

@@ -410,6 +410,24 @@ pub async fn progress(conn: &mut Conn, now: Timestamp) -> db::Result<Vec<PepperP
         .collect())
 }
 
+/// How many secrets carry a version that is old or lost, from an index alone.
+pub async fn count_behind(conn: &mut Conn) -> db::Result<i64> {
+    let versions = load(conn).await?;
+    let behind: Vec<i32> = versions
+        .iter()
+        .filter(|row| matches!(row.state, PepperState::Old | PepperState::Lost))
+        .map(|row| row.version)
+        .collect();
+    if behind.is_empty() {
+        return Ok(0);
+    }
+    Ok(each!(conn, c => secret::table
+        .filter(secret::pepper_version.eq_any(&behind))
+        .count()
+        .get_result(c)
+        .await)?)
+}
+
 /// Moves a secret's fingerprint forward to the current version, from the plaintext just judged.
 /// `false` if another node did it, or the current version is another by now; then nothing is lost.
 ///

@@ -3,13 +3,74 @@
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
 
 use super::*;
-use crate::support::{Home, both};
+use crate::support::{Home, both, setting, until};
 
-both!(a_kill_loses_no_acknowledged_change_and_leaves_none_without_its_line);
+both!(
+    a_kill_loses_no_acknowledged_change_and_leaves_none_without_its_line,
+    a_create_whose_answer_died_with_its_node_is_answered_when_it_is_repeated,
+);
 
-/// The node is killed at a random moment while keys are made, again and again.
+const BOUND: Duration = Duration::from_secs(10);
+
+/// What a client was told of one key.
+struct Told {
+    id: String,
+    version: i64,
+    api_key: String,
+    revoked: bool,
+}
+
+/// Changes keys until there is no answer, and remembers what it was told. Of six keys' lives each
+/// client sees the first parts, so that a kill meets all kinds of changes.
+async fn change_until_killed(owner: Client) -> Vec<Told> {
+    let mut told = Vec::<Told>::new();
+    for n in 0..40 {
+        let (method, path, body) = match (n % 5, told.last()) {
+            (1, Some(key)) => (
+                "PATCH",
+                format!("/v1/keys/{}", key.id),
+                json!({"name": format!("name {n}")}),
+            ),
+            (2, Some(key)) => (
+                "POST",
+                format!("/v1/keys/{}/rotate", key.id),
+                json!({"overlap": "0s"}),
+            ),
+            (4, Some(key)) => ("POST", format!("/v1/keys/{}/revoke", key.id), json!({})),
+            _ => ("POST", "/v1/keys".to_owned(), new_key()),
+        };
+        let asked = owner.request(method.parse().unwrap(), &path).json(body);
+        let Some(answer) = asked.try_send().await else {
+            break;
+        };
+        let key = answer.body.get("key").unwrap_or(&answer.body);
+        let version = key["version"].as_i64();
+        let version = version.unwrap_or_else(|| panic!("{method} {path}: {answer}"));
+        let id = text(key, "/id");
+        if told.last().is_none_or(|last| last.id != id) {
+            told.push(Told {
+                id,
+                version,
+                api_key: text(&answer.body, "/api_key"),
+                revoked: false,
+            });
+        }
+        let last = told.last_mut().expect("just added");
+        last.version = version;
+        last.revoked = n % 5 == 4;
+        if let Some(api_key) = answer.body["api_key"].as_str() {
+            api_key.clone_into(&mut last.api_key);
+        }
+    }
+    told
+}
+
+/// The node is killed at a random moment while keys are made, changed, rotated and revoked, again
+/// and again.
 async fn a_kill_loses_no_acknowledged_change_and_leaves_none_without_its_line(home: Home) {
     let first = home.spawn(&[]).await;
     let key = std::fs::read_to_string(first.data_dir.join("owner.key")).expect("the owner key");
@@ -17,68 +78,98 @@ async fn a_kill_loses_no_acknowledged_change_and_leaves_none_without_its_line(ho
     catalogue(&first.owner()).await;
     drop(first);
 
-    let mut acknowledged = Vec::new();
-    for round in 0..5_u64 {
+    let kills: u64 = if setting("KEYSTEAD_TEST_LONG").is_some() {
+        100
+    } else {
+        5
+    };
+    let mut told = Vec::new();
+    for kill in 0..kills {
         let mut node = home.spawn(&[]).await;
-        let owner = node.client().with_key(key);
-        let making = tokio::spawn(async move {
-            let mut made = Vec::new();
-            for _ in 0..40 {
-                match owner.post("/v1/keys").json(new_key()).try_send().await {
-                    Some(answer) if answer.status == 201 => {
-                        made.push(text(&answer.body, "/key/id"))
-                    }
-                    Some(_) | None => break,
-                }
-            }
-            made
-        });
-        // Different in each round: some kills meet the first change, some the last.
-        tokio::time::sleep(Duration::from_millis(20 + round * 130)).await;
+        let changing = tokio::spawn(change_until_killed(node.client().with_key(key)));
+        // Different each time: some kills meet the first change, some the last.
+        tokio::time::sleep(Duration::from_millis(20 + kill * 997 % 650)).await;
         node.signal("KILL");
-        node.ended(Duration::from_secs(10)).await;
-        acknowledged.extend(making.await.expect("it does not panic"));
+        node.ended(BOUND).await;
+        told.extend(changing.await.expect("it does not panic"));
     }
 
     let node = home.spawn(&[]).await;
     let owner = node.client().with_key(key);
-    for id in &acknowledged {
-        owner
-            .get(&format!("/v1/keys/{id}"))
-            .send()
-            .await
-            .expect(200);
-    }
-    let keys = all(&owner, "/v1/keys?consumer=acme").await;
-    let lines = all(&owner, "/v1/audit/events?action=key.create").await;
-    let with_line: std::collections::BTreeSet<String> =
-        lines.iter().map(|line| text(line, "/target/id")).collect();
-    for key in &keys {
+    let versions = versions_of_keys(&owner).await;
+    assert_eq!(versions, lines_of_keys(&owner).await);
+    for Told {
+        id,
+        version,
+        api_key,
+        revoked,
+    } in &told
+    {
+        let stored = versions.get(id).copied();
         assert!(
-            with_line.contains(&text(key, "/id")),
-            "a key without its line: {key}"
+            stored >= Some(*version),
+            "{id}: told {version}, stored {stored:?}"
         );
-    }
-    // The owner's own key is another consumer's.
-    assert_eq!(with_line.len(), keys.len() + 1, "a line without its key");
-    let report = owner
-        .post("/v1/audit/verify")
-        .json(json!({}))
-        .send()
-        .await
-        .expect(200);
-    assert_eq!(report["valid"], true, "{report}");
-}
-
-async fn all(owner: &Client, path: &str) -> Vec<Value> {
-    let mut items = Vec::new();
-    let mut next = format!("{path}&limit=200");
-    loop {
-        let page = owner.get(&next).send().await.expect(200);
-        items.extend(page["items"].as_array().expect("a page").iter().cloned());
-        match page["next_cursor"].as_str() {
-            Some(cursor) => next = format!("{path}&limit=200&cursor={cursor}"),
-            None => return items,
+        // Unless one more change was made that nobody was told of.
+        if stored == Some(*version) {
+            let code = verify(&owner, api_key, "invoice:read").await;
+            assert_eq!(code, if *revoked { "revoked" } else { "valid" }, "{id}");
         }
     }
+    assert!(told.iter().any(|key| key.revoked), "no client came far");
+    assert_trail_verifies(&owner).await;
+}
+
+/// The key is committed, its answer is not read, the node is killed: nobody holds the plaintext.
+async fn a_create_whose_answer_died_with_its_node_is_answered_when_it_is_repeated(home: Home) {
+    let mut node = home.spawn(&[]).await;
+    let owner = node.owner();
+    let key = std::fs::read_to_string(node.data_dir.join("owner.key")).expect("the owner key");
+    let key = key.trim();
+    catalogue(&owner).await;
+    let mut new = new_key();
+    new["name"] = json!("once");
+    let body = new.to_string();
+    let request = format!(
+        "POST /v1/keys HTTP/1.1\r\nhost: localhost\r\nx-api-key: {key}\r\nidempotency-key: once\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let mut unread = TcpStream::connect(&node.address).await.expect("it listens");
+    unread
+        .write_all(request.as_bytes())
+        .await
+        .expect("it is taken");
+    let mut made = Vec::new();
+    until(BOUND, "the key is committed", async || {
+        made = all(&owner, "/v1/keys?name=once").await;
+        !made.is_empty()
+    })
+    .await;
+    node.signal("KILL");
+    node.ended(BOUND).await;
+    drop(unread);
+
+    let node = home.spawn(&[]).await;
+    let owner = node.client().with_key(key);
+    let repeat = || {
+        owner
+            .post("/v1/keys")
+            .header("idempotency-key", "once")
+            .json(new.clone())
+    };
+    for _ in 0..2 {
+        let answer = repeat().send().await;
+        assert!(
+            answer.headers.contains_key("idempotency-replayed"),
+            "{answer}"
+        );
+        let answer = answer.expect(201);
+        assert_eq!(answer["key"]["id"], made[0]["id"]);
+        assert!(answer["api_key"].is_null(), "{answer}");
+    }
+    let unused = all(&owner, "/v1/keys?never_used=true&consumer=acme").await;
+    assert_eq!(unused.len(), 1, "{unused:?}");
+    assert_eq!(unused[0]["id"], made[0]["id"]);
+    assert_eq!(versions_of_keys(&owner).await, lines_of_keys(&owner).await);
 }

@@ -1,11 +1,16 @@
 //! Keys from issue to revocation over HTTP, on both databases: what validation says at each step,
-//! who may do what, what many at once leave behind, what a kill leaves behind, what is at rest.
+//! who may do what, what many at once leave behind, what a kill or a client that goes away leaves
+//! behind, what is at rest, what a change of the pepper means.
 
+mod cut;
 mod killed;
 mod life;
 mod many;
+mod pepper;
 mod rest;
 mod rights;
+
+use std::collections::BTreeMap;
 
 use keystead::time::Span;
 use serde_json::{Value, json};
@@ -80,4 +85,46 @@ fn altered(key: &str, at: usize) -> String {
 
 fn forward(server: &Server, span: Span) {
     server.clock.advance(span);
+}
+
+/// Everything that a list holds, page by page.
+async fn all(owner: &Client, path: &str) -> Vec<Value> {
+    let mut items = Vec::new();
+    let joined = if path.contains('?') { '&' } else { '?' };
+    let first = format!("{path}{joined}limit=200");
+    let mut next = first.clone();
+    loop {
+        let page = owner.get(&next).send().await.expect(200);
+        items.extend(page["items"].as_array().expect("a page").iter().cloned());
+        match page["next_cursor"].as_str() {
+            Some(cursor) => next = format!("{first}&cursor={cursor}"),
+            None => return items,
+        }
+    }
+}
+
+/// What the trail has on keys: how many lines each has, by id.
+async fn lines_of_keys(owner: &Client) -> BTreeMap<String, i64> {
+    let mut lines = BTreeMap::new();
+    for line in all(owner, "/v1/audit/events?outcome=done").await {
+        if line["target"]["kind"] == "key" {
+            *lines.entry(text(&line, "/target/id")).or_default() += 1;
+        }
+    }
+    lines
+}
+
+/// The version of each key, by id. Every change of a key raises it by one.
+async fn versions_of_keys(owner: &Client) -> BTreeMap<String, i64> {
+    let keys = all(owner, "/v1/keys").await;
+    keys.iter()
+        .map(|key| (text(key, "/id"), key["version"].as_i64().expect("a number")))
+        .collect()
+}
+
+/// The trail is whole from its first line to its last.
+async fn assert_trail_verifies(owner: &Client) {
+    let asked = owner.post("/v1/audit/verify").json(json!({}));
+    let report = asked.send().await.expect(200);
+    assert_eq!(report["valid"], true, "{report}");
 }

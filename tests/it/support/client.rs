@@ -6,6 +6,8 @@ use reqwest::Method;
 use reqwest::header::HeaderMap;
 use serde_json::Value;
 
+use super::Server;
+
 /// Speaks to one server, as the holder of one credential or as nobody.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -73,6 +75,15 @@ impl Client {
     pub fn within(&self, tenant: &str) -> Self {
         Self {
             tenant: Some(tenant.to_owned()),
+            ..self.clone()
+        }
+    }
+
+    /// The same credential, presented to another node.
+    #[must_use]
+    pub fn at(&self, node: &Server) -> Self {
+        Self {
+            base: node.client().base,
             ..self.clone()
         }
     }

@@ -1,13 +1,16 @@
 //! The place a test lives in: an empty directory and an empty, migrated database of its own.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use futures_util::FutureExt as _;
 use keystead::db::{Db, Target};
+use url::Url;
 
 use super::postgres;
 
@@ -50,6 +53,33 @@ impl Home {
             ("ARGON2__PASSES", "1".to_owned()),
             ("ARGON2__DANGEROUS_WEAK_ARGON2", "true".to_owned()),
         ]
+    }
+
+    /// Where the PostgreSQL server of this home listens.
+    pub fn database_address(&self) -> SocketAddr {
+        let url = Url::parse(&self.database_url).expect("the support made the URL");
+        let addresses = url
+            .socket_addrs(|| None)
+            .expect("it names a host and a port");
+        addresses[0]
+    }
+
+    /// The same database, reached at another address.
+    pub fn database_url_at(&self, address: SocketAddr) -> String {
+        let mut url = Url::parse(&self.database_url).expect("the support made the URL");
+        url.set_ip_host(address.ip()).expect("it has a host");
+        url.set_port(Some(address.port())).expect("it has a port");
+        url.into()
+    }
+
+    /// `keystead` beside this home's nodes, with the settings that they have.
+    pub fn keystead(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(super::BINARY);
+        command.args(arguments).current_dir(&self.dir).env_clear();
+        for (name, value) in self.settings(&self.dir.join("beside"), "127.0.0.1:1") {
+            command.env(format!("KEYSTEAD__{name}"), value);
+        }
+        command
     }
 
     pub fn eyes(&self) -> &Db {

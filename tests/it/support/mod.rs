@@ -25,6 +25,8 @@ use keystead::db::{Db, Target};
 
 pub use client::{Answer, Client, Request};
 pub use home::{Backend, Home, MASTER_KEY, run};
+pub use process::{BINARY, Process};
+pub use proxy::{Fault, Proxy};
 pub use server::Server;
 
 /// Makes `name::sqlite` and `name::postgres` of each async function that takes a [`Home`].

@@ -1,12 +1,17 @@
 //! The real binary, as an operator runs it: for what is about starting, stopping and being killed.
 
 use std::fs::File;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use keystead::entropy::Entropy;
+
 use super::{Client, Home, until};
+
+/// The program.
+pub const BINARY: &str = env!("CARGO_BIN_EXE_keystead");
 
 /// A `keystead serve`. Killed when it is dropped.
 pub struct Process {
@@ -21,33 +26,34 @@ impl Home {
     /// environment variables without their `KEYSTEAD__`, such as `("SERVER__DRAIN_DELAY", "0s")`.
     pub async fn spawn(&self, settings: &[(&str, &str)]) -> Process {
         let mut process = self.start(settings);
-        let client = process.client();
-        until(Duration::from_secs(20), "the node is ready", async || {
-            if let Some(status) = process.child.try_wait().expect("our child") {
-                panic!("the node ended with {status}: {}", process.log());
-            }
-            let answer = client.get("/health/ready").try_send().await;
-            answer.is_some_and(|answer| answer.status == 200)
-        })
-        .await;
+        process.ready(Duration::from_secs(20)).await;
         process
     }
 
     /// Starts a node and does not wait: it may have to end by itself.
     pub fn start(&self, settings: &[(&str, &str)]) -> Process {
-        // Free now; nobody else binds it before the node does, as far as anybody can tell.
-        let probe = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let probe = probe.local_addr().expect("it is bound");
+        let mut command = Command::new(BINARY);
+        command.arg("serve");
+        self.start_by(command, settings, None)
+    }
+
+    /// Starts a node by another command, which must become it, and maybe with another standard
+    /// output than the log.
+    pub fn start_by(
+        &self,
+        mut command: Command,
+        settings: &[(&str, &str)],
+        stdout: Option<Stdio>,
+    ) -> Process {
+        let probe = free_address();
         let address = probe.to_string();
         let log = self.dir().join(format!("node-{}.log", probe.port()));
         let output = File::create(&log).expect("the home is writable");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_keystead"));
         command
-            .arg("serve")
             .current_dir(self.dir())
             .stdin(Stdio::null())
             .stderr(output.try_clone().expect("it is open"))
-            .stdout(output);
+            .stdout(stdout.unwrap_or_else(|| output.into()));
         let data_dir = self.dir().join(format!("data-{}", probe.port()));
         for (name, value) in self.settings(&data_dir, &address) {
             command.env(format!("KEYSTEAD__{name}"), value);
@@ -65,7 +71,36 @@ impl Home {
     }
 }
 
+/// Free now, and below those that clients get: nobody else binds it before the node does, as far as
+/// anybody can tell.
+fn free_address() -> SocketAddr {
+    loop {
+        let port = 10_000 + u16::from_be_bytes(Entropy::System.bytes()) % 20_000;
+        if let Ok(probe) = TcpListener::bind(("127.0.0.1", port)) {
+            return probe.local_addr().expect("it is bound");
+        }
+    }
+}
+
 impl Process {
+    /// The process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until it is ready.
+    pub async fn ready(&mut self, bound: Duration) {
+        let client = self.client();
+        until(bound, "the node is ready", async || {
+            if let Some(status) = self.child.try_wait().expect("our child") {
+                panic!("the node ended with {status}: {}", self.log());
+            }
+            let answer = client.get("/health/ready").try_send().await;
+            answer.is_some_and(|answer| answer.status == 200)
+        })
+        .await;
+    }
+
     pub fn client(&self) -> Client {
         Client::new(format!("http://{}", self.address))
     }

@@ -1,6 +1,7 @@
 //! A node inside the test's own process, with a clock that the test moves.
 
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use keystead::app::{App, Listeners};
 use keystead::clock::Clock;
@@ -28,11 +29,26 @@ impl Home {
 
     /// The same with other settings, as environment variables without their `KEYSTEAD__`.
     pub async fn serve_with(&self, settings: &[(&str, &str)]) -> Server {
+        self.serve_as(settings, |app| app).await
+    }
+
+    /// A node that gives no answer more than this long to begin.
+    pub async fn serve_within(&self, time_limit: Duration) -> Server {
+        self.serve_as(&[], |app| app.with_time_limit(time_limit))
+            .await
+    }
+
+    async fn serve_as(
+        &self,
+        settings: &[(&str, &str)],
+        prepare: impl FnOnce(App) -> App,
+    ) -> Server {
         statements::install();
         let data_dir = tempfile::tempdir_in(self.dir()).expect("the home is writable");
         let data_dir = data_dir.keep();
         let given = self.settings(&data_dir, "127.0.0.1:0");
         let given = given.iter().map(|(name, value)| (*name, value.as_str()));
+        let given = given.filter(|(name, _)| settings.iter().all(|(other, _)| other != name));
         let config = Config::load(&Sources {
             file: ConfigFile::None,
             variables: given
@@ -47,6 +63,7 @@ impl Home {
         let master = config.master_keys().expect("the home has a master key");
         let listeners = Listeners::bind(&config).expect("a free port");
         let app = App::build(config, master, clock.clone(), Entropy::System).expect("it builds");
+        let app = prepare(app);
         let (started, address) = oneshot::channel();
         let (stop, stopped) = oneshot::channel();
         let node = app.clone();
