@@ -21,6 +21,7 @@ const FOUNDATIONS: &[&str] = &[
     "page",
     "patch",
     "process",
+    "redis_link",
     "rights",
     "schema",
     "scope",

@@ -19,5 +19,6 @@ mod maintenance;
 mod matrix;
 mod openapi;
 mod peppers;
+mod redis_link;
 mod schema;
 mod support;

@@ -12,6 +12,7 @@ mod home;
 mod postgres;
 mod process;
 mod proxy;
+pub mod redis;
 mod server;
 mod throwaway;
 
@@ -21,6 +22,7 @@ use keystead::db::{Db, Target};
 
 pub use client::{Answer, Client};
 pub use home::{Backend, Home, run};
+pub use proxy::{Fault, Proxy};
 pub use server::Server;
 
 /// Makes `name::sqlite` and `name::postgres` of each async function that takes a [`Home`].
