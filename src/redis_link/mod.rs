@@ -2,7 +2,7 @@
 //!
 //! - Each thread has a connection of its own, whose driver lives on that thread's runtime: a worker's
 //!   command wakes no other thread of ours.
-//! - A call takes at most [`CALL_MAX`], whatever happens.
+//! - A call takes at most [`CALL_MAX`], whatever happens, and a connection is made in twice that.
 //! - After three failures in a row, on whichever threads, a breaker opens: calls then fail at once,
 //!   until [`RedisLink::keep_probing`] finds that Redis answers again.
 //!
@@ -31,9 +31,6 @@ pub use self::connect::Fault;
 
 /// The longest a call takes.
 pub const CALL_MAX: Duration = Duration::from_millis(50);
-
-/// The longest that making a connection takes, and a probe.
-const CONNECT_MAX: Duration = Duration::from_millis(100);
 
 /// The longest that the start waits for an answer.
 const CHECK_MAX: Duration = Duration::from_secs(1);
@@ -70,6 +67,7 @@ pub struct RedisLink(Arc<Inner>);
 
 struct Inner {
     connector: Connector,
+    call_max: Duration,
     breaker: Breaker,
     clock: Clock,
     began: Instant,
@@ -106,8 +104,17 @@ impl RedisLink {
     /// # Errors
     /// What is wrong with the certificates that `url` names.
     pub fn open(url: &RedisUrl, clock: Clock) -> Result<Self, String> {
+        Self::open_with(url, clock, CALL_MAX)
+    }
+
+    /// The same with another limit than [`CALL_MAX`], for who has more time.
+    ///
+    /// # Errors
+    /// As [`RedisLink::open`].
+    pub fn open_with(url: &RedisUrl, clock: Clock, call_max: Duration) -> Result<Self, String> {
         Ok(Self(Arc::new(Inner {
             connector: Connector::new(url)?,
+            call_max,
             breaker: Breaker::default(),
             began: clock.monotonic(),
             clock,
@@ -235,7 +242,7 @@ impl RedisLink {
             ping(&mut connection).await?;
             Ok(connection)
         };
-        let done = match tokio::time::timeout(CONNECT_MAX, answered).await {
+        let done = match tokio::time::timeout(self.0.connect_max(), answered).await {
             Ok(done) => done,
             Err(_elapsed) => Err(Fault::Away("no answer in time".to_owned())),
         };
@@ -258,7 +265,7 @@ impl RedisLink {
         let began = self.elapsed_us();
         self.0.calls.fetch_add(1, Ordering::Relaxed);
         let line = self.line();
-        let answered = tokio::time::timeout(CALL_MAX, line.ask(request)).await;
+        let answered = tokio::time::timeout(self.0.call_max, line.ask(request)).await;
         match answered {
             Ok(Ok(answer)) => {
                 line.timeouts.store(0, Ordering::Relaxed);
@@ -307,6 +314,11 @@ impl RedisLink {
 }
 
 impl Inner {
+    /// The longest that making a connection takes, and a probe.
+    fn connect_max(&self) -> Duration {
+        self.call_max.saturating_mul(2)
+    }
+
     fn elapsed_us(&self) -> u64 {
         let elapsed = self.clock.monotonic().saturating_duration_since(self.began);
         u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX)
@@ -339,7 +351,7 @@ impl Line {
         let inner = Arc::clone(link);
         let connecting = tokio::spawn(async move {
             let connecting = inner.connector.connect();
-            match tokio::time::timeout(CONNECT_MAX, connecting).await {
+            match tokio::time::timeout(inner.connect_max(), connecting).await {
                 Ok(done) => done,
                 Err(_elapsed) => Err(Fault::Away("no connection in time".to_owned())),
             }

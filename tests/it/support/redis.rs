@@ -1,6 +1,7 @@
 //! One Redis server a process; each test has keys of its own in it, or starts a server for itself.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use keystead::clock::Clock;
 use keystead::config::RedisUrl;
@@ -50,6 +51,12 @@ pub async fn behind_proxy(url: &str) -> (Proxy, String) {
     url.set_port(Some(proxy.address.port()))
         .expect("it may have a port");
     (proxy, url.to_string())
+}
+
+/// For tests of what is decided, not of how fast, on a machine that may be busy.
+pub fn patient_link(url: &str, call_max: Duration) -> RedisLink {
+    let url = RedisUrl::parse(url).expect("the support made the URL");
+    RedisLink::open_with(&url, Clock::System, call_max).expect("it opens")
 }
 
 pub fn link(url: &str) -> RedisLink {
