@@ -21,6 +21,7 @@ const FOUNDATIONS: &[&str] = &[
     "page",
     "patch",
     "process",
+    "ratelimit",
     "redis_link",
     "rights",
     "schema",

@@ -15,6 +15,7 @@ mod catalogue;
 mod cli;
 mod house;
 mod keys;
+mod limits;
 mod maintenance;
 mod matrix;
 mod openapi;
