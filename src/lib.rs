@@ -30,6 +30,8 @@ pub mod outbound;
 pub mod page;
 pub mod patch;
 pub mod process;
+pub mod ratelimit;
+pub mod redis_link;
 pub mod rights;
 pub mod routes;
 pub mod schema;

@@ -11,6 +11,7 @@ mod hashing;
 pub mod issuers;
 mod log;
 mod private_file;
+mod redis;
 mod secrets;
 mod server;
 mod settings;
@@ -30,6 +31,7 @@ pub use self::error::ConfigError;
 pub use self::hashing::Argon2;
 use self::issuers::IssuerConfig;
 pub use self::log::{Log, LogFormat, LogLevel};
+pub use self::redis::{Redis, RedisTls, RedisUrl};
 pub use self::secrets::Secrets;
 pub use self::server::{Network, Operations, Origin, PublicUrl, Server};
 use self::settings::{Kind, SETTINGS, Setting};
@@ -48,6 +50,8 @@ pub struct Config {
     #[serde(default)]
     pub server: Server,
     pub database: Database,
+    #[serde(default)]
+    pub redis: Redis,
     #[serde(default)]
     pub secrets: Secrets,
     #[serde(default)]

@@ -82,6 +82,11 @@ pub(super) const SETTINGS: &[Setting] = &[
         "must be sqlite:<path> or postgres://user@host/name",
     ),
     setting(
+        "redis.url",
+        Kind::Secret,
+        "must be redis://host:6379, or rediss:// for TLS",
+    ),
+    setting(
         "secrets.master_key",
         Kind::Secret,
         "must be 32 random bytes as 64 hexadecimal digits or as base64; make one with: \

@@ -12,6 +12,7 @@ use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 use zeroize::Zeroizing;
 
+use super::redis::RedisUrl;
 use super::settings::{Kind, SETTINGS, Setting, is_section, neighbours};
 use super::storage::DatabaseUrl;
 use super::{ConfigError, private_file};
@@ -221,9 +222,14 @@ fn secret_in(table: &toml::Table) -> Option<(&'static str, String)> {
         let key = "secrets.master_key";
         return Some((key, own_file(key)));
     }
-    let url = DatabaseUrl::try_from(text("database.url")?.to_owned()).ok()?;
-    url.has_password()
-        .then(|| ("database.url", own_file("database.url")))
+    let database = text("database.url").and_then(|url| DatabaseUrl::try_from(url.to_owned()).ok());
+    if database.is_some_and(|url| url.has_password()) {
+        return Some(("database.url", own_file("database.url")));
+    }
+    let redis = text("redis.url").and_then(|url| RedisUrl::parse(url).ok());
+    redis
+        .is_some_and(|url| url.has_password())
+        .then(|| ("redis.url", own_file("redis.url")))
 }
 
 fn variables(variables: &[(OsString, OsString)]) -> Result<Vec<Layer>, ConfigError> {

@@ -160,6 +160,7 @@ fn a_bad_issuer_names_its_setting() {
 fn every_field_is_a_listed_setting() {
     let mut config = Config::default();
     config.server.operations_listen = Some(config.server.listen);
+    config.redis.url = Some(RedisUrl::parse("redis://localhost").unwrap());
     config.secrets.master_key = Some(crate::master::MasterKey::parse(MASTER_KEY).unwrap());
     let (_dir, sources) = written(&example_issuer());
     config.issuers = Config::load(&sources).unwrap().issuers;
@@ -226,6 +227,7 @@ fn every_setting_can_be_set_by_a_variable() {
             "server.operations" => ("off", "off"),
             "server.cors_origins" => ("https://a.example.com", "https://a.example.com"),
             "database.url" => ("postgres://u:hush@h/d", "postgres://u:***@h/d"),
+            "redis.url" => ("rediss://u:hush@h/1", "rediss://u:***@h/1"),
             "secrets.master_key" => (MASTER_KEY, "***"),
             "secrets.master_key_files" => ("/a,/b", "/b"),
             "log.format" => ("json", "json"),
@@ -275,6 +277,8 @@ fn a_bad_value_names_the_file_the_setting_and_the_fix() {
             "[server]\nlisten_on = \"127.0.0.1:80\"\n",
             "server = 1\n",
             "redis = \"x\"\n",
+            "[redis]\nurl = \"memcached://:hush@h\"\n",
+            "[redis]\nurl = 6379\n",
             "[database]\nurl = \"mysql://u@h/d\"\n",
             "[argon2]\npasses = 1\n",
             "[argon2]\nmemory_kib = 9999999\n",
@@ -302,7 +306,9 @@ fn a_bad_value_names_the_file_the_setting_and_the_fix() {
         keystead.toml: server.operations must be "auto", "on" or "off"
         keystead.toml: server.listen_on is not a setting; [server] has: listen, public_url, trusted_proxies, dangerous_plain_http, drain_delay, operations, operations_listen, cors_origins, workers
         keystead.toml: server must be a section, [server]
-        keystead.toml: redis is not a setting; there are: data_dir, server, database, secrets, cache, argon2, log, issuers
+        keystead.toml: redis must be a section, [redis]
+        keystead.toml: redis.url must start with redis:// or rediss://
+        keystead.toml: redis.url must be redis://host:6379, or rediss:// for TLS
         keystead.toml: database.url must start with sqlite: or postgres://
         keystead.toml: argon2.passes is weaker than OWASP's minimum while argon2.memory_kib = 19456: use memory_kib = 19456 and passes = 2, or more
         keystead.toml: argon2.memory_kib must be a number from 8 to 1048576
@@ -340,7 +346,7 @@ fn a_bad_variable_or_flag_is_named() {
         KEYSTEAD__SERVER__WORKERS: server.workers must be a number from 0 (one for each core) to 512
         KEYSTEAD__SERVER__DANGEROUS_PLAIN_HTTP: server.dangerous_plain_http must be true or false
         KEYSTEAD__SERVER__PORT: is not a setting; [server] has: listen, public_url, trusted_proxies, dangerous_plain_http, drain_delay, operations, operations_listen, cors_origins, workers
-        KEYSTEAD__LISTEN: is not a setting; there are: data_dir, server, database, secrets, cache, argon2, log, issuers
+        KEYSTEAD__LISTEN: is not a setting; there are: data_dir, server, database, redis, secrets, cache, argon2, log, issuers
         KEYSTEAD__SERVER__LISTEN_FILE: is not a setting; [server] has: listen, public_url, trusted_proxies, dangerous_plain_http, drain_delay, operations, operations_listen, cors_origins, workers
         KEYSTEAD__SECRETS__MASTER_KEY_FILE: secrets.master_key names /dev/null/x, which cannot be read: Not a directory (os error 20)
         --listen: server.listen must be an IP address and a port, such as "127.0.0.1:8080"
@@ -400,6 +406,10 @@ fn a_secret_in_a_file_that_others_may_read_is_refused() {
         (
             "[database]\nurl = \"postgres://u:hush@h/d\"\n".to_owned(),
             "database.url",
+        ),
+        (
+            "[redis]\nurl = \"redis://:hush@h\"\n".to_owned(),
+            "redis.url",
         ),
         (
             "[[issuers]]\nissuer = \"https://i\"\naudience = \"a\"\nalgorithms = [\"HS256\"]\n\

@@ -138,6 +138,15 @@ diesel::table! {
 }
 
 diesel::table! {
+    quota_count (counter, period_start) {
+        /// 128 bits that name the counter.
+        counter -> Binary,
+        period_start -> BigInt,
+        used -> BigInt,
+    }
+}
+
+diesel::table! {
     change_head (id) {
         id -> Integer,
         seq -> BigInt,

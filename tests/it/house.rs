@@ -22,6 +22,8 @@ const FOUNDATIONS: &[&str] = &[
     "page",
     "patch",
     "process",
+    "ratelimit",
+    "redis_link",
     "rights",
     "schema",
     "scope",

@@ -2,6 +2,7 @@ DROP TABLE audit_event;
 DROP TABLE audit_head;
 DROP TABLE change;
 DROP TABLE change_head;
+DROP TABLE quota_count;
 DROP TABLE idempotency;
 DROP TABLE pepper;
 DROP TABLE secret;

@@ -137,6 +137,13 @@ CREATE TABLE idempotency (
     PRIMARY KEY (scope)
 );
 
+CREATE TABLE quota_count (
+    counter BLOB NOT NULL,
+    period_start BIGINT NOT NULL,
+    used BIGINT NOT NULL,
+    PRIMARY KEY (counter, period_start)
+);
+
 CREATE TABLE change_head (
     id INTEGER NOT NULL,
     seq BIGINT NOT NULL,
@@ -190,6 +197,7 @@ CREATE INDEX key_tag_tag ON key_tag (tag, key_id);
 CREATE INDEX secret_key ON secret (key_id);
 CREATE INDEX secret_pepper ON secret (pepper_version);
 CREATE INDEX idempotency_age ON idempotency (created_at);
+CREATE INDEX quota_count_age ON quota_count (period_start);
 CREATE INDEX change_entity ON change (kind, id);
 CREATE INDEX audit_event_time ON audit_event (tenant_id, seq, at);
 CREATE INDEX audit_event_actor ON audit_event (tenant_id, actor, seq);

@@ -14,6 +14,7 @@ mod postgres;
 mod process;
 mod proxy;
 mod raw;
+pub mod redis;
 mod server;
 mod statements;
 pub mod tables;
