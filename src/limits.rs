@@ -147,6 +147,15 @@ impl RateLimits {
     }
 }
 
+impl IntoIterator for RateLimits {
+    type Item = RateLimit;
+    type IntoIter = std::vec::IntoIter<RateLimit>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
 impl<'a> IntoIterator for &'a RateLimits {
     type Item = &'a RateLimit;
     type IntoIter = std::slice::Iter<'a, RateLimit>;

@@ -24,6 +24,17 @@ impl CounterId {
         Self(short)
     }
 
+    /// A counter for each pair of two names, without hashing again: a default of a service, counted
+    /// for each key.
+    #[must_use]
+    pub fn paired(self, other: Self) -> Self {
+        let mut bytes = self.0;
+        for (byte, with) in bytes.iter_mut().zip(other.0) {
+            *byte ^= with;
+        }
+        Self(bytes)
+    }
+
     pub(super) fn bytes(&self) -> &[u8] {
         &self.0
     }

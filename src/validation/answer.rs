@@ -7,6 +7,9 @@ use std::fmt::Write as _;
 
 use super::Answer;
 use super::decide::Outcome;
+use super::snapshot::Subject;
+use super::spend::Charges;
+use crate::ratelimit::Spent;
 
 /// So long is an answer as a rule; a longer one grows.
 const LENGTH: usize = 768;
@@ -41,9 +44,38 @@ pub fn write(answer: &Answer, request_id: &str) -> String {
     if !answer.decision.missing_scopes.is_empty() {
         list(&mut out, "missing_scopes", &answer.decision.missing_scopes);
     }
+    if let (Some(subject), Some(spent)) = (&answer.subject, &answer.spent) {
+        limits(&mut out, subject, spent);
+    }
     member(&mut out, "request_id", request_id);
     out.push('}');
     out
+}
+
+fn limits(out: &mut String, subject: &Subject, spent: &Spent) {
+    let charges = Charges::of(subject);
+    let mut before = ",\"rate_limits\":[";
+    for (of, limit, state) in charges.told(spent) {
+        let _infallible = write!(
+            out,
+            "{before}{{\"name\":\"{of}:{}\",\"limit\":{},\"remaining\":{},\"reset_after_ms\":{}}}",
+            limit.name, limit.limit, state.remaining, state.reset_after_ms
+        );
+        before = ",";
+    }
+    if before == "," {
+        out.push(']');
+    }
+    if let Some((charge, state)) = charges.quota(spent) {
+        let _infallible = write!(
+            out,
+            ",\"quota\":{{\"limit\":{},\"remaining\":{},\"resets_at\":\"{}\"}}",
+            charge.quota.limit, state.remaining, state.resets_at
+        );
+    }
+    if spent.retry_after_ms > 0 {
+        let _infallible = write!(out, ",\"retry_after_ms\":{}", spent.retry_after_ms);
+    }
 }
 
 /// Ids, slugs, scopes and request ids hold nothing that JSON would have to escape.

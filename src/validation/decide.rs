@@ -111,6 +111,8 @@ pub struct Request {
     /// `None` asks for none; never empty.
     pub any_scopes: Option<Vec<RequiredScope>>,
     pub ip: Option<IpAddr>,
+    /// What is charged to limits and quotas; 0 decides without charging.
+    pub cost: u64,
 }
 
 /// One check of a decision, for `explain`.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use actix_web::http::header::ContentType;
+use actix_web::http::header::{ContentType, HeaderName, HeaderValue};
 use actix_web::{HttpResponse, web};
 use futures_util::StreamExt as _;
 use serde::{Deserialize, Serialize};
@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::answer;
+use super::spend::LimitHeaders;
 use super::decide::{AskedEnvironment, Check, Outcome, Request};
 use super::{Asked, AuthFailure, Failure, Validation};
 use crate::auth::CallerIdentity;
@@ -183,6 +184,15 @@ pub struct VerifyAnswer {
     pub expires_at: Option<Timestamp>,
     #[schema(nullable = false)]
     pub secret: Option<SecretTold>,
+    /// Every limit that the decision was charged to.
+    #[schema(nullable = false)]
+    pub rate_limits: Option<Vec<LimitTold>>,
+    /// The quota that is nearest to its end.
+    #[schema(nullable = false)]
+    pub quota: Option<QuotaTold>,
+    /// When to come again, of one that was refused for a limit.
+    #[schema(nullable = false)]
+    pub retry_after_ms: Option<u64>,
     pub request_id: String,
 }
 
@@ -203,6 +213,26 @@ pub struct SecretTold {
     pub superseded: bool,
     #[schema(nullable = false)]
     pub valid_until: Option<Timestamp>,
+}
+
+#[derive(Debug, ToSchema)]
+#[cfg_attr(test, derive(Deserialize), serde(deny_unknown_fields))]
+pub struct LimitTold {
+    /// Whose it is, and its name.
+    #[schema(example = "key:burst")]
+    pub name: String,
+    pub limit: u64,
+    pub remaining: u64,
+    /// Until the whole burst is there again.
+    pub reset_after_ms: u64,
+}
+
+#[derive(Debug, ToSchema)]
+#[cfg_attr(test, derive(Deserialize), serde(deny_unknown_fields))]
+pub struct QuotaTold {
+    pub limit: u64,
+    pub remaining: u64,
+    pub resets_at: Timestamp,
 }
 
 /// An answer of a batch: the verification's, or the problem of that item.
@@ -452,6 +482,7 @@ fn ask(caller: &CallerIdentity, asked: VerifyAsked<'_>) -> Result<(String, Reque
             required_scopes: asked.required_scopes.to_vec(),
             any_scopes: asked.any_scopes.map(<[RequiredScope]>::to_vec),
             ip,
+            cost: asked.cost.unwrap_or(1),
         },
     ))
 }
@@ -503,6 +534,9 @@ impl From<Failure> for Problem {
         match failure {
             Failure::Store(error) => error.into(),
             failure @ (Failure::Busy | Failure::Late) => Self::busy().cause(failure),
+            failure @ Failure::CostExceedsLimit(_) => {
+                Self::new(Code::CostExceedsLimit, failure.to_string())
+            }
         }
     }
 }
@@ -512,9 +546,31 @@ impl From<AuthFailure> for Problem {
         match failure {
             AuthFailure::Invalid => Self::invalid_credential(),
             AuthFailure::Refused(outcome) => refused(outcome),
+            AuthFailure::Limited(_, headers) => limited(&headers),
             AuthFailure::Failed(failure) => failure.into(),
         }
     }
+}
+
+/// What who has used up what it may is told.
+pub fn limited(headers: &LimitHeaders) -> Problem {
+    let problem = Problem::new(Code::RateLimited, "too much was asked with this key, come again later")
+        .retry_after_seconds(headers.retry_after_seconds.unwrap_or(1));
+    limit_headers(headers)
+        .into_iter()
+        .fold(problem, |problem, (name, value)| problem.header(name, value))
+}
+
+/// `RateLimit-Policy` and `RateLimit`, where there is something to say.
+pub fn limit_headers(headers: &LimitHeaders) -> Vec<(HeaderName, HeaderValue)> {
+    [("ratelimit-policy", &headers.policy), ("ratelimit", &headers.state)]
+        .into_iter()
+        .filter(|(_, text)| !text.is_empty())
+        .filter_map(|(name, text)| {
+            let value = HeaderValue::from_str(text).ok()?;
+            Some((HeaderName::from_static(name), value))
+        })
+        .collect()
 }
 
 /// What a holder is told of its own refused key.

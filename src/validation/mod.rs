@@ -5,7 +5,8 @@
 //! 2. **load**: its fingerprints find the key; consumer, tenant and service are joined: all of them
 //!    from memory as a rule, see [`records`];
 //! 3. **decide**: [`decide::decide`], pure, in the order of the codes;
-//! 4. **record**: the use is noted in memory.
+//! 4. **spend**: what passed is charged to all its limits, or to none;
+//! 5. **record**: the use is noted in memory.
 //!
 //! Wrong keys never reach argon2 while fingerprints are computable. Only where a key's lookup id
 //! has secrets under a pepper that is lost is its verifier run, in a bounded pool.
@@ -16,6 +17,7 @@ pub mod http;
 pub mod last_used;
 pub mod records;
 pub mod snapshot;
+pub mod spend;
 pub mod store;
 #[cfg(test)]
 mod tests;
@@ -27,6 +29,7 @@ use decide::{Check, Decision, Outcome, Request};
 use last_used::LastUsed;
 use records::Records;
 use snapshot::Subject;
+use spend::{Charges, LimitHeaders};
 
 use crate::audit::TenantRef;
 use crate::clock::Clock;
@@ -34,6 +37,7 @@ use crate::db::{self, Conn, Db};
 use crate::id::{KeyId, TenantId};
 use crate::keys::secret::Presented;
 use crate::metrics::Metrics;
+use crate::ratelimit::{Limiter, Spent, Verdict};
 use crate::rights::{self, Rights};
 use crate::text::Environment;
 use crate::time::Timestamp;
@@ -49,6 +53,9 @@ pub enum Failure {
     /// The database takes longer than a validation waits.
     #[error("the database takes too long")]
     Late,
+    /// The cost can never be granted: it is more than the burst of the limit of this name.
+    #[error("the cost is more than the burst of {0}")]
+    CostExceedsLimit(String),
 }
 
 /// A decision with what it was made from.
@@ -57,6 +64,8 @@ pub struct Answer {
     pub decision: Decision,
     /// `None` before the key is identified.
     pub subject: Option<Subject>,
+    /// What it was charged to; `None` for what no limit was asked about.
+    pub spent: Option<Spent>,
 }
 
 /// A management key, authenticated.
@@ -68,6 +77,8 @@ pub struct Identified {
     pub rights: Rights,
     pub environment: Environment,
     pub expires_at: Option<Timestamp>,
+    /// Where the key's own limits stand.
+    pub limits: Option<LimitHeaders>,
 }
 
 /// Why a presented key authenticates nobody.
@@ -77,6 +88,8 @@ pub enum AuthFailure {
     Invalid,
     /// A known management key that is refused; the holder may be told.
     Refused(Outcome),
+    /// A known key that has used up what it may.
+    Limited(Outcome, LimitHeaders),
     Failed(Failure),
 }
 
@@ -97,16 +110,24 @@ pub struct Validation {
     db: Db,
     clock: Clock,
     records: Records,
+    limiter: Limiter,
     used: Arc<LastUsed>,
     metrics: Arc<Metrics>,
 }
 
 impl Validation {
-    pub fn new(db: Db, clock: Clock, records: Records, metrics: Arc<Metrics>) -> Self {
+    pub fn new(
+        db: Db,
+        clock: Clock,
+        records: Records,
+        limiter: Limiter,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Self {
             db,
             clock,
             records,
+            limiter,
             used: Arc::default(),
             metrics,
         }
@@ -130,10 +151,17 @@ impl Validation {
                     missing_scopes: Vec::new(),
                 },
                 subject: None,
+                spent: None,
             },
             Ok(subject) => {
                 let now = self.clock.now();
-                let decision = decide::decide(&subject, request, now);
+                let mut decision = decide::decide(&subject, request, now);
+                let mut spent = None;
+                if decision.outcome.is_valid() {
+                    let charged = self.spend(&subject, request.cost).await?;
+                    decision.outcome = outcome(charged.verdict);
+                    spent = Some(charged);
+                }
                 if decision.outcome.is_valid() {
                     self.used
                         .note(&subject.key.key_id, &subject.key.secret.id, now);
@@ -141,6 +169,7 @@ impl Validation {
                 Answer {
                     decision,
                     subject: Some(subject),
+                    spent,
                 }
             }
         };
@@ -198,13 +227,14 @@ impl Validation {
         presented: &str,
         ip: Option<IpAddr>,
     ) -> Result<Identified, AuthFailure> {
-        let subject = self.holder(presented, ip, Asked::Management).await?;
+        let (subject, limits) = self.holder(presented, ip, Asked::Management).await?;
         Ok(Identified {
             key_id: subject.key.key_id.clone(),
             tenant: subject.tenant.to_ref(),
             rights: subject.rights(),
             environment: subject.key.environment.clone(),
             expires_at: subject.end(),
+            limits,
         })
     }
 
@@ -214,13 +244,14 @@ impl Validation {
         presented: &str,
         ip: Option<IpAddr>,
     ) -> Result<Identified, AuthFailure> {
-        let subject = self.holder(presented, ip, Asked::None).await?;
+        let (subject, limits) = self.holder(presented, ip, Asked::None).await?;
         Ok(Identified {
             key_id: subject.key.key_id.clone(),
             tenant: subject.tenant.to_ref(),
             rights: Rights::none(),
             environment: subject.key.environment.clone(),
             expires_at: subject.end(),
+            limits,
         })
     }
 
@@ -229,7 +260,7 @@ impl Validation {
         presented: &str,
         ip: Option<IpAddr>,
         asked: Asked<'_>,
-    ) -> Result<Subject, AuthFailure> {
+    ) -> Result<(Subject, Option<LimitHeaders>), AuthFailure> {
         let subject = match self.load(presented, None, asked).await {
             Err(failure) => return Err(AuthFailure::Failed(failure)),
             Ok(Err(_not_identified)) => return Err(AuthFailure::Invalid),
@@ -237,19 +268,42 @@ impl Validation {
         };
         let request = Request {
             ip,
+            cost: 1,
             ..Request::default()
         };
         let now = self.clock.now();
         match decide::decide(&subject, &request, now).outcome {
             Outcome::Valid => {
+                let spent = self.spend(&subject, request.cost).await;
+                let spent = spent.map_err(AuthFailure::Failed)?;
+                let limits = LimitHeaders::of(&subject, &spent);
+                if spent.verdict != Verdict::Admitted {
+                    return Err(AuthFailure::Limited(
+                        outcome(spent.verdict),
+                        limits.unwrap_or_default(),
+                    ));
+                }
                 self.used
                     .note(&subject.key.key_id, &subject.key.secret.id, now);
-                Ok(subject)
+                Ok((subject, limits))
             }
             // A good key that is no management key says as little as an unknown one.
             Outcome::WrongService => Err(AuthFailure::Invalid),
             refused => Err(AuthFailure::Refused(refused)),
         }
+    }
+
+    /// Charges everything that limits the subject, or nothing; at once where the counters are this
+    /// node's.
+    async fn spend(&self, subject: &Subject, cost: u64) -> Result<Spent, Failure> {
+        let charges = Charges::of(subject);
+        let spending = charges.spending(cost);
+        let now = self.limiter.now();
+        let spent = match self.limiter.spend_local(&spending, now) {
+            Some(spent) => spent,
+            None => self.limiter.spend(&spending, now).await,
+        };
+        spent.map_err(|error| Failure::CostExceedsLimit(charges.name(error.index)))
     }
 
     /// Parses and loads; the inner error is the outcome of what is not identified.
@@ -296,6 +350,14 @@ impl Validation {
     }
 }
 
+fn outcome(verdict: Verdict) -> Outcome {
+    match verdict {
+        Verdict::Admitted => Outcome::Valid,
+        Verdict::RateLimited => Outcome::RateLimited,
+        Verdict::QuotaExceeded => Outcome::QuotaExceeded,
+    }
+}
+
 impl<'a> Asked<'a> {
     fn service(self) -> Option<&'a str> {
         match self {
@@ -311,7 +373,7 @@ impl AuthFailure {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Invalid => "invalid",
-            Self::Refused(outcome) => outcome.code(),
+            Self::Refused(outcome) | Self::Limited(outcome, _) => outcome.code(),
             Self::Failed(_) => "failed",
         }
     }

@@ -14,8 +14,9 @@ use crate::cache::Entry;
 use crate::consumers::Consumer;
 use crate::id::{ConsumerId, KeyId, SecretId, ServiceId, TenantId};
 use crate::keys::catalogue::Catalogue;
-use crate::limits::{Quota, RateLimits};
+use crate::limits::{Quota, RateLimit, RateLimits};
 use crate::metadata::Metadata;
+use crate::ratelimit::{CounterId, QuotaCharge, Tag};
 use crate::rights::Rights;
 use crate::scope::Scope;
 use crate::services::Service;
@@ -35,8 +36,8 @@ pub struct KeySnapshot {
     pub disabled: bool,
     pub revoked: bool,
     pub allowed_ips: Option<Box<[IpNet]>>,
-    pub rate_limits: RateLimits,
-    pub quota: Option<Quota>,
+    pub limits: Box<[Counted]>,
+    pub quota: Option<QuotaCharge>,
     pub grants: Box<[GrantSnapshot]>,
     pub secret: SecretSnapshot,
     /// [`KeyTold`] without its braces.
@@ -49,7 +50,37 @@ pub struct KeySnapshot {
 pub struct GrantSnapshot {
     pub service_id: ServiceId,
     pub scopes: Box<[Scope]>,
-    pub rate_limits: Option<RateLimits>,
+    pub limits: Box<[Counted]>,
+    /// Paired with the name of a default of the service: the key's counter for it.
+    pub defaults: CounterId,
+}
+
+/// A rate limit and the counter it is kept by.
+#[derive(Clone, Debug)]
+pub struct Counted {
+    pub counter: CounterId,
+    pub limit: RateLimit,
+}
+
+impl Counted {
+    /// The limits of `owner`; `kind` tells those of one owner apart.
+    pub fn all(owner: &str, kind: &str, limits: RateLimits) -> Box<[Self]> {
+        limits
+            .into_iter()
+            .map(|limit| Self {
+                counter: CounterId::new(owner, kind, limit.name.as_str()),
+                limit,
+            })
+            .collect()
+    }
+}
+
+/// A quota and the counter it is kept by.
+pub fn counted_quota(owner: &str, quota: Option<Quota>) -> Option<QuotaCharge> {
+    quota.map(|quota| QuotaCharge {
+        counter: CounterId::new(owner, "quota", ""),
+        quota,
+    })
 }
 
 /// The secret that was presented.
@@ -105,8 +136,11 @@ pub struct ConsumerSnapshot {
     pub id: ConsumerId,
     pub slug: Slug,
     pub is_active: bool,
-    pub rate_limits: RateLimits,
-    pub quota: Option<Quota>,
+    /// Shared by all its keys.
+    pub limits: Box<[Counted]>,
+    pub quota: Option<QuotaCharge>,
+    /// Under which its counters, and those of its keys, are kept together.
+    pub tag: Tag,
     /// [`ConsumerTold`] as JSON.
     pub told: Box<str>,
 }
@@ -123,10 +157,11 @@ impl ConsumerSnapshot {
         })?;
         Ok(Self {
             is_active: is_active(consumer.disabled_at, consumer.deleted_at),
+            limits: Counted::all(consumer.id.as_str(), "limit", consumer.rate_limits),
+            quota: counted_quota(consumer.id.as_str(), consumer.quota),
+            tag: Tag::new(&consumer.tenant_id, &consumer.id),
             id: consumer.id,
             slug: consumer.slug,
-            rate_limits: consumer.rate_limits,
-            quota: consumer.quota,
             told: told.into(),
         })
     }
@@ -169,6 +204,9 @@ pub struct ServiceEntry {
     pub service: Service,
     pub catalogue: Catalogue,
     pub is_active: bool,
+    /// The defaults for keys that name no limits, by names that are paired with a key's.
+    pub limits: Box<[Counted]>,
+    pub quota: Option<QuotaCharge>,
 }
 
 impl ServiceEntry {
@@ -177,6 +215,8 @@ impl ServiceEntry {
         let catalogue = Catalogue::new(&service.settings.scopes, "").unwrap_or_default();
         Self {
             is_active: is_active(service.disabled_at, service.deleted_at),
+            limits: Counted::all("", "default", service.settings.rate_limits.clone()),
+            quota: counted_quota("default", service.settings.quota),
             service,
             catalogue,
         }

@@ -13,7 +13,9 @@ use crate::each;
 use crate::id::{ConsumerId, KeyId, SecretId, ServiceId, TenantId};
 use crate::keys::fingerprint::Fingerprint;
 use crate::keys::secret::LookupId;
+use crate::limits::RateLimits;
 use crate::metadata::Metadata;
+use crate::ratelimit::CounterId;
 use crate::text::{Environment, Name, Tag};
 use crate::time::Timestamp;
 
@@ -176,14 +178,17 @@ async fn complete(conn: &mut Conn, key: KeyRow, secret: SecretRow) -> db::Result
     let grants = grants
         .into_iter()
         .map(|row| {
+            let limits: Option<RateLimits> = row
+                .rate_limits
+                .as_deref()
+                .map(|limits| parse("rate_limits", limits))
+                .transpose()?;
+            let (owner, service) = (key.id.as_str(), row.service_id.as_str());
             Ok(GrantSnapshot {
-                service_id: row.service_id,
                 scopes: parse("scopes", &row.scopes)?,
-                rate_limits: row
-                    .rate_limits
-                    .as_deref()
-                    .map(|limits| parse("rate_limits", limits))
-                    .transpose()?,
+                limits: Counted::all(owner, service, limits.unwrap_or_default()),
+                defaults: CounterId::new(owner, "default", service),
+                service_id: row.service_id,
             })
         })
         .collect::<db::Result<_>>()?;
@@ -206,12 +211,18 @@ async fn complete(conn: &mut Conn, key: KeyRow, secret: SecretRow) -> db::Result
     Ok(KeySnapshot {
         told,
         rights: OnceLock::new(),
-        rate_limits: parse("rate_limits", &key.rate_limits)?,
-        quota: key
-            .quota
-            .as_deref()
-            .map(|quota| parse("quota", quota))
-            .transpose()?,
+        limits: Counted::all(
+            key.id.as_str(),
+            "limit",
+            parse("rate_limits", &key.rate_limits)?,
+        ),
+        quota: counted_quota(
+            key.id.as_str(),
+            key.quota
+                .as_deref()
+                .map(|quota| parse("quota", quota))
+                .transpose()?,
+        ),
         allowed_ips: key
             .allowed_ips
             .as_deref()
