@@ -8,10 +8,7 @@ fn the_committed_document_is_the_one_that_is_printed() {
         .output()
         .unwrap();
     assert!(output.status.success(), "{output:?}");
-    let (printed, committed) = (
-        stdout(&output),
-        include_str!("../../openapi/keystead.json"),
-    );
+    let (printed, committed) = (stdout(&output), include_str!("../../openapi/keystead.json"));
     let first = printed
         .lines()
         .zip(committed.lines())
