@@ -84,6 +84,8 @@ fn the_effective_settings_are_valid_toml_and_say_who_set_them() {
     [database]
     url = "postgres://keystead:***@db.example.com/keystead"
 
+    [redis]
+
     [secrets]
     master_key = "***"
     master_key_files = []
