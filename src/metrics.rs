@@ -93,6 +93,10 @@ pub struct Metrics {
     pub changes: Counter,
     /// 1 while the node is ready.
     pub ready: Gauge,
+    /// Every change up to this number is known to the node.
+    pub change_position: Gauge,
+    /// Keys that the node remembers.
+    pub cached_keys: Gauge,
 }
 
 /// The counters of one operation.
@@ -182,6 +186,18 @@ impl Metrics {
         );
         let ready = Gauge::default();
         registry.register("ready", "1 while the node is ready", ready.clone());
+        let change_position = Gauge::default();
+        registry.register(
+            "change_position",
+            "Every change up to this number is known to the node",
+            change_position.clone(),
+        );
+        let cached_keys = Gauge::default();
+        registry.register(
+            "cached_keys",
+            "Keys that the node remembers",
+            cached_keys.clone(),
+        );
         Self {
             registry: Mutex::new(registry),
             requests,
@@ -197,6 +213,8 @@ impl Metrics {
             audit_refused,
             changes,
             ready,
+            change_position,
+            cached_keys,
         }
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 
 use super::App;
+use crate::clock::Clock;
 use crate::db::{self, Conn, feed};
 use crate::http::health::Phase;
 use crate::idempotency;
@@ -21,6 +22,9 @@ const SWEEP_EVERY: Duration = Duration::from_hours(1);
 
 /// How far back the feed of changes reaches: longer than anything lives that was read before them.
 const CHANGES_KEPT: Span = Span::hours(48);
+
+/// A kill loses at most so much of the counts of quotas.
+const COUNTS_EVERY: Duration = Duration::from_secs(1);
 
 const METRICS_EVERY: Duration = Duration::from_secs(1);
 
@@ -68,6 +72,8 @@ pub(super) fn start(app: &App) -> Tasks {
                 "old changes are cut later",
                 this.cut_changes().await.map(drop),
             );
+            let swept = this.limiter.sweep_stored().await;
+            report("old counts of quotas are swept later", swept.map(drop));
             let swept = idempotency::sweep(&this.db, this.clock.now()).await;
             report("old idempotency keys are swept later", swept.map(drop));
         }
@@ -86,6 +92,23 @@ pub(super) fn start(app: &App) -> Tasks {
         }
     }));
     tasks.push(runtime.spawn(std::sync::Arc::clone(&app.issuers).keep_fresh()));
+    if let Some(redis) = &app.redis {
+        tasks.push(runtime.spawn(redis.clone().keep_probing()));
+    }
+    let this = app.clone();
+    tasks.push(runtime.spawn(async move {
+        let mut timer = every(COUNTS_EVERY);
+        loop {
+            timer.tick().await;
+            this.limiter.tend();
+            this.tell_modes();
+            if this.is_starting() {
+                continue;
+            }
+            let written = this.limiter.write_back().await;
+            report("counts of quotas are written later", written.map(drop));
+        }
+    }));
     let this = app.clone();
     tasks.push(runtime.spawn(async move {
         // What is followed begins at the start of the node.
@@ -124,6 +147,20 @@ fn report(consequence: &'static str, done: db::Result<()>) {
 impl App {
     fn is_starting(&self) -> bool {
         self.readiness.phase() == Phase::Starting
+    }
+
+    /// How the parts work at present, for readiness and metrics.
+    fn tell_modes(&self) {
+        let word = |away: bool| if away { "away" } else { "reachable" };
+        let readiness = &self.readiness;
+        readiness.set_mode("database", word(self.reach.is_database_away()));
+        let redis = self.redis.as_ref();
+        readiness.set_mode("redis", redis.map_or("none", |redis| word(redis.is_away())));
+        let decides = self.changes.may_use(Clock::uptime_us());
+        readiness.set_mode("decisions", if decides { "yes" } else { "cut off" });
+        self.metrics.change_position.set(self.changes.position());
+        let keys = i64::try_from(self.validation.remembered()).unwrap_or(i64::MAX);
+        self.metrics.cached_keys.set(keys);
     }
 
     /// Nobody follows from so far back.

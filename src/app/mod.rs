@@ -32,6 +32,8 @@ use crate::keys::verifier::{Argon2Settings, Verifier};
 use crate::keys::verifier_queue::{CAPACITY, VerifierQueue};
 use crate::master::MasterKeys;
 use crate::metrics::Metrics;
+use crate::ratelimit::Limiter;
+use crate::redis_link::RedisLink;
 use crate::routes;
 use crate::services::Services;
 use crate::tenants::Tenants;
@@ -62,6 +64,8 @@ pub struct App {
     pub changes: Changes,
     pub reach: Reach,
     follower: Follower,
+    redis: Option<RedisLink>,
+    limiter: Limiter,
     issuers: Arc<Issuers>,
     pub metrics: Arc<Metrics>,
     pub readiness: Arc<Readiness>,
@@ -95,12 +99,21 @@ impl App {
             .map_err(|error| format!("database.url cannot be opened: {error}"))?;
         let codes: Vec<&'static str> = Code::ALL.iter().map(|code| code.slug()).collect();
         let metrics = Arc::new(Metrics::new(&codes));
+        let redis = match &config.redis.url {
+            Some(url) => Some(
+                RedisLink::open(url, clock.clone())
+                    .map_err(|error| format!("redis.url {error}"))?,
+            ),
+            None => None,
+        };
+        let limiter = Limiter::new(db.clone(), redis.clone(), clock.clone());
+        limiter.register(&metrics);
         let changes = Changes::new();
         let reach = Reach::default();
-        let follower = Follower::new(db.clone(), changes.clone(), reach.clone());
+        let follower = Follower::new(db.clone(), changes.clone(), reach.clone(), redis.clone());
         let audit = Audit::new(db.clone(), clock.clone(), entropy.clone(), &master)
             .counted(Arc::clone(&metrics))
-            .noted_in(changes.clone());
+            .noted_in(changes.clone(), redis.clone());
         let peppers = Arc::new(Peppers::new(master.clone()));
         let argon2 = &config.argon2;
         let settings = Argon2Settings {
@@ -129,7 +142,13 @@ impl App {
             verifiers.clone(),
             &config.cache,
         );
-        let validation = Validation::new(db.clone(), clock.clone(), records, Arc::clone(&metrics));
+        let validation = Validation::new(
+            db.clone(),
+            clock.clone(),
+            records,
+            limiter.clone(),
+            Arc::clone(&metrics),
+        );
         let readiness = Arc::new(Readiness::new());
         let document = routes::document();
         let edge = Edge::new(EdgeSettings {
@@ -172,6 +191,8 @@ impl App {
             changes,
             reach,
             follower,
+            redis,
+            limiter,
             metrics,
             readiness,
             edge,

@@ -209,6 +209,9 @@ impl App {
         if let Err(error) = self.validation.flush_last_used().await {
             tracing::warn!(%error, "the last uses could not be written");
         }
+        if let Err(error) = self.limiter.write_back().await {
+            tracing::warn!(%error, "the last counts of quotas could not be written");
+        }
         // Bounded: a verifier that is not made now is made at the key's next use.
         let _not_all = tokio::time::timeout(Duration::from_secs(2), self.verifiers.drained()).await;
     }

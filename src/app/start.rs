@@ -7,6 +7,7 @@ use crate::db;
 use crate::error::Error;
 use crate::keys::pepper::{self, PepperFault};
 use crate::keys::pepper_store;
+use crate::redis_link::Fault;
 
 use super::{App, owner};
 
@@ -80,6 +81,12 @@ impl App {
     /// Brings the database to where the server can serve from it. Safe to call again after
     /// [`StartError::Away`], and with several nodes starting together.
     pub async fn start(&self) -> Result<(), StartError> {
+        // What refuses us will go on to; what is away is done without until it comes.
+        if let Some(redis) = &self.redis
+            && let Err(Fault::Refused(text)) = redis.check().await
+        {
+            return Err(StartError::Wrong(format!("redis.url is refused: {text}")));
+        }
         let applied = self.db.migrate().await?;
         if !applied.is_empty() {
             tracing::info!(

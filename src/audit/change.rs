@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 use super::actor::Attribution;
 use super::chain::{AuditOutcome, Event, Head, HeadKeys, Target, link, recordable};
 use super::store::{self, Sealed};
-use crate::cache::Changes;
+use crate::cache::{Changes, follow};
 use crate::clock::Clock;
 use crate::db::feed::{self, Kind};
 use crate::db::{self, Conn, Db, Work};
@@ -25,6 +25,7 @@ use crate::entropy::Entropy;
 use crate::id::{AuditId, TenantId};
 use crate::master::MasterKeys;
 use crate::metrics::Metrics;
+use crate::redis_link::RedisLink;
 use crate::time::Timestamp;
 
 /// The longest that the caller of a bulk change waits: less than the edge gives an answer.
@@ -40,6 +41,8 @@ pub struct Audit {
     pub(super) metrics: Option<Arc<Metrics>>,
     /// What this node knows of changes learns of its own before anybody is answered.
     changes: Option<Changes>,
+    /// Where other nodes are woken; they read the database, not the message.
+    redis: Option<RedisLink>,
     wait_max: Duration,
     /// One verification for a waiting caller at a time.
     pub(super) verifying: Arc<Semaphore>,
@@ -147,6 +150,7 @@ impl Audit {
             keys: HeadKeys::new(master),
             metrics: None,
             changes: None,
+            redis: None,
             wait_max: db::WAIT_MAX,
             verifying: Arc::new(Semaphore::new(1)),
         }
@@ -161,11 +165,12 @@ impl Audit {
         }
     }
 
-    /// Tells `changes` of every change that is committed.
+    /// Tells `changes` of every change that is committed, and wakes other nodes through `redis`.
     #[must_use]
-    pub fn noted_in(self, changes: Changes) -> Self {
+    pub fn noted_in(self, changes: Changes, redis: Option<RedisLink>) -> Self {
         Self {
             changes: Some(changes),
+            redis,
             ..self
         }
     }
@@ -318,6 +323,12 @@ impl Audit {
             for (kind, id) in &left.touched {
                 changes.note(left.step, *kind, id);
             }
+        }
+        if let (Some(redis), true) = (&self.redis, left.step > 0) {
+            // Nobody waits for it: whoever does not hear of it asks the database within a second.
+            self.db
+                .runtime()
+                .spawn(follow::wake(redis.clone(), left.step));
         }
         for Sealed { event, hash, .. } in &left.lines {
             tracing::info!(

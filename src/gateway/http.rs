@@ -19,8 +19,9 @@ use crate::keys::secret::Presented;
 use crate::scope::RequiredScope;
 use crate::text::Environment;
 use crate::validation::decide::{AskedEnvironment, Outcome, Request};
-use crate::validation::http::{refused, settle_service};
+use crate::validation::http::{limit_headers, refused, settle_service, used_up};
 use crate::validation::snapshot::Subject;
+use crate::validation::spend::LimitHeaders;
 use crate::validation::{Answer, Asked, Validation};
 
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
@@ -113,13 +114,22 @@ async fn judge(
             some => Some(some),
         },
         ip: Some(context.ip),
+        cost: 1,
     };
     let asked = Asked::Service(&service);
     let answer = validation
         .validate(presented, &caller.tenant.id, asked, &request)
         .await?;
+    let limits = match (&answer.subject, &answer.spent) {
+        (Some(subject), Some(spent)) => LimitHeaders::of(subject, spent),
+        (_, _) => None,
+    };
     match (answer.decision.outcome, &answer.subject) {
-        (Outcome::Valid, Some(subject)) => Ok(admit(subject)),
+        (Outcome::Valid, Some(subject)) => Ok(admit(subject, limits.as_ref())),
+        (Outcome::RateLimited | Outcome::QuotaExceeded, Some(_)) => Err(used_up(
+            answer.decision.outcome,
+            &limits.unwrap_or_default(),
+        )),
         (outcome, _) => Err(turn_away(outcome, &answer)),
     }
 }
@@ -182,7 +192,7 @@ fn scopes(name: &str, lists: &[String]) -> Result<Vec<RequiredScope>, Problem> {
         .collect()
 }
 
-fn admit(subject: &Subject) -> HttpResponse {
+fn admit(subject: &Subject, limits: Option<&LimitHeaders>) -> HttpResponse {
     let scopes: Vec<&str> = subject
         .grant()
         .map(|grant| {
@@ -211,6 +221,9 @@ fn admit(subject: &Subject) -> HttpResponse {
         let encoded = utf8_percent_encode(value, ESCAPED).to_string();
         let value = HeaderValue::from_str(&encoded).unwrap_or(HeaderValue::from_static(""));
         response.insert_header((name, value));
+    }
+    for header in limits.map(limit_headers).unwrap_or_default() {
+        response.insert_header(header);
     }
     response.insert_header((header::CACHE_CONTROL, "no-store"));
     response.finish()

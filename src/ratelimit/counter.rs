@@ -60,12 +60,12 @@ impl fmt::Debug for CounterId {
 /// Names a consumer, whose counters and whose keys' counters are decided together: in one part of
 /// this node's memory, and in one hash slot of Redis.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tag {
+pub struct HashTag {
     text: String,
     spread: usize,
 }
 
-impl Tag {
+impl HashTag {
     /// Made once, when a snapshot is made.
     pub fn new(tenant: &TenantId, consumer: &ConsumerId) -> Self {
         Self::from_text(format!("{tenant}:{consumer}"))

@@ -13,7 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use smallvec::SmallVec;
 
-use super::counter::{CounterId, Tag};
+use super::counter::{CounterId, HashTag};
 use super::gcra::Gcra;
 use super::period::Period;
 use super::shard::{Count, Shard};
@@ -160,7 +160,7 @@ impl Local {
     /// Begins a count from the stored one, unless somebody was faster.
     pub(super) fn seed(
         &self,
-        tag: &Tag,
+        tag: &HashTag,
         counter: CounterId,
         period: Period,
         stored: u64,
@@ -188,7 +188,7 @@ impl Local {
     /// Takes over what the shared counters say, so that this process can go on from there.
     pub(super) fn follow_count(
         &self,
-        tag: &Tag,
+        tag: &HashTag,
         counter: CounterId,
         period: Period,
         used: u64,
@@ -209,7 +209,7 @@ impl Local {
     }
 
     /// The same for a limit, whose bucket is full again in `ahead_us`.
-    pub(super) fn follow_limit(&self, tag: &Tag, counter: CounterId, ahead_us: u64, now: Now) {
+    pub(super) fn follow_limit(&self, tag: &HashTag, counter: CounterId, ahead_us: u64, now: Now) {
         let mut shard = self.shard(shard_of(tag));
         let tat_us = now.monotonic_us.saturating_add(ahead_us);
         let known = shard.tat(counter);
@@ -222,7 +222,12 @@ impl Local {
     }
 
     /// The count as far as this process knows.
-    pub(super) fn known_count(&self, tag: &Tag, counter: CounterId, period: Period) -> Option<u64> {
+    pub(super) fn known_count(
+        &self,
+        tag: &HashTag,
+        counter: CounterId,
+        period: Period,
+    ) -> Option<u64> {
         let count = self.shard(shard_of(tag)).count(counter, period.start);
         count.map(|count| count.used)
     }
@@ -318,7 +323,7 @@ impl Planned {
     }
 }
 
-fn shard_of(tag: &Tag) -> usize {
+fn shard_of(tag: &HashTag) -> usize {
     tag.spread() % SHARDS
 }
 

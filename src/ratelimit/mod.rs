@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use prometheus_client::metrics::gauge::Gauge;
 use smallvec::SmallVec;
 
-pub use self::counter::{CounterId, Tag};
+pub use self::counter::{CounterId, HashTag};
 use self::local::{COUNTERS_MAX, Local, Mode, Moved, Seeds, Unseeded};
 use self::period::Period;
 use self::shared::{Answer, Decided, Known, Knowns, Shared};
@@ -65,7 +65,7 @@ pub struct QuotaCharge {
 #[derive(Clone, Copy, Debug)]
 pub struct Spending<'a> {
     /// Of the consumer, whose own and whose keys' counters these are.
-    pub tag: &'a Tag,
+    pub tag: &'a HashTag,
     pub limits: &'a [Charge<'a>],
     pub quotas: &'a [QuotaCharge],
     /// 0 is judged like 1, and nothing is charged.
@@ -319,7 +319,7 @@ impl Limiter {
         Ok(decided.spent)
     }
 
-    fn known(&self, tag: &Tag, charge: &QuotaCharge, now: Now) -> u64 {
+    fn known(&self, tag: &HashTag, charge: &QuotaCharge, now: Now) -> u64 {
         let period = Period::containing(charge.quota.period, now.wall);
         let known = self.0.local.known_count(tag, charge.counter, period);
         known.unwrap_or(0)

@@ -31,8 +31,8 @@ fn counter(name: &str) -> CounterId {
     CounterId::new("key_1", "limit", name)
 }
 
-fn tag() -> Tag {
-    Tag::from_text("tenant:consumer".to_owned())
+fn tag() -> HashTag {
+    HashTag::from_text("tenant:consumer".to_owned())
 }
 
 fn at(monotonic_us: u64) -> Now {
@@ -242,7 +242,7 @@ fn a_full_memory_refuses_newcomers_and_never_forgets_who_is_there() {
             limit: &limit,
         }];
         let spending = Spending {
-            tag: &Tag::from_text(format!("tenant:{}", n % 7)),
+            tag: &HashTag::from_text(format!("tenant:{}", n % 7)),
             limits: &charges,
             quotas: &[],
             cost: 1,
@@ -280,7 +280,7 @@ fn all_counters_of_a_consumer_and_its_keys_lie_in_one_slot_of_redis() {
     let now = Timestamp::from_millis(1_800_000_000_000);
     let tenant = TenantId::new(&Clock::System, &entropy);
     let consumer = ConsumerId::new(&Clock::System, &entropy);
-    let tag = Tag::new(&tenant, &consumer);
+    let tag = HashTag::new(&tenant, &consumer);
     let period = Period::containing(crate::limits::QuotaPeriod::Day, now);
     let keys = [
         shared::limit_key(tag.as_str(), counter("a")),

@@ -11,8 +11,8 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::answer;
-use super::spend::LimitHeaders;
 use super::decide::{AskedEnvironment, Check, Outcome, Request};
+use super::spend::LimitHeaders;
 use super::{Asked, AuthFailure, Failure, Validation};
 use crate::auth::CallerIdentity;
 use crate::auth::http::{Caller, perm};
@@ -546,31 +546,41 @@ impl From<AuthFailure> for Problem {
         match failure {
             AuthFailure::Invalid => Self::invalid_credential(),
             AuthFailure::Refused(outcome) => refused(outcome),
-            AuthFailure::Limited(_, headers) => limited(&headers),
+            AuthFailure::Limited(outcome, headers) => used_up(outcome, &headers),
             AuthFailure::Failed(failure) => failure.into(),
         }
     }
 }
 
-/// What who has used up what it may is told.
-pub fn limited(headers: &LimitHeaders) -> Problem {
-    let problem = Problem::new(Code::RateLimited, "too much was asked with this key, come again later")
+/// 429, with what is left of each limit and when to come again.
+pub fn used_up(outcome: Outcome, headers: &LimitHeaders) -> Problem {
+    let code = if outcome == Outcome::QuotaExceeded {
+        Code::QuotaExceeded
+    } else {
+        Code::RateLimited
+    };
+    let problem = Problem::new(code, code.title())
         .retry_after_seconds(headers.retry_after_seconds.unwrap_or(1));
     limit_headers(headers)
         .into_iter()
-        .fold(problem, |problem, (name, value)| problem.header(name, value))
+        .fold(problem, |problem, (name, value)| {
+            problem.header(name, value)
+        })
 }
 
 /// `RateLimit-Policy` and `RateLimit`, where there is something to say.
 pub fn limit_headers(headers: &LimitHeaders) -> Vec<(HeaderName, HeaderValue)> {
-    [("ratelimit-policy", &headers.policy), ("ratelimit", &headers.state)]
-        .into_iter()
-        .filter(|(_, text)| !text.is_empty())
-        .filter_map(|(name, text)| {
-            let value = HeaderValue::from_str(text).ok()?;
-            Some((HeaderName::from_static(name), value))
-        })
-        .collect()
+    [
+        ("ratelimit-policy", &headers.policy),
+        ("ratelimit", &headers.state),
+    ]
+    .into_iter()
+    .filter(|(_, text)| !text.is_empty())
+    .filter_map(|(name, text)| {
+        let value = HeaderValue::from_str(text).ok()?;
+        Some((HeaderName::from_static(name), value))
+    })
+    .collect()
 }
 
 /// What a holder is told of its own refused key.

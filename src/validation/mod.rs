@@ -330,6 +330,11 @@ impl Validation {
         }
     }
 
+    /// How many keys are remembered.
+    pub fn remembered(&self) -> usize {
+        self.records.keys_len()
+    }
+
     /// Writes what was used since the last time; called on a timer and at the stop.
     pub async fn flush_last_used(&self) -> db::Result<()> {
         let used = self.used.take();

@@ -16,7 +16,7 @@ use crate::id::{ConsumerId, KeyId, SecretId, ServiceId, TenantId};
 use crate::keys::catalogue::Catalogue;
 use crate::limits::{Quota, RateLimit, RateLimits};
 use crate::metadata::Metadata;
-use crate::ratelimit::{CounterId, QuotaCharge, Tag};
+use crate::ratelimit::{CounterId, HashTag, QuotaCharge};
 use crate::rights::Rights;
 use crate::scope::Scope;
 use crate::services::Service;
@@ -140,7 +140,7 @@ pub struct ConsumerSnapshot {
     pub limits: Box<[Counted]>,
     pub quota: Option<QuotaCharge>,
     /// Under which its counters, and those of its keys, are kept together.
-    pub tag: Tag,
+    pub tag: HashTag,
     /// [`ConsumerTold`] as JSON.
     pub told: Box<str>,
 }
@@ -159,7 +159,7 @@ impl ConsumerSnapshot {
             is_active: is_active(consumer.disabled_at, consumer.deleted_at),
             limits: Counted::all(consumer.id.as_str(), "limit", consumer.rate_limits),
             quota: counted_quota(consumer.id.as_str(), consumer.quota),
-            tag: Tag::new(&consumer.tenant_id, &consumer.id),
+            tag: HashTag::new(&consumer.tenant_id, &consumer.id),
             id: consumer.id,
             slug: consumer.slug,
             told: told.into(),

@@ -6,7 +6,10 @@ use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 use serde::de::DeserializeOwned;
 
-use super::snapshot::{GrantSnapshot, KeySnapshot, KeyTold, SecretSnapshot, SecretTold, members};
+use super::snapshot::{
+    Counted, GrantSnapshot, KeySnapshot, KeyTold, SecretSnapshot, SecretTold, counted_quota,
+    members,
+};
 use crate::db::schema::{api_key, key_grant, secret};
 use crate::db::{self, Conn};
 use crate::each;

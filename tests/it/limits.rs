@@ -11,7 +11,7 @@ use keystead::entropy::Entropy;
 use keystead::id::{ConsumerId, TenantId};
 use keystead::limits::{Quota, RateLimit};
 use keystead::ratelimit::{
-    Charge, CounterId, Limiter, Now, QuotaCharge, Spending, Spent, Tag, Verdict,
+    Charge, CounterId, HashTag, Limiter, Now, QuotaCharge, Spending, Spent, Verdict,
 };
 use keystead::redis_link::{RedisLink, Script};
 use keystead::time::{Span, Timestamp};
@@ -24,7 +24,7 @@ use crate::support::{Backend, Fault, Home, both, run, setting, until};
 /// One key of one consumer, with counters that no other test has.
 #[derive(Clone)]
 struct Key {
-    tag: Tag,
+    tag: HashTag,
     owner: String,
 }
 
@@ -33,7 +33,7 @@ impl Key {
         let (clock, entropy) = (Clock::System, Entropy::System);
         let consumer = ConsumerId::new(&clock, &entropy);
         Self {
-            tag: Tag::new(&TenantId::new(&clock, &entropy), &consumer),
+            tag: HashTag::new(&TenantId::new(&clock, &entropy), &consumer),
             owner: consumer.to_string(),
         }
     }

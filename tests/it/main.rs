@@ -18,6 +18,7 @@ mod cli;
 mod disk;
 mod house;
 mod keys;
+mod limited;
 mod limits;
 mod maintenance;
 mod matrix;

@@ -34,6 +34,8 @@ use crate::tenants::Tenants;
 use crate::text::Slug;
 use crate::time::{Span, Timestamp};
 use crate::validation::Validation;
+use crate::validation::http::limit_headers;
+use crate::validation::spend::LimitHeaders;
 
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const ON_BEHALF_OF: HeaderName = HeaderName::from_static("x-keystead-on-behalf-of");
@@ -125,6 +127,7 @@ impl FromRequest for Holder {
                 .authenticate_holder(key, Some(context.ip))
                 .await
                 .map_err(|failure| refuse_key(&req, failure))?;
+            tell_limits(&req, identified.limits.as_ref());
             let key_id = identified.key_id.to_string();
             let identity = CallerIdentity::of_key(identified, origin(&context));
             tell_expiry(&req, &identity);
@@ -160,6 +163,7 @@ async fn identify(req: &HttpRequest) -> Result<CallerIdentity, Problem> {
         .authenticate(key, Some(context.ip))
         .await
         .map_err(|failure| refuse_key(req, failure))?;
+    tell_limits(req, identified.limits.as_ref());
     let service = CallerIdentity::of_key(identified, origin(&context));
     let Some(token) = presented.on_behalf_of else {
         return Ok(service);
@@ -247,6 +251,13 @@ fn tell_expiry(req: &HttpRequest, caller: &CallerIdentity) {
         && let Ok(value) = HeaderValue::from_str(&end.to_string())
     {
         add_response_header(req, CALLER_EXPIRES, value);
+    }
+}
+
+/// Where the caller's own limits stand.
+fn tell_limits(req: &HttpRequest, limits: Option<&LimitHeaders>) {
+    for (name, value) in limits.map(limit_headers).unwrap_or_default() {
+        add_response_header(req, name, value);
     }
 }
 

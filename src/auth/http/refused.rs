@@ -37,7 +37,7 @@ pub(super) fn refuse_key(req: &HttpRequest, failure: AuthFailure) -> Problem {
         AuthFailure::Refused(Outcome::IpNotAllowed) => {
             security_event(req, "key", "ip_not_allowed", failure.reason());
         }
-        AuthFailure::Refused(_) => {
+        AuthFailure::Refused(_) | AuthFailure::Limited(_, _) => {
             count(req, |metrics| metrics.auth_failures.inc("key"));
             log_refused(req, failure.reason());
         }
