@@ -79,6 +79,13 @@ pub struct AuthorizeQuery {
             ("X-Keystead-Environment" = String, description = "The key's environment"),
             ("X-Keystead-Subject" = String, description = "The consumer's id"),
         )),
+        (status = 401, description = "`unauthenticated`, `invalid_credential`, \
+            `ambiguous_credential`, or why a known key does not count"),
+        (status = 403, description = "`wrong_environment`, `wrong_service`, `ip_not_allowed` or \
+            `insufficient_scope`"),
+        (status = 429, description = "`rate_limited` or `quota_exceeded`"),
+        (status = 503, description = "`caller_not_allowed`: the gateway itself is not let in; \
+            `store_unavailable`, `busy` or `starting`: try again after `Retry-After`"),
     ),
     security(()),
 )]

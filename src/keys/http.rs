@@ -220,7 +220,10 @@ fn reveal(
     post, path = "/v1/keys", tag = "keys", operation_id = "issue_key",
     request_body = NewKey,
     params(IdempotencyKey, AuditReason),
-    responses((status = 201, description = "The key and its plaintext", body = KeyWithPlaintext)),
+    responses(
+        (status = 201, description = "The key and its plaintext", body = KeyWithPlaintext),
+        (status = 409, description = "`external_id_taken` with `existing_id`; `in_progress`: the first request with this key still runs"),
+    ),
 )]
 pub async fn issue_key(
     caller: Caller<perm::KeysWrite>,
@@ -244,7 +247,10 @@ pub async fn issue_key(
     post, path = "/v1/keys/batch", tag = "keys", operation_id = "issue_keys",
     request_body = NewKeys,
     params(IdempotencyKey, AuditReason),
-    responses((status = 201, description = "The keys and their plaintexts", body = KeysWithPlaintext)),
+    responses(
+        (status = 201, description = "The keys and their plaintexts", body = KeysWithPlaintext),
+        (status = 409, description = "`external_id_taken` with `existing_id`; `in_progress`: the first request with this key still runs"),
+    ),
 )]
 pub async fn issue_keys(
     caller: Caller<perm::KeysWrite>,
@@ -330,7 +336,10 @@ pub async fn read_key(
     patch, path = "/v1/keys/{id}", tag = "keys", operation_id = "update_key",
     params(("id" = String, Path, description = "Id or external id"), IfMatch, AuditReason),
     request_body = KeyPatch,
-    responses((status = 200, description = "The key as it is now", body = KeyView)),
+    responses(
+        (status = 200, description = "The key as it is now", body = KeyView),
+        (status = 409, description = "`key_revoked`; `external_id_taken` with `existing_id`"),
+    ),
 )]
 pub async fn update_key(
     caller: Caller<perm::KeysWrite>,
@@ -355,7 +364,10 @@ pub async fn update_key(
     post, path = "/v1/keys/{id}/rotate", tag = "keys", operation_id = "rotate_key",
     params(("id" = String, Path, description = "Id or external id"), IdempotencyKey, AuditReason),
     request_body(content = Option<RotateKey>),
-    responses((status = 200, description = "The key and its new plaintext", body = KeyWithPlaintext)),
+    responses(
+        (status = 200, description = "The key and its new plaintext", body = KeyWithPlaintext),
+        (status = 409, description = "`too_many_secrets`, `key_expired`, `key_revoked`; `in_progress`: the first request with this key still runs"),
+    ),
 )]
 pub async fn rotate_key(
     caller: Caller<perm::KeysWrite>,
@@ -407,7 +419,10 @@ pub async fn revoke_key(
     post, path = "/v1/keys/{id}/disable", tag = "keys", operation_id = "disable_key",
     params(("id" = String, Path, description = "Id or external id"), AuditReason),
     request_body(content = Option<ActOnKey>),
-    responses((status = 200, description = "The disabled key", body = KeyView)),
+    responses(
+        (status = 200, description = "The disabled key", body = KeyView),
+        (status = 409, description = "`key_revoked`"),
+    ),
 )]
 pub async fn disable_key(
     caller: Caller<perm::KeysRevoke>,
@@ -428,7 +443,10 @@ pub async fn disable_key(
     post, path = "/v1/keys/{id}/enable", tag = "keys", operation_id = "enable_key",
     params(("id" = String, Path, description = "Id or external id"), AuditReason),
     request_body(content = Option<ActOnKey>),
-    responses((status = 200, description = "The key", body = KeyView)),
+    responses(
+        (status = 200, description = "The key", body = KeyView),
+        (status = 409, description = "`key_revoked`"),
+    ),
 )]
 pub async fn enable_key(
     caller: Caller<perm::KeysWrite>,
@@ -454,7 +472,10 @@ pub async fn enable_key(
         AuditReason,
     ),
     request_body(content = Option<ActOnKey>),
-    responses((status = 200, description = "The key as it is now", body = KeyView)),
+    responses(
+        (status = 200, description = "The key as it is now", body = KeyView),
+        (status = 409, description = "`key_revoked`"),
+    ),
 )]
 pub async fn revoke_secret(
     caller: Caller<perm::KeysRevoke>,
@@ -480,7 +501,10 @@ pub async fn revoke_secret(
         IfMatch, AuditReason,
     ),
     request_body = SecretPatch,
-    responses((status = 200, description = "The key as it is now", body = KeyView)),
+    responses(
+        (status = 200, description = "The key as it is now", body = KeyView),
+        (status = 409, description = "`key_revoked`: the key or the secret is"),
+    ),
 )]
 pub async fn update_secret(
     caller: Caller<perm::KeysWrite>,
@@ -527,7 +551,10 @@ pub async fn find_keys(
     post, path = "/v1/keys/revoke", tag = "keys", operation_id = "revoke_keys",
     request_body = EndKeys,
     params(AuditReason),
-    responses((status = 200, description = "How many matched and changed", body = EndedKeys)),
+    responses(
+        (status = 200, description = "How many matched and changed", body = EndedKeys),
+        (status = 409, description = "`count_changed`: as many match now as `count` says"),
+    ),
 )]
 pub async fn revoke_keys(
     caller: Caller<perm::KeysRevoke>,
@@ -589,7 +616,10 @@ pub async fn revoke_self(
     post, path = "/v1/self/rotate", tag = "self", operation_id = "rotate_self",
     params(IdempotencyKey, AuditReason),
     request_body(content = Option<RotateSelf>),
-    responses((status = 200, description = "The key and its new plaintext", body = KeyWithPlaintext)),
+    responses(
+        (status = 200, description = "The key and its new plaintext", body = KeyWithPlaintext),
+        (status = 409, description = "`too_many_secrets`, `key_expired`, `key_revoked`; `in_progress`: the first request with this key still runs"),
+    ),
 )]
 pub async fn rotate_self(
     holder: Holder,

@@ -206,7 +206,9 @@ async fn a_client_that_resets_its_connection_leaves_whole_changes(home: Home) {
                 let breaks = n % 8 == 7;
                 let to = if breaks { proxy.address } else { address };
                 let mut stream = TcpStream::connect(to).await.expect("the node listens");
-                stream.write_all(&bytes).await.expect("it is taken");
+                // The first one goes before it has said everything.
+                let said = &bytes[..bytes.len() - usize::from(n == 0)];
+                stream.write_all(said).await.expect("it is taken");
                 tokio::time::sleep(at_random(most)).await;
                 if breaks {
                     proxy.set(Fault::Reset).await;

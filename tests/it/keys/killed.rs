@@ -24,8 +24,7 @@ struct Told {
     revoked: bool,
 }
 
-/// Changes keys until there is no answer, and remembers what it was told. Of six keys' lives each
-/// client sees the first parts, so that a kill meets all kinds of changes.
+/// Makes, changes, rotates and revokes keys until there is no answer, and remembers what it was told.
 async fn change_until_killed(owner: Client) -> Vec<Told> {
     let mut told = Vec::<Told>::new();
     for n in 0..40 {
