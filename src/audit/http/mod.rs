@@ -13,6 +13,7 @@ use crate::auth::http::{Caller, perm};
 use crate::http::extract::OptionalBody;
 use crate::http::page::{CursorKey, List, PageBody, PageParams};
 use crate::http::problem::Problem;
+use crate::rights::Permission;
 use crate::time::Timestamp;
 
 pub use refused::{RefusedRecorder, record_refused};
@@ -113,6 +114,8 @@ pub async fn list_audit_events(
     audit: web::Data<Audit>,
     cursors: web::Data<CursorKey>,
 ) -> Result<HttpResponse, Problem> {
+    // A trail tells of all services: who may read of some may not read it.
+    caller.require(Permission::AuditRead, None)?;
     let tenant = &caller.tenant.id;
     let request = list.page.request(&cursors, tenant, LIST)?;
     let page = audit.events(tenant.clone(), list.filter, request).await?;
@@ -147,6 +150,7 @@ pub async fn verify_audit(
     body: OptionalBody<VerifyAudit>,
     audit: web::Data<Audit>,
 ) -> Result<HttpResponse, Problem> {
+    caller.require(Permission::AuditRead, None)?;
     let from = body.from_seq.unwrap_or(1);
     if from < 1 {
         return Err(Problem::invalid_at("/from_seq", "must be at least 1"));

@@ -173,6 +173,20 @@ async fn a_role_for_services_ends_at_those_services(home: Home) {
         .send()
         .await;
     assert_eq!(told.status, 403, "{told}");
+
+    // What is not theirs is not found either, nor read of in the trail, which is everybody's.
+    let lookup_ids = [text(&hidden, "/key/lookup_id")];
+    let found = team
+        .post("/v1/keys/find")
+        .json(json!({"lookup_ids": lookup_ids}));
+    assert_eq!(found.send().await.expect(200)["items"], json!([null]));
+    let trail = team.get("/v1/audit/events");
+    let proof = team.post("/v1/audit/verify").json(json!({}));
+    for request in [trail, proof] {
+        let told = request.send().await;
+        assert_eq!((told.status, told.code()), (403, "forbidden"), "{told}");
+        assert_eq!(told.body["required_scope"], "audit:read");
+    }
 }
 
 async fn a_person_acts_in_the_tenant_that_the_claim_names(home: Home) {
