@@ -112,6 +112,10 @@ pub struct OperationMetrics {
 pub struct Labelled(Arc<[(&'static str, Counter)]>);
 
 impl Metrics {
+    #[expect(
+        clippy::too_many_lines,
+        reason = "a list of metrics is as long as what it lists"
+    )]
     /// `problem_codes` are the slugs of `http/code.rs`, which this foundation does not know.
     pub fn new(problem_codes: &[&'static str]) -> Self {
         let mut registry = Registry::with_prefix("keystead");

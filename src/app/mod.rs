@@ -76,6 +76,10 @@ pub struct App {
 }
 
 impl App {
+    #[expect(
+        clippy::too_many_lines,
+        reason = "a composition root is as long as what it puts together"
+    )]
     /// Wires the parts. Connects to nothing yet: see [`App::start`].
     ///
     /// # Errors

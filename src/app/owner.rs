@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 
-use crate::audit::{Actor, TenantRef};
+use crate::audit::{Actor, Attribution, TenantRef};
 use crate::consumers::body::CreateConsumer;
 use crate::db::Conn;
 use crate::error::{Conflict, Error};
@@ -25,6 +25,9 @@ use super::start::{StartError, hostname, system};
 
 /// The consumer that holds owner keys.
 const CONSUMER: &str = "keystead-owner";
+
+/// So many of them may have been deleted.
+const HOLDERS_MAX: u32 = 100;
 
 /// How long the first one lives.
 const FIRST_TTL: Span = Span::hours(24);
@@ -116,30 +119,10 @@ async fn issue(
 ) -> Result<Option<ApiKey>, StartError> {
     let wrong = |detail: &'static str| StartError::Wrong(detail.to_owned());
     let at = system(tenant, actor);
-    let consumer = CreateConsumer {
-        slug: Slug::parse(CONSUMER).map_err(wrong)?,
-        name: Some(Name::parse("Owners of this installation").map_err(wrong)?),
-        external_id: None,
-        rate_limits: RateLimits::default(),
-        quota: None,
-        metadata: Metadata::default(),
-        reason: None,
-    };
-    match app
-        .consumers
-        .create(at.clone(), Rights::all(), None, consumer)
-        .await
-    {
-        Ok(_)
-        | Err(Error::Conflict {
-            conflict: Conflict::SlugTaken,
-            ..
-        }) => {}
-        Err(error) => return Err(error.into()),
-    }
+    let consumer = holder(app, &at).await?;
     let new = NewKey {
         name: Name::parse("owner key").map_err(wrong)?,
-        consumer: CONSUMER.to_owned(),
+        consumer: consumer.as_str().to_owned(),
         environment: None,
         grants: vec![NewGrant {
             service: rights::SERVICE.to_owned(),
@@ -165,6 +148,51 @@ async fn issue(
         Idempotent::Fresh(issued) => Ok(Some(issued.api_key)),
         Idempotent::Replayed(_) => Ok(None),
     }
+}
+
+/// The consumer that holds owner keys: the first that is there or can be made. One that was disabled
+/// is enabled, and one that was deleted has a successor, for slugs are never used again: this is the
+/// way back in.
+async fn holder(app: &App, at: &Attribution) -> Result<Slug, StartError> {
+    let wrong = |detail: &'static str| StartError::Wrong(detail.to_owned());
+    for number in 1..=HOLDERS_MAX {
+        let slug = match number {
+            1 => CONSUMER.to_owned(),
+            _ => format!("{CONSUMER}-{number}"),
+        };
+        let slug = Slug::parse(&slug).map_err(wrong)?;
+        let consumer = CreateConsumer {
+            slug: slug.clone(),
+            name: Some(Name::parse("Owners of this installation").map_err(wrong)?),
+            external_id: None,
+            rate_limits: RateLimits::default(),
+            quota: None,
+            metadata: Metadata::default(),
+            reason: None,
+        };
+        let made = app
+            .consumers
+            .create(at.clone(), Rights::all(), None, consumer)
+            .await;
+        match made {
+            Ok(_) => return Ok(slug),
+            Err(Error::Conflict {
+                conflict: Conflict::SlugTaken,
+                ..
+            }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let enabled = app
+            .consumers
+            .enable(at.clone(), Rights::all(), slug.as_str().to_owned())
+            .await;
+        match enabled {
+            Ok(_) => return Ok(slug),
+            Err(Error::NotFound(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(wrong("every consumer for owner keys was deleted"))
 }
 
 /// Replaces the file as a whole, readable by its owner alone.

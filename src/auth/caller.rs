@@ -154,6 +154,7 @@ mod tests {
             rights: Rights::new(scopes),
             environment: Environment::parse("live").unwrap(),
             expires_at: None,
+            superseded: false,
             limits: None,
         };
         CallerIdentity::of_key(key, Origin::default())

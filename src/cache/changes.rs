@@ -28,6 +28,11 @@ struct Known {
     position: AtomicI64,
     /// The last change of the catalogue: what is not there may be there since.
     catalogue: AtomicI64,
+    /// The highest number that anybody here has seen: the counter never stands below it.
+    highest: AtomicI64,
+    /// Raised when the database turns out to have another history: numbers of the one before mean
+    /// nothing then.
+    epoch: AtomicU64,
     /// Entries may be used until then, see [`Clock::uptime_us`].
     lease_until_us: AtomicU64,
 }
@@ -70,12 +75,15 @@ impl Changes {
             floor: AtomicI64::new(0),
             position: AtomicI64::new(0),
             catalogue: AtomicI64::new(0),
+            highest: AtomicI64::new(0),
+            epoch: AtomicU64::new(0),
             lease_until_us: AtomicU64::new(0),
         }))
     }
 
     /// Learns of a change, in whatever order and however often.
     pub fn note(&self, seq: i64, kind: Kind, id: &str) {
+        self.see(seq);
         if let Some(last) = self.0.last.get(Entity::new(kind, id).0) {
             last.fetch_max(seq, Ordering::SeqCst);
         }
@@ -85,6 +93,34 @@ impl Changes {
             }
             Kind::Key | Kind::LookupId | Kind::Pepper => {}
         }
+    }
+
+    /// The counter stood at this number.
+    pub fn see(&self, seq: i64) {
+        self.0.highest.fetch_max(seq, Ordering::SeqCst);
+    }
+
+    /// The counter stands at least there, or the database has another history.
+    pub fn highest(&self) -> i64 {
+        self.0.highest.load(Ordering::SeqCst)
+    }
+
+    /// What is to be noted *before* something is read: the history that its numbers belong to.
+    pub fn epoch(&self) -> u64 {
+        self.0.epoch.load(Ordering::SeqCst)
+    }
+
+    /// The database has another history than the one that was followed: it was put back to an old
+    /// copy, or lost its last changes. Whatever was read before is given up, and what was known of
+    /// changes with it.
+    pub fn begin_anew(&self, position: i64) {
+        self.0.epoch.fetch_add(1, Ordering::SeqCst);
+        for last in &self.0.last {
+            last.store(0, Ordering::SeqCst);
+        }
+        self.0.catalogue.store(position, Ordering::SeqCst);
+        self.0.highest.store(position, Ordering::SeqCst);
+        self.forget(position);
     }
 
     /// Whether what was read after the counter stood at `as_of` is what its entity is now.
@@ -158,6 +194,19 @@ mod tests {
         assert_eq!(changes.position(), 7);
         assert!(!changes.is_fresh(6, a) && changes.is_fresh(7, a));
         assert!(!changes.is_still_missing(6));
+    }
+
+    #[test]
+    fn with_another_history_numbers_begin_anew() {
+        let changes = Changes::new();
+        let a = Entity::new(Kind::Key, "a");
+        changes.note(52, Kind::Key, "a");
+        let before = changes.epoch();
+        changes.begin_anew(22);
+        assert_ne!(changes.epoch(), before);
+        assert!(changes.is_fresh(22, a) && !changes.is_fresh(21, a));
+        changes.note(23, Kind::Key, "a");
+        assert!(!changes.is_fresh(22, a) && changes.is_fresh(23, a));
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub struct Entry<T> {
     pub value: T,
     /// The counter as it stood before the value was read.
     pub as_of: i64,
+    /// The history that the counter belongs to, noted before the value was read.
+    epoch: u64,
     /// Whose change makes it stale.
     pub entity: Entity,
     /// When it is due to be read again, see [`Clock::uptime_us`].
@@ -45,7 +47,7 @@ pub enum Found<T> {
 
 impl<T> Entry<T> {
     /// `refresh_us` is how long until it is due; entries made together are not due together.
-    pub fn new(value: T, as_of: i64, entity: Entity, refresh_us: u64) -> Self {
+    pub fn new(value: T, (epoch, as_of): (u64, i64), entity: Entity, refresh_us: u64) -> Self {
         let now = Clock::uptime_us();
         // ± 10 %, spread by the clock's last digits.
         let spread = refresh_us / 5;
@@ -54,6 +56,7 @@ impl<T> Entry<T> {
         Self {
             value,
             as_of,
+            epoch,
             entity,
             due_us: AtomicU64::new(now.saturating_add(due)),
         }
@@ -66,7 +69,19 @@ impl<T> Entry<T> {
     }
 
     pub fn is_fresh(&self, changes: &Changes) -> bool {
-        changes.is_fresh(self.as_of, self.entity)
+        self.epoch == changes.epoch() && changes.is_fresh(self.as_of, self.entity)
+    }
+
+    /// Lets `changes` know what the counter was when this was read.
+    pub fn tell(&self, changes: &Changes) {
+        if self.epoch == changes.epoch() {
+            changes.see(self.as_of);
+        }
+    }
+
+    /// Whether nothing was made since that could be what was not found then.
+    pub fn is_still_missing(&self, changes: &Changes) -> bool {
+        self.epoch == changes.epoch() && changes.is_still_missing(self.as_of)
     }
 }
 
@@ -99,7 +114,7 @@ impl<K: Hash + Eq + Clone, T> Entries<K, T> {
     /// Keeps an entry, unless a later reading is there already.
     pub fn keep(&self, key: K, entry: Arc<Entry<T>>) {
         if let Some(there) = self.map.peek(&key)
-            && there.as_of > entry.as_of
+            && (there.epoch, there.as_of) > (entry.epoch, entry.as_of)
         {
             return;
         }
@@ -122,7 +137,7 @@ mod tests {
 
     fn entry(value: u8, as_of: i64) -> Arc<Entry<u8>> {
         let entity = Entity::new(Kind::Key, "a");
-        Arc::new(Entry::new(value, as_of, entity, 1_000_000))
+        Arc::new(Entry::new(value, (0, as_of), entity, 1_000_000))
     }
 
     fn value(found: Found<u8>) -> Option<u8> {
@@ -147,6 +162,22 @@ mod tests {
         assert_eq!(find(), Some(8));
         changes.note(5, Kind::Key, "a");
         assert_eq!(find(), None);
+    }
+
+    #[test]
+    fn an_entry_of_another_history_is_not_used_whatever_its_number() {
+        let (changes, entries) = (Changes::new(), Entries::<u8, u8>::new(10));
+        let find = || value(entries.find(&1, &changes, Clock::uptime_us()));
+        entries.keep(1, entry(7, 52));
+        assert_eq!(find(), Some(7));
+        changes.begin_anew(22);
+        assert_eq!(find(), None);
+        let entity = Entity::new(Kind::Key, "a");
+        entries.keep(1, Arc::new(Entry::new(8, (1, 23), entity, 1_000_000)));
+        assert_eq!(find(), Some(8));
+        // One that was read from the history before does not take its place.
+        entries.keep(1, entry(7, 52));
+        assert_eq!(find(), Some(8));
     }
 
     #[test]

@@ -4,8 +4,8 @@
 //! faster: whoever makes a change wakes the others, and they ask at once. What a message says is not
 //! believed, so who can write to Redis can at most make nodes ask more often.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -87,6 +87,8 @@ pub struct Follower {
     redis: Option<RedisLink>,
     /// Told whenever a pepper changed.
     peppers: Arc<watch::Sender<i64>>,
+    /// The change at our position: if it is another one day, the database has another history.
+    mark: Arc<Mutex<Vec<Changed>>>,
 }
 
 impl Follower {
@@ -97,6 +99,7 @@ impl Follower {
             reach,
             redis,
             peppers: Arc::new(watch::Sender::new(0)),
+            mark: Arc::default(),
         }
     }
 
@@ -168,18 +171,16 @@ impl Follower {
     pub async fn look(&self) -> db::Result<()> {
         let began = Clock::uptime_us();
         loop {
-            let position = self.changes.position();
+            let (position, highest) = (self.changes.position(), self.changes.highest());
             let (head, changed) = self
                 .db
                 .load(LOOK_MAX, async move |conn: &mut Conn| -> db::Result<_> {
                     let head = feed::head(conn).await?;
-                    if head == position {
-                        return Ok((head, Vec::new()));
-                    }
-                    Ok((head, feed::since(conn, position, ROWS).await?))
+                    // From the change that we know on, to see that it is still the same.
+                    Ok((head, feed::since(conn, position - 1, ROWS).await?))
                 })
                 .await?;
-            if self.advance(position, head, &changed) {
+            if self.advance(position, highest, head, &changed) {
                 break;
             }
         }
@@ -191,27 +192,44 @@ impl Follower {
     }
 
     /// Takes in what a look found; whether the position has come up to the counter.
-    fn advance(&self, position: i64, head: i64, changed: &[Changed]) -> bool {
-        let follows = changed.first().map(|first| first.seq) == Some(position.saturating_add(1));
-        if head != position && !follows {
-            // The feed was cut before our position, or the database was put back to an old copy.
+    fn advance(&self, position: i64, highest: i64, head: i64, found: &[Changed]) -> bool {
+        let known = found.partition_point(|change| change.seq <= position);
+        let (known, changed) = found.split_at(known);
+        let mut mark = self.mark.lock().unwrap_or_else(PoisonError::into_inner);
+        // At the start nothing is known yet of the position that we begin from.
+        let is_same = mark.is_empty() || *mark == known;
+        let is_whole = match changed.first() {
+            Some(first) => first.seq == position.saturating_add(1),
+            None => head == position,
+        };
+        if !is_same || !is_whole || head < highest {
+            // The feed was cut before our position, or the database has another history: it was put
+            // back to an old copy, or lost its last changes.
             tracing::warn!(
+                target: "security",
                 position,
                 head,
                 "lost the feed of changes: loading everything anew"
             );
-            self.changes.forget(head);
+            mark.clear();
+            self.changes.begin_anew(head);
             self.peppers.send_replace(head);
             return true;
         }
+        let at = changed.last().map_or(position, |last| last.seq);
+        *mark = found
+            .iter()
+            .filter(|change| change.seq == at)
+            .cloned()
+            .collect();
+        drop(mark);
         self.apply(changed);
-        let known = changed.last().map_or(position, |last| last.seq);
-        self.changes.set_position(known);
-        known >= head
+        self.changes.set_position(at);
+        at >= head
     }
 
     fn apply(&self, changed: &[Changed]) {
-        for Changed { seq, kind, id } in changed {
+        for Changed { seq, kind, id, .. } in changed {
             if let Some(kind) = kind {
                 self.changes.note(*seq, *kind, id);
                 if *kind == Kind::Pepper {

@@ -365,7 +365,16 @@ fn check_readable(rights: &Rights, granted: &[Slug]) -> Result<()> {
     }
 }
 
+/// A consumer of management keys is changed only by who holds all that they hold: to disable it, or to
+/// limit it, is to end them.
 async fn check_writable(change: &mut Change, rights: &Rights, consumer: &Consumer) -> Result<()> {
+    for scope in store::management_scopes(change.conn(), &consumer.id).await? {
+        if !rights.covers(&scope) {
+            return Err(Error::Escalation(format!(
+                "the consumer has a management key that holds {scope}, which you do not hold"
+            )));
+        }
+    }
     let within = match rights.services_for(Permission::ConsumersWrite) {
         Reach::All => return Ok(()),
         Reach::Only(within) => within,

@@ -1,5 +1,7 @@
 //! Consumers in SQL.
 
+use std::collections::BTreeSet;
+
 use diesel::dsl::{exists, not};
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
@@ -12,7 +14,8 @@ use crate::each;
 use crate::id::{ConsumerId, TenantId};
 use crate::metadata::Metadata;
 use crate::page::PageRequest;
-use crate::rights::Reach;
+use crate::rights::{self, Reach};
+use crate::scope::Scope;
 use crate::text::{ExternalId, Name, Slug, has_control};
 use crate::time::Timestamp;
 
@@ -179,6 +182,27 @@ pub async fn granted_services(conn: &mut Conn, id: &ConsumerId) -> Result<Vec<Sl
         .distinct()
         .load(c)
         .await)?)
+}
+
+/// What the consumer's management keys hold that are not revoked, each scope once.
+pub async fn management_scopes(conn: &mut Conn, id: &ConsumerId) -> Result<BTreeSet<Scope>> {
+    let held: Vec<String> = each!(conn, c => key_grant::table
+        .inner_join(api_key::table.on(api_key::id.eq(key_grant::key_id)))
+        .inner_join(service::table.on(service::id.eq(key_grant::service_id)))
+        .filter(api_key::consumer_id.eq(id))
+        .filter(api_key::revoked_at.is_null())
+        .filter(service::slug.eq(rights::SERVICE))
+        .select(key_grant::scopes)
+        .distinct()
+        .load(c)
+        .await)?;
+    let mut scopes = BTreeSet::new();
+    for list in held {
+        let list: Vec<Scope> = serde_json::from_str(&list)
+            .map_err(|error| Error::Corrupt(format!("the scopes of a grant: {error}")))?;
+        scopes.extend(list);
+    }
+    Ok(scopes)
 }
 
 /// Those not deleted, newest first; with less than all in reach, those whose keys have a grant on a

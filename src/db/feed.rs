@@ -61,6 +61,7 @@ pub struct Changed {
     /// `None` for a kind that only a newer version of the program knows.
     pub kind: Option<Kind>,
     pub id: String,
+    pub at: Timestamp,
 }
 
 /// The counter: read before anything else of a reading, it is that reading's `as_of`.
@@ -83,42 +84,46 @@ pub async fn oldest(conn: &mut Conn) -> Result<Option<i64>> {
 ///
 /// The answer begins with the number `position + 1`, or the feed was cut after `position`.
 pub async fn since(conn: &mut Conn, position: i64, rows: i64) -> Result<Vec<Changed>> {
-    let mut found: Vec<(i64, String, String)> = each!(conn, c => change::table
+    let mut found: Vec<(i64, String, String, Timestamp)> = each!(conn, c => change::table
         .filter(change::seq.gt(position))
-        .order(change::seq)
-        .select((change::seq, change::kind, change::id))
+        .order((change::seq, change::kind, change::id))
+        .select((change::seq, change::kind, change::id, change::at))
         .limit(rows)
         .load(c)
         .await)?;
     // The last number may have more rows than were read.
     if i64::try_from(found.len()).unwrap_or(i64::MAX) == rows
-        && let Some(last) = found.last().map(|(seq, _, _)| *seq)
+        && let Some(last) = found.last().map(|(seq, _, _, _)| *seq)
     {
-        found.retain(|(seq, _, _)| *seq < last);
-        let rest: Vec<(i64, String, String)> = each!(conn, c => change::table
+        found.retain(|(seq, _, _, _)| *seq < last);
+        let rest: Vec<(i64, String, String, Timestamp)> = each!(conn, c => change::table
             .filter(change::seq.eq(last))
-            .select((change::seq, change::kind, change::id))
+            .order((change::kind, change::id))
+            .select((change::seq, change::kind, change::id, change::at))
             .load(c)
             .await)?;
         found.extend(rest);
     }
     Ok(found
         .into_iter()
-        .map(|(seq, kind, id)| Changed {
+        .map(|(seq, kind, id, at)| Changed {
             seq,
             kind: Kind::parse(&kind),
             id,
+            at,
         })
         .collect())
 }
 
-/// Forgets changes from before `at`: a node that has not followed so long begins anew.
+/// Forgets changes from before `at`, but never the last: a node that has not followed for so long
+/// begins anew.
 pub async fn cut(conn: &mut Conn, at: Timestamp) -> Result<usize> {
-    Ok(
-        each!(conn, c => diesel::delete(change::table.filter(change::at.lt(at)))
+    let last = head(conn).await?;
+    Ok(each!(conn, c => diesel::delete(change::table
+            .filter(change::at.lt(at))
+            .filter(change::seq.lt(last)))
         .execute(c)
-        .await)?,
-    )
+        .await)?)
 }
 
 /// Steps the counter and notes what changed under the new number, which it answers.

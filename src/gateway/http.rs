@@ -13,6 +13,7 @@ use utoipa::IntoParams;
 use crate::auth::CallerIdentity;
 use crate::auth::http::caller_by_key;
 use crate::http::context::RequestContext;
+use crate::http::headers::IDENTITY;
 use crate::http::problem::{Code, Problem};
 use crate::http::query::Query;
 use crate::keys::secret::Presented;
@@ -26,17 +27,6 @@ use crate::validation::{Answer, Asked, Validation};
 
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const X_KEYSTEAD_CALLER: HeaderName = HeaderName::from_static("x-keystead-caller");
-
-/// Always all of them.
-const IDENTITY: [HeaderName; 7] = [
-    HeaderName::from_static("x-keystead-key-id"),
-    HeaderName::from_static("x-keystead-consumer"),
-    HeaderName::from_static("x-keystead-tenant"),
-    HeaderName::from_static("x-keystead-service"),
-    HeaderName::from_static("x-keystead-scopes"),
-    HeaderName::from_static("x-keystead-environment"),
-    HeaderName::from_static("x-keystead-subject"),
-];
 
 /// What a header value may not hold as it is: a reader decodes percent signs.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b'%').add(b'"').add(b',').add(b';');
@@ -95,9 +85,7 @@ pub async fn authorize_request(
     context: RequestContext,
     validation: web::Data<Validation>,
 ) -> Result<HttpResponse, Problem> {
-    judge(&req, query.into_inner(), &context, &validation)
-        .await
-        .map_err(with_empty_identity)
+    judge(&req, query.into_inner(), &context, &validation).await
 }
 
 async fn judge(
@@ -120,7 +108,9 @@ async fn judge(
             none if none.is_empty() => None,
             some => Some(some),
         },
-        ip: Some(context.ip),
+        // The peer is the gateway. Whose request it holds is known from a proxy that is trusted to
+        // say so; from no other, and then a key that is bound to addresses is refused.
+        ip: context.forwarded_ip(),
         cost: 1,
     };
     let asked = Asked::Service(&service);
@@ -188,15 +178,24 @@ fn credential(headers: &HeaderMap) -> Result<&str, Problem> {
     }
 }
 
+/// A parameter that is there and names no scope is a mistake in the gateway's configuration, such as a
+/// variable that is not set: it must not let everybody in.
 fn scopes(name: &str, lists: &[String]) -> Result<Vec<RequiredScope>, Problem> {
-    lists
+    let named: Vec<RequiredScope> = lists
         .iter()
         .flat_map(|list| list.split([' ', ',']))
         .filter(|scope| !scope.is_empty())
         .map(|scope| {
             RequiredScope::parse(scope).map_err(|detail| Problem::invalid_at(name, detail))
         })
-        .collect()
+        .collect::<Result<_, _>>()?;
+    if named.is_empty() && !lists.is_empty() {
+        return Err(Problem::new(
+            Code::CallerNotAllowed,
+            format!("the gateway asks for {name} and names none: leave it out, or name one"),
+        ));
+    }
+    Ok(named)
 }
 
 fn admit(subject: &Subject, limits: Option<&LimitHeaders>) -> HttpResponse {
@@ -266,10 +265,4 @@ fn turn_away(outcome: Outcome, answer: &Answer) -> Problem {
         | Outcome::NotYetValid => return refused(outcome),
     };
     Problem::new(code, code.title())
-}
-
-fn with_empty_identity(problem: Problem) -> Problem {
-    IDENTITY.into_iter().fold(problem, |problem, name| {
-        problem.header(name, HeaderValue::from_static(""))
-    })
 }

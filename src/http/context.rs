@@ -17,7 +17,10 @@ pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestContext {
     pub request_id: Arc<str>,
+    /// The client's, as far as trusted proxies tell it; else the peer's.
     pub ip: IpAddr,
+    /// Who the connection is from.
+    pub peer: IpAddr,
 }
 
 impl FromRequest for RequestContext {
@@ -38,7 +41,13 @@ impl RequestContext {
             .unwrap_or_else(|| Self {
                 request_id: Arc::from(""),
                 ip: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+                peer: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             })
+    }
+
+    /// The address of somebody behind the peer, if a trusted proxy tells it.
+    pub fn forwarded_ip(&self) -> Option<IpAddr> {
+        (self.ip != self.peer).then_some(self.ip)
     }
 }
 

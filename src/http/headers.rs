@@ -12,6 +12,18 @@ use super::gate::Gated;
 use super::problem::Problem;
 use crate::patch::Reason;
 
+/// Who a gateway is told that a request is from. Every answer to a gateway has all of them, empty where
+/// there is nothing to say, so that a client's own never reach the backend.
+pub const IDENTITY: [HeaderName; 7] = [
+    HeaderName::from_static("x-keystead-key-id"),
+    HeaderName::from_static("x-keystead-consumer"),
+    HeaderName::from_static("x-keystead-tenant"),
+    HeaderName::from_static("x-keystead-service"),
+    HeaderName::from_static("x-keystead-scopes"),
+    HeaderName::from_static("x-keystead-environment"),
+    HeaderName::from_static("x-keystead-subject"),
+];
+
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 const AUDIT_REASON: HeaderName = HeaderName::from_static("audit-reason");

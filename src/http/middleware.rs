@@ -24,6 +24,7 @@ use ipnet::IpNet;
 
 use super::client_ip::client_ip;
 use super::context::{RequestContext, X_REQUEST_ID, request_id, take_response_headers};
+use super::headers::IDENTITY;
 use super::health::{Phase, Readiness};
 use super::operations::{Known, Operations};
 use super::problem::{Code, Problem};
@@ -155,6 +156,7 @@ struct Visit {
     started: Instant,
     context: RequestContext,
     method: Method,
+    is_gateway: bool,
     /// Known before routing for paths without parameters.
     operation: Option<Arc<Known>>,
 }
@@ -164,6 +166,7 @@ impl Visit {
         let context = RequestContext {
             request_id: request_id(req.headers(), &settings.entropy),
             ip: client_ip(req.peer_addr(), req.headers(), &settings.trusted_proxies),
+            peer: client_ip(req.peer_addr(), req.headers(), &[]),
         };
         req.extensions_mut().insert(context.clone());
         Self {
@@ -173,6 +176,7 @@ impl Visit {
                 .by_path(req.method(), req.path())
                 .cloned(),
             method: req.method().clone(),
+            is_gateway: is_gateway(req.path()),
             context,
             settings,
         }
@@ -321,6 +325,13 @@ impl Visit {
         ] {
             if !headers.contains_key(&name) {
                 headers.insert(name, HeaderValue::from_static(value));
+            }
+        }
+        if self.is_gateway {
+            for name in IDENTITY {
+                if !headers.contains_key(&name) {
+                    headers.insert(name, HeaderValue::from_static(""));
+                }
             }
         }
         if let Ok(id) = HeaderValue::from_str(&self.context.request_id) {

@@ -388,6 +388,7 @@ pub async fn rotate_key(
         overlap: body.overlap,
         ttl: body.ttl,
         expires_at: body.expires_at,
+        by_superseded: false,
     };
     let made = keys.rotate(by, &id, rotation, claim, false).await?;
     Ok(reveal(StatusCode::OK, &made, &at, clock.now()))
@@ -636,6 +637,7 @@ pub async fn rotate_self(
     let claim = claim(&at, ("POST", "/v1/self/rotate"), idempotency, hash);
     let rotation = Rotation {
         overlap: body.overlap,
+        by_superseded: holder.is_superseded(),
         ..Rotation::default()
     };
     let made = keys.rotate(by, holder.key(), rotation, claim, true).await?;

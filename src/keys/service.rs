@@ -66,6 +66,8 @@ pub struct Rotation {
     pub overlap: Option<Span>,
     pub ttl: Option<Span>,
     pub expires_at: Option<Option<Timestamp>>,
+    /// Whether the holder presented a secret that has a successor already.
+    pub by_superseded: bool,
 }
 
 /// Which keys to list: the filter, and names that are still to be looked up.
@@ -454,6 +456,13 @@ impl Keys {
                     return Ok(Idempotent::Replayed(replayed(change, &ids).await?));
                 }
                 let key = load(change, id.as_str()).await?;
+                if rotation.by_superseded {
+                    // Whoever has an old secret, perhaps because it leaked, must not end the new one
+                    // with it.
+                    return Err(Error::Escalation(
+                        "a superseded secret cannot rotate its key: use its successor".to_owned(),
+                    ));
+                }
                 if !own {
                     may_wield(&by.rights, &key.grants)?;
                 }
@@ -606,6 +615,15 @@ impl Keys {
                     return Err(Error::conflict(
                         Conflict::KeyRevoked,
                         "a revoked secret stays revoked",
+                    ));
+                }
+                let longest = found.superseded_at.map(|at| at.plus(OVERLAP_MAX));
+                if let (Some(until), Some(longest)) = (valid_until, longest)
+                    && until > longest
+                {
+                    return Err(Error::invalid(
+                        "/valid_until",
+                        "must lie within 30d of the rotation that superseded the secret",
                     ));
                 }
                 if valid_until.is_none() && found.superseded_at.is_some() {
@@ -963,7 +981,8 @@ async fn apply(change: &mut Change, rights: &Rights, key: &mut Key, patch: KeyPa
     if let Some(not_before) = patch.not_before {
         key.not_before = not_before;
     }
-    if patch.ttl.is_some() || patch.expires_at.is_some() {
+    let new_end = patch.ttl.is_some() || patch.expires_at.is_some();
+    if new_end || patch.grants.is_some() {
         let mut services = Vec::with_capacity(key.grants.len());
         for grant in &key.grants {
             services.extend(services::store::load_by_id(change.conn(), &grant.service_id).await?);
@@ -971,7 +990,18 @@ async fn apply(change: &mut Change, rights: &Rights, key: &mut Key, patch: KeyPa
         if let Some(policy) = Policy::of(&services.iter().collect::<Vec<_>>()) {
             // max_ttl counts from the creation, or from the rotation that came last.
             let from = key.rotated_at.unwrap_or(key.created_at);
-            let end = policy.end(patch.ttl, patch.expires_at, now, &mut errors);
+            // The end that the key has is judged by the services that it grants from now on.
+            let end = if new_end {
+                policy.end(patch.ttl, patch.expires_at, now, &mut errors)
+            } else {
+                if key.expires_at.is_none() && !policy.allow_no_expiry {
+                    errors.push(Violation::new(
+                        "/expires_at",
+                        "must be given: a service of the new grants has no allow_no_expiry",
+                    ));
+                }
+                key.expires_at
+            };
             if let (Some(max), Some(end)) = (policy.ttl_max, end)
                 && end > from.plus(max)
                 && errors.is_empty()

@@ -14,7 +14,8 @@ use crate::ratelimit::Spent;
 /// So long is an answer as a rule; a longer one grows.
 const LENGTH: usize = 768;
 
-/// Nothing of a key before it is identified, only its id if it is not for this service.
+/// Nothing of a key before it is identified, only its id if it is not for this service, whatever
+/// else is wrong with it.
 pub fn write(answer: &Answer, request_id: &str) -> String {
     let outcome = answer.decision.outcome;
     let mut out = String::with_capacity(LENGTH);
@@ -28,7 +29,12 @@ pub fn write(answer: &Answer, request_id: &str) -> String {
     if let Some(subject) = &answer.subject {
         let key = &subject.key;
         member(&mut out, "key_id", key.key_id.as_str());
-        if !matches!(outcome, Outcome::WrongService | Outcome::WrongEnvironment) {
+        let is_for_service = subject.grant().is_some()
+            && subject
+                .service
+                .as_ref()
+                .is_some_and(|service| service.is_active);
+        if is_for_service && !matches!(outcome, Outcome::WrongEnvironment) {
             out.push(',');
             out.push_str(&key.told);
             out.push_str(",\"consumer\":");

@@ -20,7 +20,7 @@ use crate::error::Violation;
 use crate::http::extract::Body;
 use crate::http::json_body;
 use crate::http::problem::{Code, Problem, ProblemBody};
-use crate::id::{ConsumerId, KeyId, SecretId};
+use crate::id::{ConsumerId, KeyId, SecretId, ServiceId};
 use crate::keys::secret::UnparsedKey;
 use crate::metadata::Metadata;
 use crate::rights::{Permission, Reach};
@@ -30,6 +30,9 @@ use crate::time::Timestamp;
 
 /// At most so many keys in one batch.
 const BATCH_MAX: usize = 100;
+
+/// The name of no service.
+const NO_SERVICE: &str = "-";
 
 /// So many of a batch are looked up at the same time.
 const BATCH_PARALLEL: usize = 8;
@@ -509,8 +512,10 @@ pub fn settle_service(caller: &CallerIdentity, named: Option<&str>) -> Result<St
         Some(reference) => {
             // A name that is no slug is no service; only who may verify for all is told so.
             let slug = Slug::parse(reference).ok();
+            let is_name = slug.is_some() || ServiceId::parse(reference).is_some();
             if caller.rights.allows(Permission::Verify, slug.as_ref()) {
-                Ok(reference.to_owned())
+                // All that can be no service's name are one, which is looked for once.
+                Ok(if is_name { reference } else { NO_SERVICE }.to_owned())
             } else {
                 Err(Problem::forbidden(
                     Permission::Verify.scope_for(slug.as_ref()),

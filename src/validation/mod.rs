@@ -42,6 +42,9 @@ use crate::rights::{self, Rights};
 use crate::text::Environment;
 use crate::time::Timestamp;
 
+/// What a change overtakes is loaded again so often.
+const TRIES: usize = 4;
+
 /// Why there is no decision. Never told as a refusal of the key.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
@@ -77,6 +80,8 @@ pub struct Identified {
     pub rights: Rights,
     pub environment: Environment,
     pub expires_at: Option<Timestamp>,
+    /// Whether a rotation has put another secret in the place of the presented one.
+    pub superseded: bool,
     /// Where the key's own limits stand.
     pub limits: Option<LimitHeaders>,
 }
@@ -234,6 +239,7 @@ impl Validation {
             rights: subject.rights(),
             environment: subject.key.environment.clone(),
             expires_at: subject.end(),
+            superseded: subject.key.secret.superseded,
             limits,
         })
     }
@@ -251,6 +257,7 @@ impl Validation {
             rights: Rights::none(),
             environment: subject.key.environment.clone(),
             expires_at: subject.end(),
+            superseded: subject.key.secret.superseded,
             limits,
         })
     }
@@ -273,6 +280,8 @@ impl Validation {
         };
         let now = self.clock.now();
         match decide::decide(&subject, &request, now).outcome {
+            // To end or replace a key that leaked must not depend on what its thief left of it.
+            Outcome::Valid if !subject.asks_service => Ok((subject, None)),
             Outcome::Valid => {
                 let spent = self.spend(&subject, request.cost).await;
                 let spent = spent.map_err(AuthFailure::Failed)?;
@@ -321,13 +330,20 @@ impl Validation {
             Presented::Foreign(key) => (key, None),
             Presented::Malformed => return Ok(Err(Outcome::Malformed)),
         };
-        match self.records.key(&key, lookup_id.as_ref()).await? {
-            // Another tenant's key is not there.
-            Some(key) if tenant.is_none_or(|tenant| *tenant == key.tenant_id) => {
-                Ok(Ok(self.records.join(key, asked.service()).await?))
+        for _ in 0..TRIES {
+            let subject = match self.records.key(&key, lookup_id.as_ref()).await? {
+                // Another tenant's key is not there.
+                Some(key) if tenant.is_none_or(|tenant| *tenant == key.tenant_id) => {
+                    self.records.join(key, asked.service()).await?
+                }
+                Some(_) | None => return Ok(Err(Outcome::Unknown)),
+            };
+            // One of them may have changed while another was waited for.
+            if self.records.holds(&subject) {
+                return Ok(Ok(subject));
             }
-            Some(_) | None => Ok(Err(Outcome::Unknown)),
         }
+        Err(Failure::Busy)
     }
 
     /// How many keys are remembered.

@@ -31,7 +31,8 @@ use crate::keys::pepper_store;
 use crate::keys::secret::{ApiKey, LookupId};
 use crate::keys::verifier::Verifier;
 use crate::keys::verifier_queue::VerifierQueue;
-use crate::services;
+use crate::ratelimit::budget::Allowance;
+use crate::services::{self, OnOutage};
 use crate::tenants;
 
 /// No validation waits longer for the database.
@@ -45,6 +46,9 @@ const LOADS_MAX: usize = 1_000;
 
 /// How long a key stays unknown without another look.
 const UNKNOWN_US: u64 = 5_000_000;
+
+/// So many look-ups a second may find nothing.
+const STRANGERS_PER_SECOND: u32 = 1_000;
 
 /// So many unknown keys are remembered.
 const UNKNOWN_MAX: usize = 50_000;
@@ -113,6 +117,7 @@ struct Inner {
     tenants: Entries<TenantId, TenantSnapshot>,
     services: Entries<ServiceName, Option<Arc<Entry<ServiceEntry>>>>,
     unknown: Entries<Fingerprint, ()>,
+    strangers: Allowance,
     key_flights: Flights<Fingerprint, Loaded<KeySnapshot>>,
     consumer_flights: Flights<ConsumerId, Loaded<ConsumerSnapshot>>,
     tenant_flights: Flights<TenantId, Loaded<TenantSnapshot>>,
@@ -127,6 +132,7 @@ struct Source {
     hasher: Hasher,
     verifiers: VerifierQueue,
     rewrites: Arc<Semaphore>,
+    changes: Changes,
     refresh_us: u64,
 }
 
@@ -148,6 +154,7 @@ impl Records {
                 hasher,
                 verifiers,
                 rewrites: Arc::new(Semaphore::new(REWRITES_MAX)),
+                changes: changes.clone(),
                 refresh_us: micros(settings.refresh.duration()),
             },
             changes,
@@ -157,6 +164,7 @@ impl Records {
             tenants: Entries::new(PARENTS_MAX),
             services: Entries::new(PARENTS_MAX),
             unknown: Entries::new(UNKNOWN_MAX),
+            strangers: Allowance::new(STRANGERS_PER_SECOND, STRANGERS_PER_SECOND),
             key_flights: Flights::new(runtime.clone(), LOADS_MAX),
             consumer_flights: Flights::new(runtime.clone(), LOADS_MAX),
             tenant_flights: Flights::new(runtime.clone(), LOADS_MAX),
@@ -222,6 +230,10 @@ impl Records {
         due: Option<Arc<Entry<KeySnapshot>>>,
     ) -> Result<Option<Arc<Entry<KeySnapshot>>>, Failure> {
         let inner = &*self.0;
+        // What is found is given back: only unknown keys use it up, and good ones find room.
+        if due.is_none() && !inner.strangers.take(Clock::uptime_us()) {
+            return Err(Failure::Busy);
+        }
         let loaded = inner
             .settle(&inner.key_flights, print, due.is_some(), || {
                 let (records, key, lookup_id) = (self.clone(), key.clone(), lookup_id.cloned());
@@ -245,7 +257,23 @@ impl Records {
                 }
             })
             .await;
-        or_due(loaded, due)
+        if due.is_none() && !matches!(loaded, Ok(None)) {
+            inner.strangers.give_back();
+        }
+        or_due(loaded, due, &inner.changes)
+    }
+
+    /// Whether nothing of it was changed since it was loaded, as far as is known at this instant.
+    pub fn holds(&self, subject: &Subject) -> bool {
+        let changes = &self.0.changes;
+        changes.may_use(Clock::uptime_us())
+            && subject.key.is_fresh(changes)
+            && subject.consumer.is_fresh(changes)
+            && subject.tenant.is_fresh(changes)
+            && subject
+                .service
+                .as_ref()
+                .is_none_or(|service| service.is_fresh(changes))
     }
 
     /// Joins a key with its parents and the service asked for.
@@ -274,6 +302,12 @@ impl Records {
             Some(reference) => self.service(&key.tenant_id, reference, now_us).await?,
             None => None,
         };
+        if let Some(service) = &service
+            && service.service.settings.on_outage == OnOutage::Refuse
+            && self.0.reach.is_database_away()
+        {
+            return Err(away());
+        }
         Ok(Subject {
             key,
             consumer,
@@ -303,7 +337,7 @@ impl Records {
                 }
             })
             .await;
-        or_due(loaded, due)
+        or_due(loaded, due, &inner.changes)
     }
 
     async fn consumer(
@@ -326,7 +360,7 @@ impl Records {
                 }
             })
             .await;
-        or_due(loaded, due)
+        or_due(loaded, due, &inner.changes)
     }
 
     /// A service by slug or id; `None` where there is none.
@@ -341,7 +375,7 @@ impl Records {
         let due = match inner.services.find(&name, &inner.changes, now_us) {
             Found::Fresh(entry) => match &entry.value {
                 Some(service) => return Ok(Some(Arc::clone(service))),
-                None if inner.changes.is_still_missing(entry.as_of) => return Ok(None),
+                None if entry.is_still_missing(&inner.changes) => return Ok(None),
                 None => None,
             },
             Found::Due(entry) if entry.value.is_some() => Some(entry),
@@ -359,7 +393,7 @@ impl Records {
                 }
             })
             .await;
-        Ok(or_due(loaded, due)?.and_then(|entry| entry.value.clone()))
+        Ok(or_due(loaded, due, &inner.changes)?.and_then(|entry| entry.value.clone()))
     }
 
     /// A key by its id, straight from the database, as its newest secret would prove it.
@@ -373,10 +407,11 @@ impl Records {
     ) -> Result<Option<Arc<Entry<KeySnapshot>>>, Failure> {
         let (tenant, id) = (tenant.clone(), id.clone());
         let source = &self.0.source;
+        let epoch = source.changes.epoch();
         let found = source
             .db
             .read(async move |conn: &mut Conn| -> db::Result<_> {
-                let as_of = feed::head(conn).await?;
+                let as_of = (epoch, feed::head(conn).await?);
                 Ok((as_of, store::by_key(conn, &tenant, &id).await?))
             })
             .await?;
@@ -406,9 +441,13 @@ impl Inner {
         for _ in 0..TRIES {
             let landed = flights.join(key.clone(), WAIT_MAX, load.clone()).await;
             match landed {
-                Ok(Ok(Some(entry))) if entry.is_fresh(&self.changes) => return Ok(Some(entry)),
-                // Overtaken by a change: what is there now is asked for again.
-                Ok(Ok(Some(_))) => {}
+                Ok(Ok(Some(entry))) => {
+                    entry.tell(&self.changes);
+                    if entry.is_fresh(&self.changes) {
+                        return Ok(Some(entry));
+                    }
+                    // Overtaken by a change: what is there now is asked for again.
+                }
                 Ok(Ok(None)) => return Ok(None),
                 Ok(Err(LoadError::Busy)) | Err(NoLanding::Full) => return Err(Failure::Busy),
                 Ok(Err(LoadError::Store(error))) => return Err(error.repeated().into()),
@@ -430,9 +469,10 @@ impl Inner {
 fn or_due<T>(
     loaded: Result<Option<Arc<Entry<T>>>, Failure>,
     due: Option<Arc<Entry<T>>>,
+    changes: &Changes,
 ) -> Result<Option<Arc<Entry<T>>>, Failure> {
     match (loaded, due) {
-        (Err(_), Some(due)) => {
+        (Err(_), Some(due)) if due.is_fresh(changes) => {
             due.postpone();
             Ok(Some(due))
         }
@@ -460,20 +500,21 @@ fn micros(duration: Duration) -> u64 {
 /// What the database says of a plaintext.
 enum KeyFound {
     Known(Box<Entry<KeySnapshot>>),
-    Unknown { as_of: i64 },
+    Unknown { as_of: (u64, i64) },
 }
 
 impl Source {
-    fn entry_of(&self, snapshot: KeySnapshot, as_of: i64) -> Entry<KeySnapshot> {
+    fn entry_of(&self, snapshot: KeySnapshot, as_of: (u64, i64)) -> Entry<KeySnapshot> {
         let entity = Entity::new(Kind::Key, snapshot.key_id.as_str());
         Entry::new(snapshot, as_of, entity, self.refresh_us)
     }
 
     async fn tenant(&self, id: TenantId) -> Result<Option<Arc<Entry<TenantSnapshot>>>, LoadError> {
+        let epoch = self.changes.epoch();
         let found = self
             .db
             .load(LOAD_MAX, async move |conn: &mut Conn| -> db::Result<_> {
-                let as_of = feed::head(conn).await?;
+                let as_of = (epoch, feed::head(conn).await?);
                 Ok((as_of, tenants::store::load_by_id(conn, &id).await?))
             })
             .await?;
@@ -488,10 +529,11 @@ impl Source {
         &self,
         id: ConsumerId,
     ) -> Result<Option<Arc<Entry<ConsumerSnapshot>>>, LoadError> {
+        let epoch = self.changes.epoch();
         let found = self
             .db
             .load(LOAD_MAX, async move |conn: &mut Conn| -> db::Result<_> {
-                let as_of = feed::head(conn).await?;
+                let as_of = (epoch, feed::head(conn).await?);
                 Ok((as_of, consumers::store::load_by_id(conn, &id).await?))
             })
             .await?;
@@ -515,11 +557,12 @@ impl Source {
         tenant: TenantId,
         reference: &str,
     ) -> Result<Arc<Entry<Option<Arc<Entry<ServiceEntry>>>>>, LoadError> {
+        let epoch = self.changes.epoch();
         let reference = reference.to_owned();
         let (as_of, service) = self
             .db
             .load(LOAD_MAX, async move |conn: &mut Conn| -> db::Result<_> {
-                let as_of = feed::head(conn).await?;
+                let as_of = (epoch, feed::head(conn).await?);
                 let service = services::store::find(conn, &tenant, &reference).await?;
                 Ok((as_of, service))
             })
@@ -545,13 +588,14 @@ impl Source {
 
     /// Looks a key up by its fingerprint under every pepper version we can compute.
     async fn key(&self, key: &ApiKey, lookup_id: Option<&LookupId>) -> Result<KeyFound, LoadError> {
+        let epoch = self.changes.epoch();
         let mut ring = self.peppers.ring();
         let as_of = loop {
             let prints: Vec<Fingerprint> = ring.prints(key).map(|(_, print)| print).collect();
             let (as_of, hit, current) = self
                 .db
                 .load(LOAD_MAX, async move |conn: &mut Conn| -> db::Result<_> {
-                    let as_of = feed::head(conn).await?;
+                    let as_of = (epoch, feed::head(conn).await?);
                     match store::by_fingerprint(conn, &prints).await? {
                         Some(hit) => Ok((as_of, Some(hit), None)),
                         None => Ok((as_of, None, Some(pepper_store::current_in(conn).await?))),
@@ -601,6 +645,7 @@ impl Source {
         lookup_id: &LookupId,
         ring: &PepperRing,
     ) -> Result<KeyFound, LoadError> {
+        let epoch = self.changes.epoch();
         let (lookup_id, computable) = (lookup_id.clone(), ring.computable());
         let candidates = self
             .db
@@ -625,7 +670,7 @@ impl Source {
             let (as_of, snapshot) = self
                 .db
                 .load(LOAD_MAX, async move |conn: &mut Conn| -> db::Result<_> {
-                    let as_of = feed::head(conn).await?;
+                    let as_of = (epoch, feed::head(conn).await?);
                     Ok((as_of, store::by_secret(conn, &id).await?))
                 })
                 .await?;
@@ -638,7 +683,7 @@ impl Source {
         let (as_of, hit) = self
             .db
             .load(LOAD_MAX, async move |conn: &mut Conn| -> db::Result<_> {
-                let as_of = feed::head(conn).await?;
+                let as_of = (epoch, feed::head(conn).await?);
                 Ok((as_of, store::by_fingerprint(conn, &prints).await?))
             })
             .await?;

@@ -33,7 +33,7 @@ fn now() -> Timestamp {
 }
 
 fn entry<T>(value: T) -> Arc<Entry<T>> {
-    Arc::new(Entry::new(value, 0, Entity::new(Kind::Key, ""), 1))
+    Arc::new(Entry::new(value, (0, 0), Entity::new(Kind::Key, ""), 1))
 }
 
 /// What a subject is made from; each test spoils some of it.

@@ -92,11 +92,17 @@ impl<P: Need> FromRequest for Caller<P> {
 pub struct Holder {
     identity: CallerIdentity,
     key_id: String,
+    superseded: bool,
 }
 
 impl Holder {
     pub fn key(&self) -> &str {
         &self.key_id
+    }
+
+    /// Whether a rotation has put another secret in the place of the presented one.
+    pub fn is_superseded(&self) -> bool {
+        self.superseded
     }
 }
 
@@ -128,12 +134,16 @@ impl FromRequest for Holder {
                 .await
                 .map_err(|failure| refuse_key(&req, failure))?;
             tell_limits(&req, identified.limits.as_ref());
-            let key_id = identified.key_id.to_string();
+            let (key_id, superseded) = (identified.key_id.to_string(), identified.superseded);
             let identity = CallerIdentity::of_key(identified, origin(&context));
             tell_expiry(&req, &identity);
             req.extensions_mut().insert(identity.clone());
             gate.open(req.query_string())?;
-            Ok(Self { identity, key_id })
+            Ok(Self {
+                identity,
+                key_id,
+                superseded,
+            })
         })
     }
 }
@@ -144,7 +154,8 @@ pub async fn caller_by_key(
     key: &str,
     context: &RequestContext,
 ) -> Result<CallerIdentity, Problem> {
-    let identified = validation.authenticate(key, Some(context.ip)).await?;
+    // Whoever is behind the gateway does not hold its key.
+    let identified = validation.authenticate(key, Some(context.peer)).await?;
     Ok(CallerIdentity::of_key(identified, origin(context)))
 }
 

@@ -2,6 +2,7 @@
 //! names the threat in the list that the tests were made from.
 
 mod carriers;
+mod detours;
 mod edge;
 mod escalation;
 mod inputs;
@@ -48,7 +49,8 @@ struct World {
 
 impl World {
     async fn new(home: &Home) -> Self {
-        let server = home.serve().await;
+        let proxies = [("SERVER__TRUSTED_PROXIES", "127.0.0.1")];
+        let server = home.serve_with(&proxies).await;
         let owner = server.owner();
         Self::catalogue(&owner).await;
         let gateway = json!({"service": "keystead", "scopes": ["verify:invoicing"]});
@@ -83,6 +85,8 @@ impl World {
             client
                 .get("/gateway/authorize?required_scopes=invoice:read")
                 .header("x-keystead-caller", &self.gateway)
+                // The proxy is trusted to say whose request it holds.
+                .header("x-forwarded-for", "127.0.0.9")
         };
         let bearer = [b"Bearer ", key].concat();
         match carrier {

@@ -78,3 +78,14 @@ pub async fn rows_of(home: &Home, tenant: &str) -> Vec<String> {
     rows.sort();
     rows
 }
+
+/// Changes the database past every server.
+pub async fn execute(home: &Home, statement: &'static str) {
+    let done: db::Result<usize> = home
+        .db()
+        .write(async move |conn: &mut Conn| {
+            Ok(each!(conn, c => diesel::sql_query(statement).execute(c).await)?)
+        })
+        .await;
+    done.expect("a statement");
+}
