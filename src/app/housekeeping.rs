@@ -7,7 +7,7 @@ use tokio::task::JoinHandle;
 use super::App;
 use crate::clock::Clock;
 use crate::db::{self, Conn, feed};
-use crate::http::health::Phase;
+use crate::http::health::{CUT_OFF, Phase};
 use crate::idempotency;
 use crate::keys::pepper_store;
 use crate::time::Span;
@@ -150,14 +150,14 @@ impl App {
     }
 
     /// How the parts work at present, for readiness and metrics.
-    fn tell_modes(&self) {
+    pub(super) fn tell_modes(&self) {
         let word = |away: bool| if away { "away" } else { "reachable" };
         let readiness = &self.readiness;
         readiness.set_mode("database", word(self.reach.is_database_away()));
         let redis = self.redis.as_ref();
         readiness.set_mode("redis", redis.map_or("none", |redis| word(redis.is_away())));
         let decides = self.changes.may_use(Clock::uptime_us());
-        readiness.set_mode("decisions", if decides { "yes" } else { "cut off" });
+        readiness.set_mode("decisions", if decides { "made" } else { CUT_OFF });
         self.metrics.change_position.set(self.changes.position());
         let keys = i64::try_from(self.validation.remembered()).unwrap_or(i64::MAX);
         self.metrics.cached_keys.set(keys);

@@ -199,6 +199,7 @@ impl App {
                 }
             }
         }
+        self.tell_modes();
         self.readiness.set_phase(Phase::Ready);
         Ok(())
     }

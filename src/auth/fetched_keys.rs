@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
@@ -173,8 +174,7 @@ async fn a_fetch_outlives_the_request_that_caused_it() {
     let (provider, issuers, clock) = world().await;
     let token = token_of("https://a.example", "k1", &clock);
     // Given up after its first step.
-    let given_up = tokio::time::timeout(Duration::ZERO, issuers.verify(&token)).await;
-    assert!(given_up.is_err());
+    assert!(issuers.verify(&token).now_or_never().is_none());
     for _ in 0..500 {
         if issuers.states()[0].keys == 1 {
             break;

@@ -11,6 +11,9 @@ use utoipa::ToSchema;
 
 use crate::metrics::Metrics;
 
+/// The mode of `decisions` of a node that nobody could tell of changes for too long.
+pub const CUT_OFF: &str = "cut_off";
+
 /// Where a node stands in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -102,7 +105,8 @@ pub async fn check_liveness() -> HttpResponse {
 
 /// Whether requests may be sent to this node
 ///
-/// 503 while it starts and once it is about to stop.
+/// 503 while it starts, while it is cut off from everything that could tell it of changes, and once it
+/// is about to stop.
 #[utoipa::path(
     get,
     path = "/health/ready",
@@ -111,14 +115,16 @@ pub async fn check_liveness() -> HttpResponse {
     security(()),
     responses(
         (status = 200, description = "The node takes requests", body = ReadinessBody),
-        (status = 503, description = "The node starts or is about to stop", body = ReadinessBody)
+        (status = 503, description = "The node starts, is cut off or is about to stop", body = ReadinessBody)
     )
 )]
 pub async fn check_readiness(readiness: web::Data<Readiness>) -> HttpResponse {
     let body = readiness.body();
+    // A node that is cut off decides nothing: others should be asked.
+    let decides = body.modes.get("decisions") != Some(&CUT_OFF);
     match body.status {
-        Phase::Ready => HttpResponse::Ok().json(body),
-        Phase::Starting | Phase::Draining => HttpResponse::ServiceUnavailable()
+        Phase::Ready if decides => HttpResponse::Ok().json(body),
+        Phase::Ready | Phase::Starting | Phase::Draining => HttpResponse::ServiceUnavailable()
             .insert_header((header::RETRY_AFTER, "2"))
             .json(body),
     }

@@ -148,7 +148,29 @@ impl Request {
         Some(Answer::read(response).await)
     }
 
+    /// A question that finds the node too busy, as on a slow machine, is asked again: it changes
+    /// nothing, and what it waited for goes on.
     pub async fn send(self) -> Answer {
+        let again = self.0.try_clone().and_then(|copy| copy.build().ok());
+        let is_question = again.as_ref().is_some_and(|request| {
+            let path = request.url().path();
+            request.method() == Method::GET
+                || path.starts_with("/v1/verify")
+                || path == "/v1/explain"
+        });
+        for _ in 0..50 {
+            let Some(copy) = self.0.try_clone().filter(|_| is_question) else {
+                break;
+            };
+            let answer = Self(copy).once().await;
+            if (answer.status, answer.code()) != (503, "busy") {
+                return answer;
+            }
+        }
+        self.once().await
+    }
+
+    async fn once(self) -> Answer {
         let response = self.0.send().await.expect("the server answers");
         Answer::read(response).await
     }
