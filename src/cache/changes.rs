@@ -26,8 +26,6 @@ struct Known {
     floor: AtomicI64,
     /// Every change up to this number is known.
     position: AtomicI64,
-    /// The last change of the catalogue: what is not there may be there since.
-    catalogue: AtomicI64,
     /// The highest number that anybody here has seen: the counter never stands below it.
     highest: AtomicI64,
     /// Raised when the database turns out to have another history: numbers of the one before mean
@@ -57,6 +55,11 @@ impl Entity {
         let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one((kind, id));
         Self(usize::try_from(hash).unwrap_or(usize::MAX) % CELLS)
     }
+
+    /// All entities of a kind: what was not found may be any that was made since.
+    pub fn any(kind: Kind) -> Self {
+        Self::new(kind, "")
+    }
 }
 
 impl Default for Changes {
@@ -74,7 +77,6 @@ impl Changes {
                 .collect(),
             floor: AtomicI64::new(0),
             position: AtomicI64::new(0),
-            catalogue: AtomicI64::new(0),
             highest: AtomicI64::new(0),
             epoch: AtomicU64::new(0),
             lease_until_us: AtomicU64::new(0),
@@ -84,14 +86,10 @@ impl Changes {
     /// Learns of a change, in whatever order and however often.
     pub fn note(&self, seq: i64, kind: Kind, id: &str) {
         self.see(seq);
-        if let Some(last) = self.0.last.get(Entity::new(kind, id).0) {
-            last.fetch_max(seq, Ordering::SeqCst);
-        }
-        match kind {
-            Kind::Tenant | Kind::Service | Kind::Consumer => {
-                self.0.catalogue.fetch_max(seq, Ordering::SeqCst);
+        for entity in [Entity::new(kind, id), Entity::any(kind)] {
+            if let Some(last) = self.0.last.get(entity.0) {
+                last.fetch_max(seq, Ordering::SeqCst);
             }
-            Kind::Key | Kind::LookupId | Kind::Pepper => {}
         }
     }
 
@@ -118,7 +116,6 @@ impl Changes {
         for last in &self.0.last {
             last.store(0, Ordering::SeqCst);
         }
-        self.0.catalogue.store(position, Ordering::SeqCst);
         self.0.highest.store(position, Ordering::SeqCst);
         self.forget(position);
     }
@@ -127,12 +124,6 @@ impl Changes {
     pub fn is_fresh(&self, as_of: i64, entity: Entity) -> bool {
         let last = self.0.last.get(entity.0);
         as_of >= last.map_or(i64::MAX, |last| last.load(Ordering::SeqCst))
-            && as_of >= self.0.floor.load(Ordering::SeqCst)
-    }
-
-    /// Whether nothing was made since that could be what was not found then.
-    pub fn is_still_missing(&self, as_of: i64) -> bool {
-        as_of >= self.0.catalogue.load(Ordering::SeqCst)
             && as_of >= self.0.floor.load(Ordering::SeqCst)
     }
 
@@ -193,7 +184,6 @@ mod tests {
         changes.forget(7);
         assert_eq!(changes.position(), 7);
         assert!(!changes.is_fresh(6, a) && changes.is_fresh(7, a));
-        assert!(!changes.is_still_missing(6));
     }
 
     #[test]
@@ -210,12 +200,13 @@ mod tests {
     }
 
     #[test]
-    fn what_was_missing_may_be_there_after_any_change_of_the_catalogue() {
+    fn what_was_missing_may_be_there_after_any_change_of_its_kind() {
         let changes = Changes::new();
+        let missing = Entity::any(Kind::Service);
         changes.note(5, Kind::Key, "a");
-        assert!(changes.is_still_missing(4));
+        assert!(changes.is_fresh(4, missing));
         changes.note(6, Kind::Service, "s");
-        assert!(!changes.is_still_missing(5) && changes.is_still_missing(6));
+        assert!(!changes.is_fresh(5, missing) && changes.is_fresh(6, missing));
     }
 
     #[test]

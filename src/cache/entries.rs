@@ -78,11 +78,6 @@ impl<T> Entry<T> {
             changes.see(self.as_of);
         }
     }
-
-    /// Whether nothing was made since that could be what was not found then.
-    pub fn is_still_missing(&self, changes: &Changes) -> bool {
-        self.epoch == changes.epoch() && changes.is_still_missing(self.as_of)
-    }
 }
 
 /// Entries by key; the least used go when there are too many.

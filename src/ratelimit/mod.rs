@@ -429,6 +429,11 @@ impl QuotaState {
 }
 
 impl Spent {
+    /// Nothing limits it: there is nothing to tell.
+    pub fn is_free(&self) -> bool {
+        self.limits.is_empty() && self.quotas.is_empty()
+    }
+
     fn admitted() -> Self {
         Self {
             verdict: Verdict::Admitted,

@@ -59,6 +59,9 @@ pub fn write(answer: &Answer, request_id: &str) -> String {
 }
 
 fn limits(out: &mut String, subject: &Subject, spent: &Spent) {
+    if spent.is_free() {
+        return;
+    }
     let charges = Charges::of(subject);
     let mut before = ",\"rate_limits\":[";
     for (of, limit, state) in charges.told(spent) {

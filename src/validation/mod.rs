@@ -190,8 +190,10 @@ impl Validation {
         asked: Asked<'_>,
         request: &Request,
     ) -> Result<(Decision, Vec<Check>, Option<Subject>), Failure> {
+        let loaded = self.load(presented, Some(tenant), asked).await?;
+        // Only now: a load may have been waited for.
         let now = self.clock.now();
-        Ok(match self.load(presented, Some(tenant), asked).await? {
+        Ok(match loaded {
             Err(outcome) => (
                 Decision {
                     outcome,

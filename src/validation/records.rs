@@ -235,7 +235,7 @@ impl Records {
             return Err(Failure::Busy);
         }
         let loaded = inner
-            .settle(&inner.key_flights, print, due.is_some(), || {
+            .settle(&inner.key_flights, print, || {
                 let (records, key, lookup_id) = (self.clone(), key.clone(), lookup_id.cloned());
                 async move {
                     let found = records.0.source.key(&key, lookup_id.as_ref()).await?;
@@ -329,7 +329,7 @@ impl Records {
             Found::Nothing => None,
         };
         let loaded = inner
-            .settle(&inner.tenant_flights, id.clone(), due.is_some(), || {
+            .settle(&inner.tenant_flights, id.clone(), || {
                 let (records, id) = (self.clone(), id.clone());
                 async move {
                     let entry = records.0.source.tenant(id.clone()).await?;
@@ -352,7 +352,7 @@ impl Records {
             Found::Nothing => None,
         };
         let loaded = inner
-            .settle(&inner.consumer_flights, id.clone(), due.is_some(), || {
+            .settle(&inner.consumer_flights, id.clone(), || {
                 let (records, id) = (self.clone(), id.clone());
                 async move {
                     let entry = records.0.source.consumer(id.clone()).await?;
@@ -373,17 +373,13 @@ impl Records {
         let inner = &*self.0;
         let name = ServiceNameRef(tenant, reference);
         let due = match inner.services.find(&name, &inner.changes, now_us) {
-            Found::Fresh(entry) => match &entry.value {
-                Some(service) => return Ok(Some(Arc::clone(service))),
-                None if entry.is_still_missing(&inner.changes) => return Ok(None),
-                None => None,
-            },
+            Found::Fresh(entry) => return Ok(entry.value.clone()),
             Found::Due(entry) if entry.value.is_some() => Some(entry),
             Found::Due(_) | Found::Nothing => None,
         };
         let name = ServiceName(tenant.clone(), reference.into());
         let loaded = inner
-            .settle(&inner.service_flights, name.clone(), due.is_some(), || {
+            .settle(&inner.service_flights, name.clone(), || {
                 let records = self.clone();
                 async move {
                     let ServiceName(tenant, reference) = name.clone();
@@ -421,13 +417,11 @@ impl Records {
 }
 
 impl Inner {
-    /// What a load brings, when no change has overtaken it. `spared`: an entry is there that may be
-    /// used instead.
+    /// What a load brings, when no change has overtaken it.
     async fn settle<K, T, F>(
         &self,
         flights: &Flights<K, Loaded<T>>,
         key: K,
-        spared: bool,
         load: impl FnOnce() -> F + Clone,
     ) -> Result<Option<Arc<Entry<T>>>, Failure>
     where
@@ -451,7 +445,6 @@ impl Inner {
                 Ok(Ok(None)) => return Ok(None),
                 Ok(Err(LoadError::Busy)) | Err(NoLanding::Full) => return Err(Failure::Busy),
                 Ok(Err(LoadError::Store(error))) => return Err(error.repeated().into()),
-                Err(NoLanding::Late) if spared => return Err(Failure::Busy),
                 Err(NoLanding::Late) => {
                     return Err(if self.reach.is_database_away() {
                         away()
@@ -568,8 +561,8 @@ impl Source {
             })
             .await?;
         let Some(service) = service else {
-            let nothing = Entity::new(Kind::Service, "");
-            return Ok(Arc::new(Entry::new(None, as_of, nothing, UNKNOWN_US)));
+            let any = Entity::any(Kind::Service);
+            return Ok(Arc::new(Entry::new(None, as_of, any, UNKNOWN_US)));
         };
         let entity = Entity::new(Kind::Service, service.id.as_str());
         let entry = Arc::new(Entry::new(

@@ -121,6 +121,9 @@ pub struct LimitHeaders {
 impl LimitHeaders {
     /// `None` where there is nothing to say.
     pub fn of(subject: &Subject, spent: &Spent) -> Option<Self> {
+        if spent.is_free() {
+            return None;
+        }
         let charges = Charges::of(subject);
         let mut this = Self::default();
         for (of, limit, state) in charges.told(spent) {

@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use keystead::entropy::Entropy;
 use serde_json::{Value, json};
 
-use crate::support::{Client, Home, Server, both, until};
+use crate::support::{Client, Home, Server, both, text, until};
 
 both!(
     a_change_holds_at_once_on_its_node_and_within_five_seconds_on_another,
@@ -58,15 +58,11 @@ impl Pair {
             "grants": [{"service": "invoicing", "scopes": ["invoice:read"]}],
         });
         let issued = self.owner_a.create("/v1/keys", new).await;
-        let text = |pointer: &str| {
-            issued
-                .pointer(pointer)
-                .unwrap()
-                .as_str()
-                .unwrap()
-                .to_owned()
-        };
-        (text("/key/id"), text("/api_key"), text("/key/secrets/0/id"))
+        (
+            text(&issued, "/key/id"),
+            text(&issued, "/api_key"),
+            text(&issued, "/key/secrets/0/id"),
+        )
     }
 }
 

@@ -4,7 +4,7 @@ use futures_util::future::join_all;
 use keystead::time::Span;
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Client, Home, both, redis};
+use crate::support::{Answer, Client, Home, both, redis, text};
 
 both!(
     a_burst_is_admitted_and_the_next_is_told_when_to_come_again,
@@ -40,15 +40,7 @@ async fn issue(owner: &Client, more: Value) -> (String, String) {
     });
     merge(&mut new, more);
     let issued = owner.create("/v1/keys", new).await;
-    let text = |pointer: &str| {
-        issued
-            .pointer(pointer)
-            .unwrap()
-            .as_str()
-            .unwrap()
-            .to_owned()
-    };
-    (text("/key/id"), text("/api_key"))
+    (text(&issued, "/key/id"), text(&issued, "/api_key"))
 }
 
 fn limit(name: &str, burst: u64) -> Value {

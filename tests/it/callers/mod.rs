@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::support::forge::forged::{A, AUDIENCE, HEADER, good_claims, with};
 use crate::support::forge::{IdentityProvider, Signers};
-use crate::support::{Client, Home, Server};
+use crate::support::{Client, Home, Server, text};
 
 /// Another issuer than A, with the same key.
 const C: &str = "https://c.example";
@@ -62,11 +62,4 @@ async fn manager_key(owner: &Client, scopes: &[&str]) -> String {
     let grants = json!([{"service": "keystead", "scopes": scopes}]);
     let new = json!({"name": "manager", "consumer": "managers", "grants": grants});
     text(&owner.create("/v1/keys", new).await, "/api_key")
-}
-
-fn text(value: &Value, pointer: &str) -> String {
-    let found = value.pointer(pointer).and_then(Value::as_str);
-    found
-        .unwrap_or_else(|| panic!("no {pointer} in {value}"))
-        .to_owned()
 }

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use keystead::time::Span;
 use serde_json::{Value, json};
 
-use crate::support::{Client, Server};
+use crate::support::{Client, Server, text};
 
 /// A service `invoicing` and a consumer `acme`.
 async fn catalogue(owner: &Client) {
@@ -52,13 +52,6 @@ async fn manager_key(owner: &Client, scopes: &[&str]) -> String {
 /// Who presents it.
 async fn manager(owner: &Client, scopes: &[&str]) -> Client {
     owner.with_key(&manager_key(owner, scopes).await)
-}
-
-fn text(value: &Value, pointer: &str) -> String {
-    let found = value.pointer(pointer).and_then(Value::as_str);
-    found
-        .unwrap_or_else(|| panic!("no {pointer} in {value}"))
-        .to_owned()
 }
 
 /// The code of a verification for `invoicing`.

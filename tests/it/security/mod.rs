@@ -16,7 +16,7 @@ use keystead::keys::secret::{ApiKey, LookupId};
 use keystead::text::{Environment, Prefix};
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Client, Home, Request, Server, both};
+use crate::support::{Answer, Client, Home, Request, Server, both, text};
 
 /// The ways on which a key is presented to be judged, and those on which a caller presents its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,11 +154,4 @@ fn stranger(lookup_id: &str) -> String {
 
 fn lookup_id(key: &str) -> &str {
     key.split('_').nth(2).expect("a key")
-}
-
-fn text(value: &Value, pointer: &str) -> String {
-    let found = value.pointer(pointer).and_then(Value::as_str);
-    found
-        .unwrap_or_else(|| panic!("no {pointer} in {value}"))
-        .to_owned()
 }

@@ -75,3 +75,12 @@ pub async fn until(bound: Duration, what: &str, mut holds: impl AsyncFnMut() -> 
         panic!("after {bound:?} it was not so that {what}");
     }
 }
+
+/// The text at a JSON pointer.
+#[track_caller]
+pub fn text(value: &serde_json::Value, pointer: &str) -> String {
+    let found = value.pointer(pointer).and_then(serde_json::Value::as_str);
+    found
+        .unwrap_or_else(|| panic!("no {pointer} in {value}"))
+        .to_owned()
+}
