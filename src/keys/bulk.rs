@@ -8,9 +8,11 @@ use utoipa::ToSchema;
 
 use super::fingerprint::Fingerprint;
 use super::key::KeyStatus;
+use super::may::may_end;
 use super::secret::{LookupId, Presented, UnparsedKey};
-use super::service::{BATCH_MAX, By, Keys, disabled, finish, may_end, restrict, revoked};
+use super::service::{BATCH_MAX, By, Keys, restrict};
 use super::store::{self, KeyFilter};
+use super::work::{disabled, finish, revoked};
 use crate::audit::{Change, TenantRef};
 use crate::consumers;
 use crate::db::Conn;

@@ -9,12 +9,15 @@ pub mod issue;
 pub mod key;
 pub mod legacy;
 pub mod lookup_id;
+mod may;
 pub mod pepper;
+mod plan;
 pub mod secret;
 pub mod service;
 pub mod store;
 pub mod verifier;
 pub mod verifier_queue;
+mod work;
 
 pub use crate::scope;
 pub use crate::scope::catalogue;

@@ -1,0 +1,416 @@
+//! What is done to a key inside a change: read, written, recorded.
+
+use serde_json::{Value, json};
+
+use super::issue::{self, KeyPatch, NewKey, Policy};
+use super::key::{Key, KeyView, LIVE_SECRETS_MAX, Secret};
+use super::may::may_wield;
+use super::pepper::Peppers;
+use super::plan::{Parents, plan};
+use super::secret::{ApiKey, LookupId};
+use super::service::{Issued, OVERLAP_MAX, Rotation};
+use super::store::{self, NewSecret};
+use super::verifier::Verifier;
+use crate::audit::Change;
+use crate::db::feed::Kind;
+use crate::error::{Conflict, Error, Result, Violation};
+use crate::id::{KeyId, SecretId};
+use crate::metadata::Metadata;
+use crate::rights::Rights;
+use crate::services::{self, Service};
+use crate::text::{Environment, Prefix};
+
+/// A plaintext made before the change that stores it, with what it was made for.
+pub(super) struct Minted {
+    pub(super) lookup_id: LookupId,
+    pub(super) prefix: Prefix,
+    pub(super) environment: Environment,
+    pub(super) api_key: ApiKey,
+    pub(super) verifier: Option<Verifier>,
+}
+
+pub(super) async fn find(change: &mut Change, reference: &str) -> Result<Option<Key>> {
+    let tenant = change.attribution().tenant.id.clone();
+    Ok(store::find(change.conn(), &tenant, reference).await?)
+}
+
+pub(super) async fn load(change: &mut Change, id: &str) -> Result<Key> {
+    find(change, id).await?.ok_or(Error::NotFound("key"))
+}
+
+pub(super) async fn replayed(change: &mut Change, ids: &[String]) -> Result<Key> {
+    match ids.first() {
+        Some(id) => load(change, id).await,
+        None => Err(Error::NotFound("key")),
+    }
+}
+
+pub(super) fn check_version(key: &Key, if_match: Option<i64>) -> Result<()> {
+    match if_match {
+        Some(version) if version != key.version => Err(Error::VersionMismatch {
+            current: key.version,
+        }),
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn refuse_revoked(key: &Key) -> Result<()> {
+    if key.revoked_at.is_some() {
+        return Err(Error::conflict(
+            Conflict::KeyRevoked,
+            "the key is revoked, and that is final; issue another",
+        ));
+    }
+    Ok(())
+}
+
+pub(super) fn too_many_secrets() -> Error {
+    Error::conflict(
+        Conflict::TooManySecrets,
+        "three secrets of the key are live; end one, or rotate with a shorter overlap",
+    )
+}
+
+pub(super) fn secret_of<'k>(key: &'k mut Key, id: &str) -> Result<&'k mut Secret> {
+    key.secrets
+        .iter_mut()
+        .find(|secret| secret.id.as_str() == id)
+        .ok_or(Error::NotFound("secret"))
+}
+
+/// Inserts one key of a plan that is made again inside the change: what was read before may have
+/// changed since.
+pub(super) async fn insert(
+    change: &mut Change,
+    parents: &mut Parents,
+    rights: &Rights,
+    peppers: &Peppers,
+    new: &NewKey,
+    minted: Minted,
+) -> Result<Issued> {
+    let tenant = change.attribution().tenant.clone();
+    let now = change.now();
+    let plan = plan(change.conn(), parents, &tenant, new, now)
+        .await?
+        .map_err(Error::Invalid)?;
+    may_wield(rights, &plan.grants)?;
+    if plan.policy.prefix != minted.prefix || plan.environment != minted.environment {
+        // The policy changed between the two looks: a repetition meets the new one.
+        return Err(Error::Busy);
+    }
+    if let Some(external_id) = &new.external_id {
+        refuse_taken(change, external_id, None).await?;
+    }
+    let id = KeyId::new(change.clock(), change.entropy());
+    let mut key = Key {
+        id,
+        tenant_id: tenant.id.clone(),
+        consumer: plan.consumer,
+        lookup_id: minted.lookup_id.clone(),
+        prefix: minted.prefix.clone(),
+        environment: minted.environment.clone(),
+        name: new.name.clone(),
+        external_id: new.external_id.clone(),
+        not_before: new.not_before,
+        expires_at: plan.expires_at,
+        rate_limits: new.rate_limits.clone(),
+        quota: new.quota,
+        allowed_ips: new
+            .allowed_ips
+            .as_ref()
+            .map(|ips| ips.iter().map(|ip| ip.0).collect()),
+        metadata: new.metadata.clone(),
+        tags: sorted(new.tags.clone()),
+        disabled_at: None,
+        revoked_at: None,
+        revoked_by: None,
+        reason: None,
+        rotated_at: None,
+        last_used_at: None,
+        version: 1,
+        created_at: now,
+        created_by: change.attribution().actor.clone(),
+        updated_at: now,
+        grants: plan.grants,
+        secrets: Vec::new(),
+    };
+    store::insert(change.conn(), &key).await?;
+    let (secret, api_key) = add_secret(change, peppers, &key.id, minted).await?;
+    key.secrets.push(secret);
+    record(change, "key.create", None, &key);
+    Ok(Issued { key, api_key })
+}
+
+pub(super) fn sorted(mut tags: Vec<crate::text::Tag>) -> Vec<crate::text::Tag> {
+    tags.sort();
+    tags.dedup();
+    tags
+}
+
+pub(super) async fn refuse_taken(
+    change: &mut Change,
+    external_id: &crate::text::ExternalId,
+    own: Option<&KeyId>,
+) -> Result<()> {
+    let tenant = change.attribution().tenant.id.clone();
+    match store::id_by_external(change.conn(), &tenant, external_id).await? {
+        Some(id) if Some(&id) != own => Err(Error::taken(
+            Conflict::ExternalIdTaken,
+            "another key has this external_id",
+            id.as_str(),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Stores what proves a plaintext, under the pepper that the database calls current.
+pub(super) async fn add_secret(
+    change: &mut Change,
+    peppers: &Peppers,
+    key: &KeyId,
+    minted: Minted,
+) -> Result<(Secret, ApiKey)> {
+    let (pepper_version, fingerprint) = peppers
+        .fingerprint_current(change.conn(), &minted.api_key)
+        .await?;
+    let secret = Secret {
+        id: SecretId::new(change.clock(), change.entropy()),
+        created_at: change.now(),
+        valid_until: None,
+        superseded_at: None,
+        revoked_at: None,
+        last_used_at: None,
+    };
+    let new = NewSecret {
+        id: secret.id.clone(),
+        fingerprint,
+        pepper_version,
+        verifier: minted.verifier.map(|verifier| verifier.as_str().to_owned()),
+        created_at: secret.created_at,
+        valid_until: None,
+    };
+    store::insert_secret(change.conn(), key, &new).await?;
+    // What a node remembers as unknown may be this key now.
+    change.touch(Kind::LookupId, minted.lookup_id.as_str());
+    Ok((secret, minted.api_key))
+}
+
+pub(super) async fn rotate(
+    change: &mut Change,
+    peppers: &Peppers,
+    before: Key,
+    rotation: &Rotation,
+    minted: Minted,
+    own: bool,
+) -> Result<Issued> {
+    let now = change.now();
+    refuse_revoked(&before)?;
+    if before.expires_at.is_some_and(|end| end <= now) {
+        return Err(Error::conflict(
+            Conflict::KeyExpired,
+            "the key has expired; give it a new end first, or issue another",
+        ));
+    }
+    let mut services = Vec::with_capacity(before.grants.len());
+    for grant in &before.grants {
+        if let Some(service) = services::store::load_by_id(change.conn(), &grant.service_id).await?
+        {
+            services.push(service);
+        }
+    }
+    let services: Vec<&Service> = services.iter().collect();
+    let policy = Policy::of(&services).ok_or(Error::NotFound("service"))?;
+    if own && !policy.self_rotate {
+        return Err(Error::Forbidden("key_policy.self_rotate".to_owned()));
+    }
+    let overlap = rotation.overlap.unwrap_or(policy.rotation_overlap);
+    if overlap > OVERLAP_MAX {
+        return Err(Error::invalid("/overlap", "must be at most 30d"));
+    }
+    let mut after = before.clone();
+    if rotation.ttl.is_some() || rotation.expires_at.is_some() {
+        let mut errors = Vec::new();
+        after.expires_at = policy.end(rotation.ttl, rotation.expires_at, now, &mut errors);
+        issue::check_span(after.not_before, after.expires_at, &mut errors);
+        if !errors.is_empty() {
+            return Err(Error::Invalid(errors));
+        }
+    }
+    let mut until = now.plus(overlap);
+    if let Some(end) = after.expires_at {
+        until = until.min(end);
+    }
+    let mut ended = Vec::new();
+    for secret in &mut after.secrets {
+        if secret.is_live(now) && secret.superseded_at.is_none() {
+            secret.superseded_at = Some(now);
+            secret.valid_until = Some(secret.valid_until.map_or(until, |end| end.min(until)));
+            ended.push(secret.clone());
+        }
+    }
+    if after.live_secrets(now).count() >= LIVE_SECRETS_MAX {
+        return Err(too_many_secrets());
+    }
+    for secret in &ended {
+        store::update_secret(change.conn(), secret).await?;
+    }
+    let (secret, api_key) = add_secret(change, peppers, &before.id, minted).await?;
+    after.secrets.insert(0, secret);
+    after.rotated_at = Some(now);
+    let key = finish(change, "key.rotate", &before, after, false).await?;
+    Ok(Issued { key, api_key })
+}
+
+pub(super) async fn apply(
+    change: &mut Change,
+    rights: &Rights,
+    key: &mut Key,
+    patch: KeyPatch,
+) -> Result<()> {
+    let tenant = change.attribution().tenant.clone();
+    let now = change.now();
+    let mut errors = Vec::new();
+    issue::check_rules(
+        patch.allowed_ips.as_ref().and_then(|ips| ips.as_deref()),
+        patch.tags.as_ref().and_then(|tags| tags.as_deref()),
+        &mut errors,
+    );
+    if let Some(grants) = &patch.grants {
+        let services = Parents::default()
+            .services(change.conn(), &tenant, grants)
+            .await?;
+        key.grants = issue::check_grants(grants, &services, &mut errors);
+        if let Some(policy) = Policy::of(&services.iter().flatten().collect::<Vec<_>>()) {
+            policy.environment(Some(&key.environment), &mut errors);
+        }
+    }
+    if let Some(not_before) = patch.not_before {
+        key.not_before = not_before;
+    }
+    let new_end = patch.ttl.is_some() || patch.expires_at.is_some();
+    if new_end || patch.grants.is_some() {
+        let mut services = Vec::with_capacity(key.grants.len());
+        for grant in &key.grants {
+            services.extend(services::store::load_by_id(change.conn(), &grant.service_id).await?);
+        }
+        if let Some(policy) = Policy::of(&services.iter().collect::<Vec<_>>()) {
+            // max_ttl counts from the creation, or from the rotation that came last.
+            let from = key.rotated_at.unwrap_or(key.created_at);
+            // The end that the key has is judged by the services that it grants from now on.
+            let end = if new_end {
+                policy.end(patch.ttl, patch.expires_at, now, &mut errors)
+            } else {
+                if key.expires_at.is_none() && !policy.allow_no_expiry {
+                    errors.push(Violation::new(
+                        "/expires_at",
+                        "must be given: a service of the new grants has no allow_no_expiry",
+                    ));
+                }
+                key.expires_at
+            };
+            if let (Some(max), Some(end)) = (policy.ttl_max, end)
+                && end > from.plus(max)
+                && errors.is_empty()
+            {
+                errors.push(Violation::new(
+                    "/expires_at",
+                    format!("must lie within max_ttl, {max}, of the creation or last rotation"),
+                ));
+            }
+            key.expires_at = end;
+        }
+    }
+    if let Some(metadata) = patch.metadata {
+        match metadata {
+            None => key.metadata = Metadata::default(),
+            Some(metadata) => match key.metadata.patched(metadata) {
+                Ok(patched) => key.metadata = patched,
+                Err(detail) => errors.push(Violation::new("/metadata", detail)),
+            },
+        }
+    }
+    match patch.quota {
+        None => {}
+        Some(None) => key.quota = None,
+        Some(Some(quota)) => match quota.apply(key.quota) {
+            Ok(quota) => key.quota = Some(quota),
+            Err(detail) => errors.push(Violation::new("/quota", detail)),
+        },
+    }
+    issue::check_span(key.not_before, key.expires_at, &mut errors);
+    if !errors.is_empty() {
+        return Err(Error::Invalid(errors));
+    }
+    may_wield(rights, &key.grants)?;
+    if let Some(name) = patch.name {
+        key.name = name;
+    }
+    if let Some(limits) = patch.rate_limits {
+        key.rate_limits = limits.unwrap_or_default();
+    }
+    if let Some(ips) = patch.allowed_ips {
+        key.allowed_ips = ips.map(|ips| ips.into_iter().map(|ip| ip.0).collect());
+    }
+    if let Some(tags) = patch.tags {
+        key.tags = sorted(tags.unwrap_or_default());
+    }
+    if let Some(external_id) = patch.external_id {
+        if let Some(external_id) = &external_id {
+            refuse_taken(change, external_id, Some(&key.id)).await?;
+        }
+        key.external_id = external_id;
+    }
+    Ok(())
+}
+
+pub(super) fn revoked(change: &Change, before: &Key) -> Key {
+    let mut after = before.clone();
+    after.revoked_at = Some(change.now());
+    after.revoked_by = Some(change.attribution().actor.clone());
+    after.reason.clone_from(&change.attribution().reason);
+    after
+}
+
+pub(super) fn disabled(change: &Change, before: &Key) -> Key {
+    let mut after = before.clone();
+    after.disabled_at = Some(change.now());
+    after.reason.clone_from(&change.attribution().reason);
+    after
+}
+
+/// Writes a changed key, raises its version, leaves its line and makes decisions look again.
+///
+/// A change that changes nothing is answered without a version, a line or a step of the feed.
+pub(super) async fn finish(
+    change: &mut Change,
+    action: &'static str,
+    before: &Key,
+    mut after: Key,
+    rules: bool,
+) -> Result<Key> {
+    if action == "key.update" && shown(change, before) == shown(change, &after) {
+        return Ok(before.clone());
+    }
+    after.version = before.version + 1;
+    after.updated_at = change.now();
+    store::update(change.conn(), &after, rules).await?;
+    record(change, action, Some(before), &after);
+    change.touch(Kind::Key, after.id.as_str());
+    Ok(after)
+}
+
+pub(super) fn shown(change: &Change, key: &Key) -> Value {
+    let tenant = &change.attribution().tenant.slug;
+    serde_json::to_value(KeyView::new(key, tenant, change.now())).unwrap_or_else(|_| json!(null))
+}
+
+pub(super) fn record(change: &mut Change, action: &'static str, before: Option<&Key>, after: &Key) {
+    let before = before.map(|key| shown(change, key));
+    let after_shown = shown(change, after);
+    change.record(
+        action,
+        ("key", after.id.as_str()),
+        before,
+        Some(after_shown),
+    );
+}
