@@ -17,6 +17,7 @@ pub mod http;
 pub mod last_used;
 pub mod records;
 pub mod snapshot;
+mod source;
 pub mod spend;
 pub mod store;
 #[cfg(test)]
