@@ -76,6 +76,7 @@ pub(super) fn start(app: &App) -> Tasks {
             report("old counts of quotas are swept later", swept.map(drop));
             let swept = idempotency::sweep(&this.db, this.clock.now()).await;
             report("old idempotency keys are swept later", swept.map(drop));
+            report("nodes that ended are swept later", this.nodes.sweep().await);
         }
     }));
     let this = app.clone();
@@ -117,6 +118,7 @@ pub(super) fn start(app: &App) -> Tasks {
         }
         this.follower.clone().follow().await;
     }));
+    tasks.push(runtime.spawn(app.nodes.clone().stay()));
     let this = app.clone();
     tasks.push(runtime.spawn(async move {
         let mut changed = this.follower.pepper_changes();

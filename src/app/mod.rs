@@ -12,8 +12,10 @@ use std::time::Duration;
 use crate::audit::{Audit, Refusals};
 use crate::auth::issuers::Issuers;
 use crate::auth::people::People;
-use crate::cache::Changes;
 use crate::cache::follow::{Follower, Reach};
+use crate::cache::relay::Relay;
+use crate::cache::seal::Seal;
+use crate::cache::{Changes, History, Nodes, Shelf};
 use crate::clock::Clock;
 use crate::config::{Config, issuers};
 use crate::consumers::Consumers;
@@ -64,6 +66,7 @@ pub struct App {
     pub changes: Changes,
     pub reach: Reach,
     follower: Follower,
+    pub nodes: Nodes,
     redis: Option<RedisLink>,
     limiter: Limiter,
     issuers: Arc<Issuers>,
@@ -114,10 +117,35 @@ impl App {
         limiter.register(&metrics);
         let changes = Changes::new();
         let reach = Reach::default();
-        let follower = Follower::new(db.clone(), changes.clone(), reach.clone(), redis.clone());
+        let (history, seal) = (History::default(), Seal::new(&master));
+        let node = hex::encode(entropy.bytes::<16>());
+        let relay = redis
+            .as_ref()
+            .map(|redis| Relay::new(redis.clone(), seal.clone(), history.clone(), node.clone()));
         let audit = Audit::new(db.clone(), clock.clone(), entropy.clone(), &master)
             .counted(Arc::clone(&metrics))
-            .noted_in(changes.clone(), redis.clone());
+            .noted_in(changes.clone(), relay.clone());
+        let shelf = redis.as_ref().map_or_else(Shelf::none, |redis| {
+            let (redis, runtime) = (redis.clone(), db.runtime());
+            Shelf::new(redis, seal, clock.clone(), runtime, history.clone())
+        });
+        let nodes = Nodes::new(
+            db.clone(),
+            clock.clone(),
+            changes.clone(),
+            relay.clone(),
+            history.clone(),
+            node,
+        );
+        let follower = Follower::new(
+            db.clone(),
+            changes.clone(),
+            reach.clone(),
+            relay,
+            history,
+            entropy.clone(),
+            config.cache.stale_max.duration(),
+        );
         let peppers = Arc::new(Peppers::new(master.clone()));
         let argon2 = &config.argon2;
         let settings = Argon2Settings {
@@ -141,6 +169,7 @@ impl App {
             db.clone(),
             changes.clone(),
             reach.clone(),
+            shelf,
             Arc::clone(&peppers),
             hasher.clone(),
             verifiers.clone(),
@@ -195,6 +224,7 @@ impl App {
             changes,
             reach,
             follower,
+            nodes,
             redis,
             limiter,
             metrics,

@@ -174,6 +174,7 @@ impl App {
             .app_data(web::Data::new(self.validation.clone()))
             .app_data(web::Data::new(self.people.clone()))
             .app_data(web::Data::new(self.audit.clone()))
+            .app_data(web::Data::new(self.nodes.clone()))
             .app_data(web::Data::new(RefusedRecorder {
                 refusals: self.refusals.clone(),
                 action: routes::action,
@@ -206,6 +207,7 @@ impl App {
 
     /// Writes what is still held in memory.
     async fn finish(&self) {
+        self.nodes.leave().await;
         self.refusals.stop().await;
         if let Err(error) = self.validation.flush_last_used().await {
             tracing::warn!(%error, "the last uses could not be written");

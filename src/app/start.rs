@@ -100,7 +100,8 @@ impl App {
             .await?
             .to_ref();
         self.load_peppers().await?;
-        self.follower.begin().await?;
+        self.nodes.join().await?;
+        self.follower.begin(tenant.id.as_str()).await?;
         self.audit.renew_heads().await?;
         self.note_start(tenant.clone()).await?;
         owner::bootstrap(self, tenant).await

@@ -17,7 +17,8 @@ use tokio::sync::Semaphore;
 use super::actor::Attribution;
 use super::chain::{AuditOutcome, Event, Head, HeadKeys, Target, link, recordable};
 use super::store::{self, Sealed};
-use crate::cache::{Changes, follow};
+use crate::cache::Changes;
+use crate::cache::relay::Relay;
 use crate::clock::Clock;
 use crate::db::feed::{self, Kind};
 use crate::db::{self, Conn, Db, Work};
@@ -25,7 +26,6 @@ use crate::entropy::Entropy;
 use crate::id::{AuditId, TenantId};
 use crate::master::MasterKeys;
 use crate::metrics::Metrics;
-use crate::redis_link::RedisLink;
 use crate::time::Timestamp;
 
 /// The longest that the caller of a bulk change waits: less than the edge gives an answer.
@@ -42,7 +42,7 @@ pub struct Audit {
     /// What this node knows of changes learns of its own before anybody is answered.
     changes: Option<Changes>,
     /// Where other nodes are woken; they read the database, not the message.
-    redis: Option<RedisLink>,
+    relay: Option<Relay>,
     wait_max: Duration,
     /// One verification for a waiting caller at a time.
     pub(super) verifying: Arc<Semaphore>,
@@ -150,7 +150,7 @@ impl Audit {
             keys: HeadKeys::new(master),
             metrics: None,
             changes: None,
-            redis: None,
+            relay: None,
             wait_max: db::WAIT_MAX,
             verifying: Arc::new(Semaphore::new(1)),
         }
@@ -165,12 +165,12 @@ impl Audit {
         }
     }
 
-    /// Tells `changes` of every change that is committed, and wakes other nodes through `redis`.
+    /// Tells `changes` of every change that is committed, and wakes other nodes through `relay`.
     #[must_use]
-    pub fn noted_in(self, changes: Changes, redis: Option<RedisLink>) -> Self {
+    pub fn noted_in(self, changes: Changes, relay: Option<Relay>) -> Self {
         Self {
             changes: Some(changes),
-            redis,
+            relay,
             ..self
         }
     }
@@ -324,11 +324,9 @@ impl Audit {
                 changes.note(left.step, *kind, id);
             }
         }
-        if let (Some(redis), true) = (&self.redis, left.step > 0) {
+        if let (Some(relay), true) = (&self.relay, left.step > 0) {
             // Nobody waits for it: whoever does not hear of it asks the database within a second.
-            self.db
-                .runtime()
-                .spawn(follow::wake(redis.clone(), left.step));
+            self.db.runtime().spawn(relay.clone().wake(left.step));
         }
         for Sealed { event, hash, .. } in &left.lines {
             tracing::info!(

@@ -62,6 +62,20 @@ impl<T> Entry<T> {
         }
     }
 
+    /// The same, of something that was read so long ago.
+    #[must_use]
+    pub fn aged(self, age_us: u64) -> Self {
+        let due = self.due_us.load(Ordering::Relaxed);
+        self.due_us
+            .store(due.saturating_sub(age_us), Ordering::Relaxed);
+        self
+    }
+
+    /// Whether it is to be read again.
+    pub fn is_due(&self, now_us: u64) -> bool {
+        now_us >= self.due_us.load(Ordering::Relaxed)
+    }
+
     /// It could not be read again: the next try is due a second later.
     pub fn postpone(&self) {
         let later = Clock::uptime_us().saturating_add(RETRY_US);
@@ -100,7 +114,7 @@ impl<K: Hash + Eq + Clone, T> Entries<K, T> {
     {
         match self.map.get(key) {
             Some(entry) if !entry.is_fresh(changes) => Found::Nothing,
-            Some(entry) if now_us < entry.due_us.load(Ordering::Relaxed) => Found::Fresh(entry),
+            Some(entry) if !entry.is_due(now_us) => Found::Fresh(entry),
             Some(entry) => Found::Due(entry),
             None => Found::Nothing,
         }

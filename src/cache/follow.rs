@@ -3,19 +3,24 @@
 //! The database is asked every second, always: that is what the promises stand on. Redis makes it
 //! faster: whoever makes a change wakes the others, and they ask at once. What a message says is not
 //! believed, so who can write to Redis can at most make nodes ask more often.
+//!
+//! A node that reaches Redis but not the database follows through what the others relay: see
+//! [`relay`](super::relay).
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use tokio::sync::{Notify, watch};
 
 use super::changes::{Changes, Lease};
+use super::history::History;
+use super::relay::{Ack, Beat, Reading, Relay, mark};
 use crate::clock::Clock;
 use crate::db::feed::{self, Changed, Kind};
 use crate::db::{self, Conn, Db};
-use crate::redis_link::{RedisAway, RedisLink};
+use crate::entropy::Entropy;
 
 /// How often the database is asked.
 const EVERY: Duration = Duration::from_secs(1);
@@ -29,22 +34,17 @@ const LOOK_MAX: Duration = Duration::from_secs(1);
 /// The least time between two looks, however often they are asked for.
 const LEAST_PAUSE: Duration = Duration::from_millis(5);
 
+/// The least time between two beats that tell of no change.
+const BEAT_EVERY_US: u64 = 500_000;
+
 /// How long until a lost subscription is made anew.
 const RESUBSCRIBE: Duration = Duration::from_millis(200);
 
-/// Where nodes wake each other.
-const CHANNEL: &str = "keystead:changes";
-
-/// Wakes the nodes that share this Redis: the change of this number was committed.
-pub async fn wake(redis: RedisLink, seq: i64) {
-    let mut publish = redis::cmd("PUBLISH");
-    publish.arg(CHANNEL).arg(seq);
-    // Whoever does not hear of it asks the database within a second.
-    let _told: Result<i64, RedisAway> = redis.query(&publish).await;
-}
-
 /// How long entries may be used by a node that reaches nobody who could tell it of changes.
 const ALONE_US: u64 = 30_000_000;
+
+/// Redis is reached if it answered within so long.
+const REDIS_SEEN_US: u64 = 3_000_000;
 
 /// So many changes are read at once.
 const ROWS: i64 = 10_000;
@@ -52,7 +52,10 @@ const ROWS: i64 = 10_000;
 /// So many changes are read at a start; entries that others keep from before are not used.
 const CHANGES_AT_START: i64 = 20_000;
 
-/// Whether the database answers, as the last look found it.
+/// So many changed entities wait to be relayed while Redis is away.
+const UNTOLD_MAX: usize = 10_000;
+
+/// Whether the database answers, and since when the knowledge of changes is complete.
 #[derive(Clone, Debug, Default)]
 pub struct Reach(Arc<Reached>);
 
@@ -60,6 +63,7 @@ pub struct Reach(Arc<Reached>);
 struct Reached {
     database_away: AtomicBool,
     proved_us: AtomicU64,
+    redis_us: AtomicU64,
 }
 
 impl Reach {
@@ -76,6 +80,20 @@ impl Reach {
     pub fn proved_us(&self) -> u64 {
         self.0.proved_us.load(Ordering::Relaxed)
     }
+
+    fn prove(&self, began_us: u64) {
+        self.0.proved_us.fetch_max(began_us, Ordering::Relaxed);
+    }
+
+    /// Whether Redis could have told us of what another node relays.
+    fn sees_redis(&self) -> bool {
+        let seen = self.0.redis_us.load(Ordering::Relaxed);
+        seen > 0 && Clock::uptime_us().saturating_sub(seen) < REDIS_SEEN_US
+    }
+
+    fn see_redis(&self, began_us: u64) {
+        self.0.redis_us.fetch_max(began_us, Ordering::Relaxed);
+    }
 }
 
 /// Keeps [`Changes`] complete.
@@ -84,22 +102,50 @@ pub struct Follower {
     db: Db,
     changes: Changes,
     reach: Reach,
-    redis: Option<RedisLink>,
+    relay: Option<Relay>,
+    history: History,
+    entropy: Entropy,
+    stale_max_us: u64,
     /// Told whenever a pepper changed.
     peppers: Arc<watch::Sender<i64>>,
+    at: Arc<Mutex<At>>,
+}
+
+/// Where a follower stands.
+#[derive(Debug, Default)]
+struct At {
     /// The change at our position: if it is another one day, the database has another history.
-    mark: Arc<Mutex<Vec<Changed>>>,
+    mark: Vec<Changed>,
+    /// The name of a history that the database has no more.
+    former: u64,
+    /// What other nodes were not told yet.
+    untold: Vec<Changed>,
+    /// When they were last told.
+    told_us: u64,
+    /// The time of the last beat that proved something, by Redis's clock.
+    beat_us: u64,
 }
 
 impl Follower {
-    pub fn new(db: Db, changes: Changes, reach: Reach, redis: Option<RedisLink>) -> Self {
+    pub fn new(
+        db: Db,
+        changes: Changes,
+        reach: Reach,
+        relay: Option<Relay>,
+        history: History,
+        entropy: Entropy,
+        stale_max: Duration,
+    ) -> Self {
         Self {
             db,
             changes,
             reach,
-            redis,
+            relay,
+            history,
+            entropy,
+            stale_max_us: u64::try_from(stale_max.as_micros()).unwrap_or(u64::MAX),
             peppers: Arc::new(watch::Sender::new(0)),
-            mark: Arc::default(),
+            at: Arc::default(),
         }
     }
 
@@ -108,8 +154,10 @@ impl Follower {
         self.peppers.subscribe()
     }
 
-    /// Learns the recent changes. What somebody keeps from before them is not used.
-    pub async fn begin(&self) -> db::Result<()> {
+    /// Learns the recent changes of the database of this name. What somebody keeps from before them is
+    /// not used.
+    pub async fn begin(&self, database: &str) -> db::Result<()> {
+        self.history.begin(database);
         let (head, oldest) = self
             .db
             .load(LOOK_MAX * 2, async |conn: &mut Conn| -> db::Result<_> {
@@ -119,7 +167,8 @@ impl Follower {
         let first = oldest.unwrap_or(head.saturating_add(1));
         let back = head.saturating_sub(CHANGES_AT_START);
         self.changes.forget(back.max(first.saturating_sub(1)));
-        self.look().await?;
+        self.look_at_database().await?;
+        self.look(false).await?;
         self.renew();
         Ok(())
     }
@@ -132,15 +181,13 @@ impl Follower {
 
     /// Wakes who asks whenever a message comes, and whenever messages may have been missed.
     async fn listen(&self, woken: &Notify) {
-        let Some(redis) = &self.redis else {
+        let Some(relay) = &self.relay else {
             return;
         };
         loop {
-            if let Ok(mut messages) = redis.messages().await
-                && messages.subscribe(CHANNEL).await.is_ok()
-            {
+            if let Some(wakes) = relay.wakes().await {
                 woken.notify_one();
-                let mut stream = messages.into_on_message();
+                let mut stream = wakes.into_on_message();
                 while stream.next().await.is_some() {
                     woken.notify_one();
                 }
@@ -150,12 +197,16 @@ impl Follower {
     }
 
     async fn ask(&self, woken: &Notify) {
+        let mut was_woken = false;
         loop {
-            let pause = match self.look().await {
+            let pause = match self.look(was_woken).await {
                 Ok(()) => EVERY,
                 Err(error) => {
                     if !self.reach.set_database_away(true) {
                         tracing::warn!(%error, "the database is away: serving what is known");
+                    }
+                    if let Some(relay) = &self.relay {
+                        self.look_through_redis(relay).await;
                     }
                     EVERY_WHILE_AWAY
                 }
@@ -163,16 +214,40 @@ impl Follower {
             self.renew();
             // However many messages come, there is a least time between two looks.
             tokio::time::sleep(LEAST_PAUSE).await;
-            let _either = tokio::time::timeout(pause, woken.notified()).await;
+            was_woken = tokio::time::timeout(pause, woken.notified()).await.is_ok();
         }
     }
 
-    /// One look at the database.
-    pub async fn look(&self) -> db::Result<()> {
+    /// One look at the database; what it finds is relayed. Who was woken need not wake others.
+    pub async fn look(&self, was_woken: bool) -> db::Result<()> {
         let began = Clock::uptime_us();
+        // Before the database: a beat must not be younger than what it speaks of.
+        let reading = match &self.relay {
+            Some(relay) => relay.read().await.ok(),
+            None => None,
+        };
+        let learned = self.look_at_database().await?;
+        if self.reach.set_database_away(false) {
+            tracing::info!("the database is back");
+        }
+        self.reach.prove(began);
+        if let Some(relay) = &self.relay {
+            let wakes = !learned.is_empty() && !was_woken;
+            self.keep_untold(learned);
+            if let Some(reading) = reading {
+                self.reach.see_redis(began);
+                self.relay_on(relay, &reading, wakes).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What was learned.
+    async fn look_at_database(&self) -> db::Result<Vec<Changed>> {
+        let mut learned = Vec::new();
         loop {
             let (position, highest) = (self.changes.position(), self.changes.highest());
-            let (head, changed) = self
+            let (head, found) = self
                 .db
                 .load(LOOK_MAX, async move |conn: &mut Conn| -> db::Result<_> {
                     let head = feed::head(conn).await?;
@@ -180,55 +255,67 @@ impl Follower {
                     Ok((head, feed::since(conn, position - 1, ROWS).await?))
                 })
                 .await?;
-            if self.advance(position, highest, head, &changed) {
-                break;
+            let known = found.partition_point(|change| change.seq <= position);
+            let (known, changed) = found.split_at(known);
+            if !self.continues(position, highest, head, known, changed) {
+                self.begin_anew(position, head);
+                return Ok(Vec::new());
+            }
+            let at = self.advance(position, known, changed);
+            learned.extend_from_slice(changed);
+            if at >= head {
+                return Ok(learned);
             }
         }
-        if self.reach.set_database_away(false) {
-            tracing::info!("the database is back");
-        }
-        self.prove(began);
-        Ok(())
     }
 
-    /// Takes in what a look found; whether the position has come up to the counter.
-    fn advance(&self, position: i64, highest: i64, head: i64, found: &[Changed]) -> bool {
-        let known = found.partition_point(|change| change.seq <= position);
-        let (known, changed) = found.split_at(known);
-        let mut mark = self.mark.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Whether what a look found goes on from where we stand. If not, the feed was cut before our
+    /// position, or the database has another history: it was put back to an old copy, or lost its
+    /// last changes.
+    fn continues(
+        &self,
+        position: i64,
+        highest: i64,
+        head: i64,
+        known: &[Changed],
+        changed: &[Changed],
+    ) -> bool {
+        let at = self.at();
         // At the start nothing is known yet of the position that we begin from.
-        let is_same = mark.is_empty() || *mark == known;
+        let is_same = at.mark.is_empty() || at.mark == known;
         let is_whole = match changed.first() {
             Some(first) => first.seq == position.saturating_add(1),
             None => head == position,
         };
-        if !is_same || !is_whole || head < highest {
-            // The feed was cut before our position, or the database has another history: it was put
-            // back to an old copy, or lost its last changes.
-            tracing::warn!(
-                target: "security",
-                position,
-                head,
-                "lost the feed of changes: loading everything anew"
-            );
-            mark.clear();
-            self.changes.begin_anew(head);
-            self.peppers.send_replace(head);
-            return true;
-        }
-        let at = changed.last().map_or(position, |last| last.seq);
-        *mark = found
-            .iter()
-            .filter(|change| change.seq == at)
-            .cloned()
-            .collect();
-        drop(mark);
-        self.apply(changed);
-        self.changes.set_position(at);
-        at >= head
+        is_same && is_whole && head >= highest
     }
 
-    fn apply(&self, changed: &[Changed]) {
+    fn begin_anew(&self, position: i64, head: i64) {
+        tracing::warn!(
+            target: "security",
+            position,
+            head,
+            "lost the feed of changes: loading everything anew"
+        );
+        let mut at = self.at();
+        at.mark.clear();
+        at.untold.clear();
+        at.former = self.history.name();
+        // In this order: who notes the new epoch, and then the name, never has the old name.
+        self.history.set(0);
+        self.changes.begin_anew(head);
+        self.peppers.send_replace(head);
+    }
+
+    /// Takes in what follows our position, which is answered as it is then.
+    fn advance(&self, position: i64, known: &[Changed], changed: &[Changed]) -> i64 {
+        let last = changed.last().map_or(position, |last| last.seq);
+        let from = if changed.is_empty() { known } else { changed };
+        self.at().mark = from
+            .iter()
+            .filter(|change| change.seq == last)
+            .cloned()
+            .collect();
         for Changed { seq, kind, id, .. } in changed {
             if let Some(kind) = kind {
                 self.changes.note(*seq, *kind, id);
@@ -237,19 +324,137 @@ impl Follower {
                 }
             }
         }
+        self.changes.set_position(last);
+        last
     }
 
-    fn prove(&self, began_us: u64) {
-        self.reach
-            .0
-            .proved_us
-            .fetch_max(began_us, Ordering::Relaxed);
+    fn keep_untold(&self, learned: Vec<Changed>) {
+        let mut at = self.at();
+        at.untold.extend(learned);
+        // Whoever would have needed them finds the gap.
+        let surplus = at.untold.len().saturating_sub(UNTOLD_MAX);
+        at.untold.drain(..surplus);
+    }
+
+    /// Tells other nodes what this one knows from the database.
+    async fn relay_on(&self, relay: &Relay, reading: &Reading, wakes: bool) -> db::Result<()> {
+        let seq = self.changes.position();
+        let name = self.agree(reading.beat.as_ref(), seq).await?;
+        let now = Clock::uptime_us();
+        let (beat, untold) = {
+            let at = self.at();
+            self.history.set(name);
+            if at.untold.is_empty() && now.saturating_sub(at.told_us) < BEAT_EVERY_US {
+                return Ok(());
+            }
+            let beat = Beat {
+                history: name,
+                seq,
+                mark: mark(&at.mark),
+                at_us: reading.now_us,
+            };
+            (beat, at.untold.clone())
+        };
+        if relay.tell(&beat, &untold, wakes).await.is_ok() {
+            let mut at = self.at();
+            at.told_us = now;
+            at.untold.clear();
+        }
+        Ok(())
+    }
+
+    /// The name of the history that the database has: the one that the nodes know, if this is it.
+    async fn agree(&self, beat: Option<&Beat>, seq: i64) -> db::Result<u64> {
+        let (known, former) = (self.history.name(), self.at().former);
+        match beat {
+            None if known != 0 => return Ok(known),
+            // It was written before we looked, so the database has lost what it had committed.
+            Some(beat) if beat.seq > seq || beat.history == former => {}
+            Some(beat) if beat.history == known => return Ok(known),
+            Some(beat) => {
+                let number = beat.seq;
+                let there = self
+                    .db
+                    .load(LOOK_MAX, async move |conn: &mut Conn| {
+                        feed::at(conn, number).await
+                    })
+                    .await?;
+                if mark(&there) == beat.mark {
+                    return Ok(beat.history);
+                }
+            }
+            None => {}
+        }
+        Ok(u64::from_be_bytes(self.entropy.nonce()).max(1))
+    }
+
+    /// Learns from what other nodes relay, while the database is away.
+    async fn look_through_redis(&self, relay: &Relay) {
+        let began = Clock::uptime_us();
+        let Ok(reading) = relay.read().await else {
+            return;
+        };
+        let known = self.history.name();
+        let Some(beat) = reading.beat else {
+            self.reach.see_redis(began);
+            return;
+        };
+        // Of another history only the database itself can convince us.
+        if known == 0 || beat.history != known {
+            return;
+        }
+        self.reach.see_redis(began);
+        while self.changes.position() < beat.seq {
+            let position = self.changes.position();
+            let Ok(changed) = relay.changes_after(position).await else {
+                return;
+            };
+            if changed.is_empty() {
+                tracing::warn!(
+                    position,
+                    seq = beat.seq,
+                    "changes were relayed that are lost: giving up what is remembered"
+                );
+                self.at().mark.clear();
+                self.changes.see(beat.seq);
+                self.changes.forget(beat.seq);
+                break;
+            }
+            self.advance(position, &[], &changed);
+        }
+        let is_news = {
+            let mut at = self.at();
+            let is_news = beat.at_us > at.beat_us;
+            at.beat_us = at.beat_us.max(beat.at_us);
+            is_news
+        };
+        // One that was there before proves nothing more.
+        if is_news {
+            let age = reading.now_us.saturating_sub(beat.at_us);
+            self.reach.prove(began.saturating_sub(age));
+        }
+        let ack = Ack {
+            history: known,
+            seq: self.changes.position(),
+            at_us: reading.now_us,
+        };
+        // Who waits for it waits longer.
+        let _told = relay.acknowledge(ack).await;
     }
 
     fn renew(&self) {
+        let may_be_told = self.relay.is_some() && self.reach.sees_redis();
         self.changes.renew(Lease {
             proved_us: self.reach.proved_us(),
-            lasts_us: ALONE_US,
+            lasts_us: if may_be_told {
+                self.stale_max_us
+            } else {
+                self.stale_max_us.min(ALONE_US)
+            },
         });
+    }
+
+    fn at(&self) -> MutexGuard<'_, At> {
+        self.at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -8,6 +8,10 @@
 //!    the use, and only while the knowledge of changes is recent enough.
 //! 3. [`follow`] keeps the knowledge complete: it asks the database every second, always.
 //!
+//! 4. [`relay`] tells the other nodes, so that one without the database can follow too; [`shelf`] holds
+//!    in Redis what any node read, judged by the same rule. What stands there is [sealed](seal).
+//! 5. [`nodes`] knows whether all nodes know of a change.
+//!
 //! So nothing need be deleted anywhere to be safe: neither a lost message, nor a slow writer, nor a
 //! restart brings an old entry back.
 
@@ -15,7 +19,15 @@ pub mod changes;
 pub mod entries;
 pub mod flights;
 pub mod follow;
+pub mod history;
+pub mod nodes;
+pub mod relay;
+pub mod seal;
+pub mod shelf;
 
 pub use changes::{Changes, Lease};
 pub use entries::{Entries, Entry};
 pub use flights::Flights;
+pub use history::History;
+pub use nodes::Nodes;
+pub use shelf::Shelf;

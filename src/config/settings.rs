@@ -103,6 +103,11 @@ pub(super) const SETTINGS: &[Setting] = &[
         "must be a time from 1s to 24h, such as \"5m\"",
     ),
     setting(
+        "cache.stale_max",
+        Kind::Text,
+        "must be a time from 5s to 1h, such as \"15m\"",
+    ),
+    setting(
         "cache.entries_max",
         Kind::Number,
         "must be a number from 100 to 100000000",

@@ -223,7 +223,7 @@ fn every_setting_can_be_set_by_a_variable() {
             "server.listen" | "server.operations_listen" => ("127.0.0.1:9", "127.0.0.1:9"),
             "server.public_url" => ("https://keys.example.com/", "https://keys.example.com"),
             "server.trusted_proxies" => ("10.1.2.3/8, ::1", "::1/128"),
-            "server.drain_delay" | "cache.refresh" => ("90s", "90s"),
+            "server.drain_delay" | "cache.refresh" | "cache.stale_max" => ("90s", "90s"),
             "server.operations" => ("off", "off"),
             "server.cors_origins" => ("https://a.example.com", "https://a.example.com"),
             "database.url" => ("postgres://u:hush@h/d", "postgres://u:***@h/d"),

@@ -12,6 +12,7 @@ use crate::http::extract::{
 };
 use crate::http::page::{CursorKey, List, PageBody, PageParams};
 use crate::http::problem::Problem;
+use crate::http::wait::{Ended, Wait, Waiting};
 use crate::id::ConsumerId;
 use crate::idempotency::{Claim, Idempotent};
 use crate::text::Slug;
@@ -234,22 +235,27 @@ pub async fn delete_consumer(
 /// None of its keys is valid meanwhile.
 #[utoipa::path(
     post, path = "/v1/consumers/{id}/disable", tag = "consumers", operation_id = "disable_consumer",
-    params(("id" = String, Path, description = "Id, slug or external id"), AuditReason),
+    params(("id" = String, Path, description = "Id, slug or external id"), Wait, AuditReason),
     request_body(content = Option<Act>),
-    responses((status = 200, description = "The disabled consumer", body = ConsumerBody)),
+    responses((status = 200, description = "The disabled consumer", body = Ended<ConsumerBody>)),
 )]
 pub async fn disable_consumer(
     caller: Caller<perm::ConsumersWrite>,
     id: web::Path<String>,
     body: OptionalBody<Act>,
     reason: AuditReason,
+    waiting: Waiting,
     consumers: web::Data<Consumers>,
 ) -> Result<HttpResponse, Problem> {
     let at = caller.attribution(catalogue::reason(body.into_inner().reason, reason.0));
     let consumer = consumers
         .disable(at, caller.rights.clone(), id.into_inner())
         .await?;
-    Ok(answer(StatusCode::OK, &consumer, &caller.tenant.slug))
+    let version = consumer.version;
+    let ended = waiting
+        .until_known(ConsumerBody::new(&consumer, &caller.tenant.slug))
+        .await;
+    Ok(HttpResponse::Ok().insert_header(etag(version)).json(ended))
 }
 
 /// Lets a disabled consumer's keys be used again

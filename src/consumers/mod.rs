@@ -5,7 +5,7 @@ pub mod http;
 pub mod service;
 pub mod store;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use utoipa::IntoParams;
 
 use crate::catalogue::Status;
@@ -17,7 +17,8 @@ use crate::time::Timestamp;
 
 pub use service::Consumers;
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Consumer {
     pub id: ConsumerId,
     pub tenant_id: TenantId,

@@ -6,6 +6,7 @@
 
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
+use serde::{Deserialize, Serialize};
 
 use super::schema::{change, change_head};
 use super::{Conn, Result};
@@ -16,7 +17,8 @@ use crate::time::Timestamp;
 const INSERT_MAX: usize = 1000;
 
 /// What kind of entity changed; with its id it names a cache entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Kind {
     Tenant,
     Service,
@@ -55,13 +57,25 @@ impl Kind {
 }
 
 /// One entity of one change.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Changed {
     pub seq: i64,
     /// `None` for a kind that only a newer version of the program knows.
     pub kind: Option<Kind>,
     pub id: String,
     pub at: Timestamp,
+}
+
+impl From<(i64, String, String, Timestamp)> for Changed {
+    fn from((seq, kind, id, at): (i64, String, String, Timestamp)) -> Self {
+        Self {
+            seq,
+            kind: Kind::parse(&kind),
+            id,
+            at,
+        }
+    }
 }
 
 /// The counter: read before anything else of a reading, it is that reading's `as_of`.
@@ -96,23 +110,22 @@ pub async fn since(conn: &mut Conn, position: i64, rows: i64) -> Result<Vec<Chan
         && let Some(last) = found.last().map(|(seq, _, _, _)| *seq)
     {
         found.retain(|(seq, _, _, _)| *seq < last);
-        let rest: Vec<(i64, String, String, Timestamp)> = each!(conn, c => change::table
-            .filter(change::seq.eq(last))
-            .order((change::kind, change::id))
-            .select((change::seq, change::kind, change::id, change::at))
-            .load(c)
-            .await)?;
-        found.extend(rest);
+        let mut found: Vec<Changed> = found.into_iter().map(Changed::from).collect();
+        found.extend(at(conn, last).await?);
+        return Ok(found);
     }
-    Ok(found
-        .into_iter()
-        .map(|(seq, kind, id, at)| Changed {
-            seq,
-            kind: Kind::parse(&kind),
-            id,
-            at,
-        })
-        .collect())
+    Ok(found.into_iter().map(Changed::from).collect())
+}
+
+/// The change of one number; empty if it is not known any more.
+pub async fn at(conn: &mut Conn, seq: i64) -> Result<Vec<Changed>> {
+    let rows: Vec<(i64, String, String, Timestamp)> = each!(conn, c => change::table
+        .filter(change::seq.eq(seq))
+        .order((change::kind, change::id))
+        .select((change::seq, change::kind, change::id, change::at))
+        .load(c)
+        .await)?;
+    Ok(rows.into_iter().map(Changed::from).collect())
 }
 
 /// Forgets changes from before `at`, but never the last: a node that has not followed for so long

@@ -7,6 +7,7 @@
 
 pub mod feed;
 mod migrate;
+pub mod nodes;
 mod postgres;
 pub mod schema;
 mod sqlite;

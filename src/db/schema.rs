@@ -147,6 +147,16 @@ diesel::table! {
 }
 
 diesel::table! {
+    node (id) {
+        /// Of one life of a process.
+        id -> Text,
+        /// Every change up to this number is known there.
+        position -> BigInt,
+        seen_at -> BigInt,
+    }
+}
+
+diesel::table! {
     change_head (id) {
         id -> Integer,
         seq -> BigInt,

@@ -13,7 +13,7 @@ use actix_web::error::PayloadError;
 use actix_web::http::Method;
 use actix_web::http::header::{self, HeaderMap};
 use actix_web::web::{Bytes, BytesMut};
-use actix_web::{FromRequest, HttpRequest};
+use actix_web::{FromRequest, HttpRequest, web};
 use futures_util::StreamExt as _;
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
@@ -32,6 +32,18 @@ pub const BULK_BODY_BYTES_MAX: usize = 1024 * 1024;
 
 /// A body that has not arrived by then is given up.
 const BODY_WAIT_MAX: Duration = Duration::from_secs(9);
+
+/// A part of the application that `app.rs` put there.
+pub fn wired<T: 'static>(req: &HttpRequest) -> Result<&T, Problem> {
+    req.app_data::<web::Data<T>>()
+        .map(|data| data.as_ref())
+        .ok_or_else(|| {
+            let name = std::any::type_name::<T>();
+            Problem::new(Code::Internal, "a defect of Keystead").cause(anyhow::anyhow!(
+                "the application was built without its {name}"
+            ))
+        })
+}
 
 /// A JSON body. Derefs to the parsed value.
 pub struct Body<T, const BYTES_MAX: usize = BODY_BYTES_MAX> {

@@ -21,5 +21,6 @@ pub mod query;
 pub mod query_credential;
 #[cfg(test)]
 mod tests;
+pub mod wait;
 
 pub use crate::patch::double_option;

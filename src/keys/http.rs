@@ -20,6 +20,7 @@ use crate::http::extract::{
 };
 use crate::http::page::{CursorKey, List, PageBody, PageParams};
 use crate::http::problem::Problem;
+use crate::http::wait::{Ended, Wait, Waiting};
 use crate::idempotency::{Claim, Idempotent};
 use crate::patch::{Reason, double_option};
 use crate::text::{Environment, Tag};
@@ -185,6 +186,19 @@ fn answer(status: StatusCode, key: &Key, at: &Attribution, now: Timestamp) -> Ht
     HttpResponse::build(status)
         .insert_header(etag(key.version))
         .json(show(key, at, now))
+}
+
+/// The answer of what ends a key or a part of it.
+async fn answer_ended(
+    key: &Key,
+    at: &Attribution,
+    now: Timestamp,
+    waiting: &Waiting,
+) -> HttpResponse {
+    let ended = waiting.until_known(show(key, at, now)).await;
+    HttpResponse::Ok()
+        .insert_header(etag(key.version))
+        .json(ended)
 }
 
 /// The answer of what makes a plaintext: with it, or as a replay without.
@@ -397,31 +411,32 @@ pub async fn rotate_key(
 /// Ends a key for good
 #[utoipa::path(
     post, path = "/v1/keys/{id}/revoke", tag = "keys", operation_id = "revoke_key",
-    params(("id" = String, Path, description = "Id or external id"), AuditReason),
+    params(("id" = String, Path, description = "Id or external id"), Wait, AuditReason),
     request_body(content = Option<ActOnKey>),
-    responses((status = 200, description = "The revoked key", body = KeyView)),
+    responses((status = 200, description = "The revoked key", body = Ended<KeyView>)),
 )]
 pub async fn revoke_key(
     caller: Caller<perm::KeysRevoke>,
     id: web::Path<String>,
     body: OptionalBody<ActOnKey>,
     reason: AuditReason,
+    waiting: Waiting,
     keys: web::Data<Keys>,
     clock: web::Data<Clock>,
 ) -> Result<HttpResponse, Problem> {
     let by = by(&caller, body.into_inner().reason, reason);
     let at = by.at.clone();
     let key = keys.revoke(by, id.into_inner(), false).await?;
-    Ok(answer(StatusCode::OK, &key, &at, clock.now()))
+    Ok(answer_ended(&key, &at, clock.now(), &waiting).await)
 }
 
 /// Stops a key until it is enabled
 #[utoipa::path(
     post, path = "/v1/keys/{id}/disable", tag = "keys", operation_id = "disable_key",
-    params(("id" = String, Path, description = "Id or external id"), AuditReason),
+    params(("id" = String, Path, description = "Id or external id"), Wait, AuditReason),
     request_body(content = Option<ActOnKey>),
     responses(
-        (status = 200, description = "The disabled key", body = KeyView),
+        (status = 200, description = "The disabled key", body = Ended<KeyView>),
         (status = 409, description = "`key_revoked`"),
     ),
 )]
@@ -430,13 +445,14 @@ pub async fn disable_key(
     id: web::Path<String>,
     body: OptionalBody<ActOnKey>,
     reason: AuditReason,
+    waiting: Waiting,
     keys: web::Data<Keys>,
     clock: web::Data<Clock>,
 ) -> Result<HttpResponse, Problem> {
     let by = by(&caller, body.into_inner().reason, reason);
     let at = by.at.clone();
     let key = keys.disable(by, id.into_inner()).await?;
-    Ok(answer(StatusCode::OK, &key, &at, clock.now()))
+    Ok(answer_ended(&key, &at, clock.now(), &waiting).await)
 }
 
 /// Lets a disabled key work again
@@ -470,11 +486,11 @@ pub async fn enable_key(
     params(
         ("id" = String, Path, description = "Id or external id of the key"),
         ("secret" = String, Path, description = "Id of the secret"),
-        AuditReason,
+        Wait, AuditReason,
     ),
     request_body(content = Option<ActOnKey>),
     responses(
-        (status = 200, description = "The key as it is now", body = KeyView),
+        (status = 200, description = "The key as it is now", body = Ended<KeyView>),
         (status = 409, description = "`key_revoked`"),
     ),
 )]
@@ -483,6 +499,7 @@ pub async fn revoke_secret(
     path: web::Path<(String, String)>,
     body: OptionalBody<ActOnKey>,
     reason: AuditReason,
+    waiting: Waiting,
     keys: web::Data<Keys>,
     clock: web::Data<Clock>,
 ) -> Result<HttpResponse, Problem> {
@@ -490,7 +507,7 @@ pub async fn revoke_secret(
     let by = by(&caller, body.into_inner().reason, reason);
     let at = by.at.clone();
     let key = keys.revoke_secret(by, id, secret).await?;
-    Ok(answer(StatusCode::OK, &key, &at, clock.now()))
+    Ok(answer_ended(&key, &at, clock.now(), &waiting).await)
 }
 
 /// Ends a secret at an instant, or stretches its overlap
@@ -551,9 +568,9 @@ pub async fn find_keys(
 #[utoipa::path(
     post, path = "/v1/keys/revoke", tag = "keys", operation_id = "revoke_keys",
     request_body = EndKeys,
-    params(AuditReason),
+    params(Wait, AuditReason),
     responses(
-        (status = 200, description = "How many matched and changed", body = EndedKeys),
+        (status = 200, description = "How many matched and changed", body = Ended<EndedKeys>),
         (status = 409, description = "`count_changed`: as many match now as `count` says"),
     ),
 )]
@@ -561,6 +578,7 @@ pub async fn revoke_keys(
     caller: Caller<perm::KeysRevoke>,
     body: BulkBody<EndKeys>,
     reason: AuditReason,
+    waiting: Waiting,
     keys: web::Data<Keys>,
     clock: web::Data<Clock>,
 ) -> Result<HttpResponse, Problem> {
@@ -570,11 +588,12 @@ pub async fn revoke_keys(
     let dry_run = asked.dry_run;
     let ended = keys.end_matching(by, asked).await?;
     let now = clock.now();
-    Ok(HttpResponse::Ok().json(EndedKeys {
+    let ended = EndedKeys {
         matched: ended.matched,
         changed: ended.changed,
         items: dry_run.then(|| ended.sample.iter().map(|key| show(key, &at, now)).collect()),
-    }))
+    };
+    Ok(HttpResponse::Ok().json(waiting.until_known(ended).await))
 }
 
 /// Shows the presented key to its holder
@@ -595,21 +614,22 @@ pub async fn read_self(
 /// Ends the presented key for good
 #[utoipa::path(
     post, path = "/v1/self/revoke", tag = "self", operation_id = "revoke_self",
-    params(AuditReason),
+    params(Wait, AuditReason),
     request_body(content = Option<ActOnKey>),
-    responses((status = 200, description = "The revoked key", body = KeyView)),
+    responses((status = 200, description = "The revoked key", body = Ended<KeyView>)),
 )]
 pub async fn revoke_self(
     holder: Holder,
     body: OptionalBody<ActOnKey>,
     reason: AuditReason,
+    waiting: Waiting,
     keys: web::Data<Keys>,
     clock: web::Data<Clock>,
 ) -> Result<HttpResponse, Problem> {
     let by = by(&holder, body.into_inner().reason, reason);
     let at = by.at.clone();
     let key = keys.revoke(by, holder.key().to_owned(), true).await?;
-    Ok(answer(StatusCode::OK, &key, &at, clock.now()))
+    Ok(answer_ended(&key, &at, clock.now(), &waiting).await)
 }
 
 /// Rotates the presented key, where `key_policy.self_rotate` allows it

@@ -12,6 +12,7 @@ use crate::http::extract::{
 };
 use crate::http::page::{CursorKey, List, PageBody, PageParams};
 use crate::http::problem::Problem;
+use crate::http::wait::{Ended, Wait, Waiting};
 use crate::id::ServiceId;
 use crate::idempotency::{Claim, Idempotent};
 use crate::text::Slug;
@@ -226,10 +227,10 @@ pub async fn delete_service(
 /// Nothing is valid for it meanwhile.
 #[utoipa::path(
     post, path = "/v1/services/{id}/disable", tag = "services", operation_id = "disable_service",
-    params(("id" = String, Path, description = "Id or slug"), AuditReason),
+    params(("id" = String, Path, description = "Id or slug"), Wait, AuditReason),
     request_body(content = Option<Act>),
     responses(
-        (status = 200, description = "The disabled service", body = ServiceBody),
+        (status = 200, description = "The disabled service", body = Ended<ServiceBody>),
         (status = 409, description = "`built_in`: it is the service `keystead`"),
     ),
 )]
@@ -238,13 +239,18 @@ pub async fn disable_service(
     id: web::Path<String>,
     body: OptionalBody<Act>,
     reason: AuditReason,
+    waiting: Waiting,
     services: web::Data<Services>,
 ) -> Result<HttpResponse, Problem> {
     let at = caller.attribution(catalogue::reason(body.into_inner().reason, reason.0));
     let service = services
         .disable(at, caller.rights.clone(), id.into_inner())
         .await?;
-    Ok(answer(StatusCode::OK, &service, &caller.tenant.slug))
+    let version = service.version;
+    let ended = waiting
+        .until_known(ServiceBody::new(&service, &caller.tenant.slug))
+        .await;
+    Ok(HttpResponse::Ok().insert_header(etag(version)).json(ended))
 }
 
 /// Lets a disabled service be used again

@@ -6,7 +6,7 @@ pub mod service;
 pub mod settings;
 pub mod store;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use utoipa::IntoParams;
 
 use crate::catalogue::Status;
@@ -25,7 +25,8 @@ pub use settings::{KeyPolicy, OnOutage, ServiceSettings};
 /// from its creation, and it never changes.
 pub const BUILT_IN: &str = rights::SERVICE;
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Service {
     pub id: ServiceId,
     pub tenant_id: TenantId,

@@ -13,6 +13,7 @@ use crate::http::extract::{
 };
 use crate::http::page::{CursorKey, List, PageBody, PageParams};
 use crate::http::problem::Problem;
+use crate::http::wait::{Ended, Wait, Waiting};
 use crate::idempotency::{Claim, Idempotent};
 
 const LIST: &str = "tenants newest first";
@@ -167,10 +168,10 @@ pub async fn delete_tenant(
 /// None of its keys is valid meanwhile.
 #[utoipa::path(
     post, path = "/v1/tenants/{id}/disable", tag = "tenants", operation_id = "disable_tenant",
-    params(("id" = String, Path, description = "Id or slug"), AuditReason),
+    params(("id" = String, Path, description = "Id or slug"), Wait, AuditReason),
     request_body(content = Option<Act>),
     responses(
-        (status = 200, description = "The disabled tenant", body = TenantBody),
+        (status = 200, description = "The disabled tenant", body = Ended<TenantBody>),
         (status = 409, description = "`built_in`: it is the tenant `default`"),
     ),
 )]
@@ -179,11 +180,14 @@ pub async fn disable_tenant(
     id: web::Path<String>,
     body: OptionalBody<Act>,
     reason: AuditReason,
+    waiting: Waiting,
     tenants: web::Data<Tenants>,
 ) -> Result<HttpResponse, Problem> {
     let at = caller.attribution(catalogue::reason(body.into_inner().reason, reason.0));
     let tenant = tenants.disable(at, id.into_inner()).await?;
-    Ok(answer(StatusCode::OK, &tenant))
+    let version = tenant.version;
+    let ended = waiting.until_known(TenantBody::from(&tenant)).await;
+    Ok(HttpResponse::Ok().insert_header(etag(version)).json(ended))
 }
 
 /// Lets a disabled tenant's keys be used again

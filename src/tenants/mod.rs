@@ -8,7 +8,7 @@ pub mod http;
 pub mod service;
 pub mod store;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use utoipa::IntoParams;
 
 use crate::audit::TenantRef;
@@ -23,7 +23,8 @@ pub use service::{Sight, Tenants};
 /// The tenant that exists from the first start.
 pub const DEFAULT: &str = "default";
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Tenant {
     pub id: TenantId,
     pub slug: Slug,

@@ -13,6 +13,7 @@
 
 pub mod answer;
 pub mod decide;
+mod failures;
 pub mod http;
 pub mod last_used;
 pub mod records;
@@ -150,7 +151,10 @@ impl Validation {
         asked: Asked<'_>,
         request: &Request,
     ) -> Result<Answer, Failure> {
-        let answer = match self.load(presented, Some(tenant), asked).await? {
+        let answer = match self
+            .load(presented, Some(tenant), asked, request.ip)
+            .await?
+        {
             Err(outcome) => Answer {
                 decision: Decision {
                     outcome,
@@ -191,7 +195,9 @@ impl Validation {
         asked: Asked<'_>,
         request: &Request,
     ) -> Result<(Decision, Vec<Check>, Option<Subject>), Failure> {
-        let loaded = self.load(presented, Some(tenant), asked).await?;
+        let loaded = self
+            .load(presented, Some(tenant), asked, request.ip)
+            .await?;
         // Only now: a load may have been waited for.
         let now = self.clock.now();
         Ok(match loaded {
@@ -271,7 +277,7 @@ impl Validation {
         ip: Option<IpAddr>,
         asked: Asked<'_>,
     ) -> Result<(Subject, Option<LimitHeaders>), AuthFailure> {
-        let subject = match self.load(presented, None, asked).await {
+        let subject = match self.load(presented, None, asked, ip).await {
             Err(failure) => return Err(AuthFailure::Failed(failure)),
             Ok(Err(_not_identified)) => return Err(AuthFailure::Invalid),
             Ok(Ok(subject)) => subject,
@@ -324,6 +330,7 @@ impl Validation {
         presented: &str,
         tenant: Option<&TenantId>,
         asked: Asked<'_>,
+        client: Option<IpAddr>,
     ) -> Result<Result<Subject, Outcome>, Failure> {
         if presented.is_empty() {
             return Ok(Err(Outcome::Missing));
@@ -334,7 +341,7 @@ impl Validation {
             Presented::Malformed => return Ok(Err(Outcome::Malformed)),
         };
         for _ in 0..TRIES {
-            let subject = match self.records.key(&key, lookup_id.as_ref()).await? {
+            let subject = match self.records.key(&key, lookup_id.as_ref(), client).await? {
                 // Another tenant's key is not there.
                 Some(key) if tenant.is_none_or(|tenant| *tenant == key.tenant_id) => {
                     self.records.join(key, asked.service()).await?

@@ -1,22 +1,24 @@
-//! The keys and their parents: from memory if that may be used, else from the database.
+//! The keys and their parents: from memory if that may be used, else from [`source`](super::source).
 //!
 //! A load is one task a key, whoever waits. The counter of changes is read before the rows, so what
 //! a load brings is judged by the changes that became known meanwhile like everything else.
 
 use std::hash::{Hash, Hasher as StdHasher};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use quick_cache::Equivalent;
 
 use super::Failure;
+use super::failures::Failures;
 use super::snapshot::{ConsumerSnapshot, KeySnapshot, ServiceEntry, Subject, TenantSnapshot};
-use super::source::{KeyFound, LoadError, Source, UNKNOWN_US};
+use super::source::{KeyFound, LoadError, Named, Source, UNKNOWN_US};
 use crate::cache::changes::Entity;
 use crate::cache::entries::Found;
 use crate::cache::flights::NoLanding;
 use crate::cache::follow::Reach;
-use crate::cache::{Changes, Entries, Entry, Flights};
+use crate::cache::{Changes, Entries, Entry, Flights, Shelf};
 use crate::clock::Clock;
 use crate::config::Cache as CacheSettings;
 use crate::db::feed::Kind;
@@ -27,7 +29,6 @@ use crate::keys::hash::Hasher;
 use crate::keys::pepper::Peppers;
 use crate::keys::secret::{ApiKey, LookupId};
 use crate::keys::verifier_queue::VerifierQueue;
-use crate::ratelimit::budget::Allowance;
 use crate::services::OnOutage;
 
 /// No validation waits longer for the database.
@@ -35,9 +36,6 @@ const WAIT_MAX: Duration = Duration::from_millis(150);
 
 /// So many loads are under way at once.
 const LOADS_MAX: usize = 1_000;
-
-/// So many look-ups a second may find nothing.
-const STRANGERS_PER_SECOND: u32 = 1_000;
 
 /// So many unknown keys are remembered.
 const UNKNOWN_MAX: usize = 50_000;
@@ -88,20 +86,25 @@ struct Inner {
     keys: Entries<Fingerprint, KeySnapshot>,
     consumers: Entries<ConsumerId, ConsumerSnapshot>,
     tenants: Entries<TenantId, TenantSnapshot>,
-    services: Entries<ServiceName, Option<Arc<Entry<ServiceEntry>>>>,
+    services: Entries<ServiceName, Named>,
     unknown: Entries<Fingerprint, ()>,
-    strangers: Allowance,
+    failures: Failures,
     key_flights: Flights<Fingerprint, Loaded<KeySnapshot>>,
     consumer_flights: Flights<ConsumerId, Loaded<ConsumerSnapshot>>,
     tenant_flights: Flights<TenantId, Loaded<TenantSnapshot>>,
-    service_flights: Flights<ServiceName, Loaded<Option<Arc<Entry<ServiceEntry>>>>>,
+    service_flights: Flights<ServiceName, Loaded<Named>>,
 }
 
 impl Records {
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "what a load needs is handed on to the source"
+    )]
     pub fn new(
         db: Db,
         changes: Changes,
         reach: Reach,
+        shelf: Shelf,
         peppers: Arc<Peppers>,
         hasher: Hasher,
         verifiers: VerifierQueue,
@@ -112,6 +115,8 @@ impl Records {
             source: Source::new(
                 db,
                 changes.clone(),
+                reach.clone(),
+                shelf,
                 peppers,
                 hasher,
                 verifiers,
@@ -124,7 +129,7 @@ impl Records {
             tenants: Entries::new(PARENTS_MAX),
             services: Entries::new(PARENTS_MAX),
             unknown: Entries::new(UNKNOWN_MAX),
-            strangers: Allowance::new(STRANGERS_PER_SECOND, STRANGERS_PER_SECOND),
+            failures: Failures::new(),
             key_flights: Flights::new(runtime.clone(), LOADS_MAX),
             consumer_flights: Flights::new(runtime.clone(), LOADS_MAX),
             tenant_flights: Flights::new(runtime.clone(), LOADS_MAX),
@@ -137,7 +142,8 @@ impl Records {
         self.0.keys.len()
     }
 
-    /// The key of a plaintext; `None` for one that is unknown.
+    /// The key of a plaintext; `None` for one that is unknown. `client` is who presents it, if that is
+    /// known.
     ///
     /// # Errors
     /// [`Failure`] when that cannot be found out just now.
@@ -145,6 +151,7 @@ impl Records {
         &self,
         key: &ApiKey,
         lookup_id: Option<&LookupId>,
+        client: Option<IpAddr>,
     ) -> Result<Option<Arc<Entry<KeySnapshot>>>, Failure> {
         let (inner, now_us) = (&*self.0, Clock::uptime_us());
         if !inner.changes.may_use(now_us) {
@@ -179,7 +186,21 @@ impl Records {
         {
             return Ok(None);
         }
-        self.load_key(print, key, lookup_id, due).await
+        // What was there before is no guess; what is found is given back.
+        let attempt = match due {
+            Some(_) => None,
+            None => match inner.failures.take(client, lookup_id, now_us) {
+                Some(attempt) => Some(attempt),
+                None => return Err(Failure::Busy),
+            },
+        };
+        let loaded = self.load_key(print, key, lookup_id, due).await;
+        if let Some(attempt) = attempt
+            && !matches!(loaded, Ok(None))
+        {
+            inner.failures.give_back(attempt);
+        }
+        loaded
     }
 
     async fn load_key(
@@ -190,15 +211,13 @@ impl Records {
         due: Option<Arc<Entry<KeySnapshot>>>,
     ) -> Result<Option<Arc<Entry<KeySnapshot>>>, Failure> {
         let inner = &*self.0;
-        // What is found is given back: only unknown keys use it up, and good ones find room.
-        if due.is_none() && !inner.strangers.take(Clock::uptime_us()) {
-            return Err(Failure::Busy);
-        }
+        let is_due = due.is_some();
         let loaded = inner
             .settle(&inner.key_flights, print, || {
                 let (records, key, lookup_id) = (self.clone(), key.clone(), lookup_id.cloned());
                 async move {
-                    let found = records.0.source.key(&key, lookup_id.as_ref()).await?;
+                    let source = &records.0.source;
+                    let found = source.key(&key, lookup_id.as_ref(), is_due).await?;
                     Ok(match found {
                         KeyFound::Known(entry) => {
                             let entry = Arc::new(*entry);
@@ -217,9 +236,6 @@ impl Records {
                 }
             })
             .await;
-        if due.is_none() && !matches!(loaded, Ok(None)) {
-            inner.strangers.give_back();
-        }
         or_due(loaded, due, &inner.changes)
     }
 
@@ -288,11 +304,12 @@ impl Records {
             Found::Due(entry) => Some(entry),
             Found::Nothing => None,
         };
+        let is_due = due.is_some();
         let loaded = inner
             .settle(&inner.tenant_flights, id.clone(), || {
                 let (records, id) = (self.clone(), id.clone());
                 async move {
-                    let entry = records.0.source.tenant(id.clone()).await?;
+                    let entry = records.0.source.tenant(id.clone(), is_due).await?;
                     Ok(entry.inspect(|entry| records.0.tenants.keep(id, Arc::clone(entry))))
                 }
             })
@@ -311,11 +328,12 @@ impl Records {
             Found::Due(entry) => Some(entry),
             Found::Nothing => None,
         };
+        let is_due = due.is_some();
         let loaded = inner
             .settle(&inner.consumer_flights, id.clone(), || {
                 let (records, id) = (self.clone(), id.clone());
                 async move {
-                    let entry = records.0.source.consumer(id.clone()).await?;
+                    let entry = records.0.source.consumer(id.clone(), is_due).await?;
                     Ok(entry.inspect(|entry| records.0.consumers.keep(id, Arc::clone(entry))))
                 }
             })
@@ -338,12 +356,14 @@ impl Records {
             Found::Due(_) | Found::Nothing => None,
         };
         let name = ServiceName(tenant.clone(), reference.into());
+        let is_due = due.is_some();
         let loaded = inner
             .settle(&inner.service_flights, name.clone(), || {
                 let records = self.clone();
                 async move {
                     let ServiceName(tenant, reference) = name.clone();
-                    let entry = records.0.source.service(tenant, &reference).await?;
+                    let source = &records.0.source;
+                    let entry = source.service(tenant, &reference, is_due).await?;
                     records.0.services.keep(name, Arc::clone(&entry));
                     Ok(Some(entry))
                 }
@@ -379,9 +399,6 @@ impl Inner {
         T: Send + Sync + 'static,
         F: Future<Output = Loaded<T>> + Send + 'static,
     {
-        if self.reach.is_database_away() {
-            return Err(away());
-        }
         for _ in 0..TRIES {
             let landed = flights.join(key.clone(), WAIT_MAX, load.clone()).await;
             match landed {

@@ -1,18 +1,24 @@
-//! The keys and their parents from the database.
+//! The keys and their parents from Redis, where another node may have put them, or from the database.
 //!
 //! The history and the counter of changes are read before the rows, so what a load brings is judged by
 //! the changes that became known meanwhile like everything else.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 
 use super::snapshot::{ConsumerSnapshot, KeySnapshot, ServiceEntry, TenantSnapshot};
-use super::store;
+use super::store::{self, KeyRows};
 use crate::cache::changes::Entity;
-use crate::cache::{Changes, Entry};
-use crate::consumers;
+use crate::cache::follow::Reach;
+use crate::cache::shelf::{Taken, Ticket};
+use crate::cache::{Changes, Entry, Shelf};
+use crate::clock::Clock;
+use crate::consumers::{self, Consumer};
 use crate::db::feed::{self, Kind};
 use crate::db::{self, Conn, Db};
 use crate::id::{ConsumerId, KeyId, SecretId, TenantId};
@@ -23,8 +29,8 @@ use crate::keys::pepper_store;
 use crate::keys::secret::{ApiKey, LookupId};
 use crate::keys::verifier::Verifier;
 use crate::keys::verifier_queue::VerifierQueue;
-use crate::services;
-use crate::tenants;
+use crate::services::{self, Service};
+use crate::tenants::{self, Tenant};
 
 /// No load takes longer, whoever still waits.
 const LOAD_MAX: Duration = Duration::from_secs(2);
@@ -57,8 +63,20 @@ pub(super) struct Source {
     verifiers: VerifierQueue,
     rewrites: Arc<Semaphore>,
     changes: Changes,
+    reach: Reach,
+    shelf: Shelf,
     refresh_us: u64,
 }
+
+/// What is noted before anything is read: in this order, see [`Shelf::ticket`].
+#[derive(Clone, Copy)]
+struct Noted {
+    epoch: u64,
+    ticket: Ticket,
+}
+
+/// A service by a name, or that there is none by that name.
+pub(super) type Named = Option<Arc<Entry<ServiceEntry>>>;
 
 /// What the database says of a plaintext.
 pub(super) enum KeyFound {
@@ -67,9 +85,15 @@ pub(super) enum KeyFound {
 }
 
 impl Source {
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "a load needs what it needs, and one place makes it"
+    )]
     pub(super) fn new(
         db: Db,
         changes: Changes,
+        reach: Reach,
+        shelf: Shelf,
         peppers: Arc<Peppers>,
         hasher: Hasher,
         verifiers: VerifierQueue,
@@ -82,6 +106,8 @@ impl Source {
             verifiers,
             rewrites: Arc::new(Semaphore::new(REWRITES_MAX)),
             changes,
+            reach,
+            shelf,
             refresh_us: u64::try_from(refresh.as_micros()).unwrap_or(u64::MAX),
         }
     }
@@ -97,64 +123,58 @@ impl Source {
         id: KeyId,
     ) -> db::Result<Option<Entry<KeySnapshot>>> {
         let epoch = self.changes.epoch();
-        let (as_of, snapshot) = self
+        let (as_of, rows) = self
             .db
             .read(async move |conn: &mut Conn| -> db::Result<_> {
                 let as_of = (epoch, feed::head(conn).await?);
                 Ok((as_of, store::by_key(conn, &tenant, &id).await?))
             })
             .await?;
-        Ok(snapshot.map(|snapshot| self.entry_of(snapshot, as_of)))
+        rows.map(|rows| self.key_entry(rows, as_of)).transpose()
     }
 
-    pub(super) fn entry_of(&self, snapshot: KeySnapshot, as_of: (u64, i64)) -> Entry<KeySnapshot> {
+    fn key_entry(&self, rows: KeyRows, as_of: (u64, i64)) -> db::Result<Entry<KeySnapshot>> {
+        let snapshot = KeySnapshot::try_from(rows)?;
         let entity = Entity::new(Kind::Key, snapshot.key_id.as_str());
-        Entry::new(snapshot, as_of, entity, self.refresh_us)
+        Ok(Entry::new(snapshot, as_of, entity, self.refresh_us))
     }
 
     pub(super) async fn tenant(
         &self,
         id: TenantId,
+        is_due: bool,
     ) -> Result<Option<Arc<Entry<TenantSnapshot>>>, LoadError> {
-        let epoch = self.changes.epoch();
-        let found = self
-            .db
-            .load(LOAD_MAX, async move |conn: &mut Conn| -> db::Result<_> {
-                let as_of = (epoch, feed::head(conn).await?);
-                Ok((as_of, tenants::store::load_by_id(conn, &id).await?))
-            })
-            .await?;
-        let (as_of, tenant) = found;
-        Ok(tenant.map(|tenant| {
+        let name = format!("tenant:{id}");
+        let read = self.db.load(LOAD_MAX, async move |conn: &mut Conn| {
+            let as_of = feed::head(conn).await?;
+            Ok((as_of, tenants::store::load_by_id(conn, &id).await?))
+        });
+        let entry = |tenant: Tenant, as_of| {
             let entity = Entity::new(Kind::Tenant, tenant.id.as_str());
-            Arc::new(Entry::new(tenant.into(), as_of, entity, self.refresh_us))
-        }))
+            Ok(Entry::new(tenant.into(), as_of, entity, self.refresh_us))
+        };
+        let (_, found) = self.load(&name, is_due, read, entry).await?;
+        Ok(found.map(Arc::new))
     }
 
     pub(super) async fn consumer(
         &self,
         id: ConsumerId,
+        is_due: bool,
     ) -> Result<Option<Arc<Entry<ConsumerSnapshot>>>, LoadError> {
-        let epoch = self.changes.epoch();
-        let found = self
-            .db
-            .load(LOAD_MAX, async move |conn: &mut Conn| -> db::Result<_> {
-                let as_of = (epoch, feed::head(conn).await?);
-                Ok((as_of, consumers::store::load_by_id(conn, &id).await?))
-            })
-            .await?;
-        let (as_of, Some(consumer)) = found else {
-            return Ok(None);
+        let name = format!("consumer:{id}");
+        let read = self.db.load(LOAD_MAX, async move |conn: &mut Conn| {
+            let as_of = feed::head(conn).await?;
+            Ok((as_of, consumers::store::load_by_id(conn, &id).await?))
+        });
+        let entry = |consumer: Consumer, as_of| {
+            let entity = Entity::new(Kind::Consumer, consumer.id.as_str());
+            let snapshot = ConsumerSnapshot::new(consumer)
+                .map_err(|error| db::Error::Corrupt(format!("a consumer: {error}")))?;
+            Ok(Entry::new(snapshot, as_of, entity, self.refresh_us))
         };
-        let entity = Entity::new(Kind::Consumer, consumer.id.as_str());
-        let snapshot = ConsumerSnapshot::new(consumer)
-            .map_err(|error| db::Error::Corrupt(format!("a consumer: {error}")))?;
-        Ok(Some(Arc::new(Entry::new(
-            snapshot,
-            as_of,
-            entity,
-            self.refresh_us,
-        ))))
+        let (_, found) = self.load(&name, is_due, read, entry).await?;
+        Ok(found.map(Arc::new))
     }
 
     /// Also that there is none by that name is something to remember.
@@ -162,46 +182,156 @@ impl Source {
         &self,
         tenant: TenantId,
         reference: &str,
-    ) -> Result<Arc<Entry<Option<Arc<Entry<ServiceEntry>>>>>, LoadError> {
-        let epoch = self.changes.epoch();
-        let reference = reference.to_owned();
-        let (as_of, service) = self
-            .db
-            .load(LOAD_MAX, async move |conn: &mut Conn| -> db::Result<_> {
-                let as_of = (epoch, feed::head(conn).await?);
-                let service = services::store::find(conn, &tenant, &reference).await?;
-                Ok((as_of, service))
-            })
-            .await?;
-        let Some(service) = service else {
-            let any = Entity::any(Kind::Service);
-            return Ok(Arc::new(Entry::new(None, as_of, any, UNKNOWN_US)));
+        is_due: bool,
+    ) -> Result<Arc<Entry<Named>>, LoadError> {
+        let name = format!("service:{tenant}:{reference}");
+        let asked = reference.to_owned();
+        let read = self.db.load(LOAD_MAX, async move |conn: &mut Conn| {
+            let as_of = feed::head(conn).await?;
+            Ok((as_of, services::store::find(conn, &tenant, &asked).await?))
+        });
+        let entry = |service: Service, as_of| {
+            let entity = Entity::new(Kind::Service, service.id.as_str());
+            let service = ServiceEntry::new(service);
+            let entry = Arc::new(Entry::new(service, as_of, entity, self.refresh_us));
+            Ok(Entry::new(Some(entry), as_of, entity, self.refresh_us))
         };
-        let entity = Entity::new(Kind::Service, service.id.as_str());
-        let entry = Arc::new(Entry::new(
-            ServiceEntry::new(service),
-            as_of,
-            entity,
-            self.refresh_us,
-        ));
-        Ok(Arc::new(Entry::new(
-            Some(entry),
-            as_of,
-            entity,
-            self.refresh_us,
-        )))
+        let (as_of, found) = self.load(&name, is_due, read, entry).await?;
+        Ok(Arc::new(found.unwrap_or_else(|| {
+            Entry::new(None, as_of, Entity::any(Kind::Service), UNKNOWN_US)
+        })))
     }
 
-    /// Looks a key up by its fingerprint under every pepper version we can compute.
+    fn note(&self) -> Noted {
+        let epoch = self.changes.epoch();
+        Noted {
+            epoch,
+            ticket: self.shelf.ticket(),
+        }
+    }
+
+    /// What stands on the shelf by the name, unless something is known to have changed since, or it
+    /// is due; else what `read` brings: the counter, and the rows that were read after it. What is due
+    /// stands in for a database that does not answer.
+    async fn load<R, T>(
+        &self,
+        name: &str,
+        is_due: bool,
+        read: impl Future<Output = db::Result<(i64, Option<R>)>>,
+        entry: impl Fn(R, (u64, i64)) -> db::Result<Entry<T>>,
+    ) -> Result<((u64, i64), Option<Entry<T>>), LoadError>
+    where
+        R: Serialize + DeserializeOwned,
+    {
+        let noted = self.note();
+        let kept = if is_due {
+            None
+        } else {
+            let names = [name.to_owned()];
+            let taken = self.shelf.take::<R>(noted.ticket, &names).await;
+            taken.and_then(|(_, taken)| self.kept(noted, taken, &entry))
+        };
+        let kept = match kept {
+            Some(kept) if !kept.is_due(Clock::uptime_us()) => {
+                return Ok(((noted.epoch, kept.as_of), Some(kept)));
+            }
+            kept => kept,
+        };
+        let found = match self.reachable() {
+            Ok(()) => read.await,
+            Err(away) => Err(away),
+        };
+        match (found, kept) {
+            (Ok((as_of, rows)), _) => {
+                let as_of = (noted.epoch, as_of);
+                let Some(rows) = rows else {
+                    return Ok((as_of, None));
+                };
+                self.shelf.put(noted.ticket, name, as_of.1, &rows);
+                Ok((as_of, Some(entry(rows, as_of)?)))
+            }
+            (Err(_), Some(kept)) => {
+                kept.postpone();
+                Ok(((noted.epoch, kept.as_of), Some(kept)))
+            }
+            (Err(error), None) => Err(error.into()),
+        }
+    }
+
+    /// An entry of rows from the shelf, if nothing is known to have changed since they were read.
+    fn kept<R, T>(
+        &self,
+        noted: Noted,
+        taken: Taken<R>,
+        entry: impl Fn(R, (u64, i64)) -> db::Result<Entry<T>>,
+    ) -> Option<Entry<T>> {
+        let entry = entry(taken.rows, (noted.epoch, taken.as_of)).ok()?;
+        let entry = entry.aged(taken.age_us);
+        entry.is_fresh(&self.changes).then_some(entry)
+    }
+
+    fn reachable(&self) -> db::Result<()> {
+        if self.reach.is_database_away() {
+            return Err(db::Error::Unavailable(anyhow::anyhow!(
+                "the database is away"
+            )));
+        }
+        Ok(())
+    }
+
+    /// The key of a plaintext, as [`Self::load`] finds things.
     pub(super) async fn key(
         &self,
         key: &ApiKey,
         lookup_id: Option<&LookupId>,
+        is_due: bool,
     ) -> Result<KeyFound, LoadError> {
-        let epoch = self.changes.epoch();
+        let noted = self.note();
+        let kept = if is_due {
+            None
+        } else {
+            self.key_on_shelf(noted, key).await
+        };
+        let kept = match kept {
+            Some(kept) if !kept.is_due(Clock::uptime_us()) => {
+                return Ok(KeyFound::Known(Box::new(kept)));
+            }
+            kept => kept,
+        };
+        match (self.key_in_database(noted, key, lookup_id).await, kept) {
+            (Err(_), Some(kept)) => {
+                kept.postpone();
+                Ok(KeyFound::Known(Box::new(kept)))
+            }
+            (found, _) => found,
+        }
+    }
+
+    async fn key_on_shelf(&self, noted: Noted, key: &ApiKey) -> Option<Entry<KeySnapshot>> {
+        let ring = self.peppers.ring();
+        let (versions, names): (Vec<i32>, Vec<String>) = ring
+            .prints(key)
+            .map(|(version, print)| (version, key_name(&print)))
+            .unzip();
+        let (at, taken) = self.shelf.take(noted.ticket, &names).await?;
+        let entry = self.kept(noted, taken, |rows, as_of| self.key_entry(rows, as_of))?;
+        self.refresh(key, &entry, versions.get(at).copied(), false);
+        Some(entry)
+    }
+
+    /// Looks a key up by its fingerprint under every pepper version we can compute.
+    async fn key_in_database(
+        &self,
+        noted: Noted,
+        key: &ApiKey,
+        lookup_id: Option<&LookupId>,
+    ) -> Result<KeyFound, LoadError> {
+        self.reachable()?;
+        let epoch = noted.epoch;
         let mut ring = self.peppers.ring();
         let as_of = loop {
             let prints: Vec<Fingerprint> = ring.prints(key).map(|(_, print)| print).collect();
+            let name = prints.first().map(key_name);
             let (as_of, hit, current) = self
                 .db
                 .load(LOAD_MAX, async move |conn: &mut Conn| -> db::Result<_> {
@@ -213,8 +343,11 @@ impl Source {
                 })
                 .await?;
             if let Some(hit) = hit {
-                self.refresh(key, &hit.snapshot, hit.pepper_version, hit.verifier_missing);
-                let entry = self.entry_of(hit.snapshot, as_of);
+                if let Some(name) = name {
+                    self.shelf.put(noted.ticket, &name, as_of.1, &hit.rows);
+                }
+                let entry = self.key_entry(hit.rows, as_of)?;
+                self.refresh(key, &entry, hit.pepper_version, hit.verifier_missing);
                 return Ok(KeyFound::Known(Box::new(entry)));
             }
             match current {
@@ -277,15 +410,15 @@ impl Source {
                 Err(HashError::Busy) => return Err(LoadError::Busy),
             }
             let id = candidate.secret;
-            let (as_of, snapshot) = self
+            let (as_of, rows) = self
                 .db
                 .load(LOAD_MAX, async move |conn: &mut Conn| -> db::Result<_> {
                     let as_of = (epoch, feed::head(conn).await?);
                     Ok((as_of, store::by_secret(conn, &id).await?))
                 })
                 .await?;
-            if let Some(snapshot) = snapshot {
-                return Ok(KeyFound::Known(Box::new(self.entry_of(snapshot, as_of))));
+            if let Some(rows) = rows {
+                return Ok(KeyFound::Known(Box::new(self.key_entry(rows, as_of)?)));
             }
         }
         // Another request may have brought the secret under the current pepper meanwhile.
@@ -298,7 +431,7 @@ impl Source {
             })
             .await?;
         Ok(match hit {
-            Some(hit) => KeyFound::Known(Box::new(self.entry_of(hit.snapshot, as_of))),
+            Some(hit) => KeyFound::Known(Box::new(self.key_entry(hit.rows, as_of)?)),
             None => KeyFound::Unknown { as_of },
         })
     }
@@ -320,7 +453,7 @@ impl Source {
                 })
                 .await;
             // Not to know costs a run, no more.
-            matches!(hit, Ok(Some(hit)) if hit.snapshot.secret.id == secret)
+            matches!(hit, Ok(Some(hit)) if *hit.rows.secret_id() == secret)
         };
         let (secret, version) = (candidate.secret.clone(), candidate.pepper_version);
         Memory {
@@ -363,6 +496,11 @@ impl Source {
             rewritten.await;
         });
     }
+}
+
+/// What a key is called on the shelf.
+fn key_name(print: &Fingerprint) -> String {
+    format!("key:{}", hex::encode(print.as_bytes()))
 }
 
 /// Brings a secret's fingerprint from version `from` under the current pepper.

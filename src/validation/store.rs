@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use super::snapshot::{
     Counted, GrantSnapshot, KeySnapshot, KeyTold, SecretSnapshot, SecretTold, counted_quota,
@@ -22,7 +23,8 @@ use crate::ratelimit::CounterId;
 use crate::text::{Environment, Name, Tag};
 use crate::time::Timestamp;
 
-#[derive(Queryable, Selectable)]
+#[derive(Queryable, Selectable, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 #[diesel(table_name = api_key)]
 struct KeyRow {
     id: KeyId,
@@ -41,7 +43,8 @@ struct KeyRow {
     tags: String,
 }
 
-#[derive(Queryable, Selectable)]
+#[derive(Queryable, Selectable, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 #[diesel(table_name = secret)]
 struct SecretRow {
     id: SecretId,
@@ -50,12 +53,28 @@ struct SecretRow {
     revoked_at: Option<Timestamp>,
 }
 
-#[derive(Queryable, Selectable)]
+#[derive(Queryable, Selectable, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 #[diesel(table_name = key_grant)]
 struct GrantRow {
     service_id: ServiceId,
     scopes: String,
     rate_limits: Option<String>,
+}
+
+/// The rows of a key and of one of its secrets.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyRows {
+    key: KeyRow,
+    secret: SecretRow,
+    grants: Vec<GrantRow>,
+}
+
+impl KeyRows {
+    pub fn secret_id(&self) -> &SecretId {
+        &self.secret.id
+    }
 }
 
 /// A secret whose proof is its verifier alone.
@@ -68,7 +87,7 @@ pub struct Unproven {
 
 /// A key found by its fingerprint, and how it was found.
 pub struct Hit {
-    pub snapshot: KeySnapshot,
+    pub rows: KeyRows,
     /// The pepper version of the fingerprint that is stored.
     pub pepper_version: Option<i32>,
     /// Whether the secret still waits for its verifier.
@@ -100,14 +119,14 @@ pub async fn by_fingerprint(
         return Ok(None);
     };
     Ok(Some(Hit {
-        snapshot: complete(conn, key, secret).await?,
+        rows: complete(conn, key, secret).await?,
         pepper_version,
         verifier_missing: verifier.is_none(),
     }))
 }
 
 /// Finds the key of a secret that was proven by its verifier.
-pub async fn by_secret(conn: &mut Conn, id: &SecretId) -> db::Result<Option<KeySnapshot>> {
+pub async fn by_secret(conn: &mut Conn, id: &SecretId) -> db::Result<Option<KeyRows>> {
     let row: Option<(SecretRow, KeyRow)> = each!(conn, c => secret::table
         .inner_join(api_key::table.on(api_key::id.eq(secret::key_id)))
         .filter(secret::id.eq(id))
@@ -151,11 +170,7 @@ pub async fn unproven(
 }
 
 /// Finds a key by id for `explain`, as its newest secret would prove it.
-pub async fn by_key(
-    conn: &mut Conn,
-    tenant: &TenantId,
-    id: &KeyId,
-) -> db::Result<Option<KeySnapshot>> {
+pub async fn by_key(conn: &mut Conn, tenant: &TenantId, id: &KeyId) -> db::Result<Option<KeyRows>> {
     let row: Option<(SecretRow, KeyRow)> = each!(conn, c => secret::table
         .inner_join(api_key::table.on(api_key::id.eq(secret::key_id)))
         .filter(api_key::tenant_id.eq(tenant))
@@ -171,80 +186,97 @@ pub async fn by_key(
     }
 }
 
-async fn complete(conn: &mut Conn, key: KeyRow, secret: SecretRow) -> db::Result<KeySnapshot> {
-    let grants: Vec<GrantRow> = each!(conn, c => key_grant::table
+async fn complete(conn: &mut Conn, key: KeyRow, secret: SecretRow) -> db::Result<KeyRows> {
+    let grants = each!(conn, c => key_grant::table
         .filter(key_grant::key_id.eq(&key.id))
         .order(key_grant::position)
         .select(GrantRow::as_select())
         .load(c)
         .await)?;
-    let grants = grants
-        .into_iter()
-        .map(|row| {
-            let limits: Option<RateLimits> = row
-                .rate_limits
-                .as_deref()
-                .map(|limits| parse("rate_limits", limits))
-                .transpose()?;
-            let (owner, service) = (key.id.as_str(), row.service_id.as_str());
-            Ok(GrantSnapshot {
-                scopes: parse("scopes", &row.scopes)?,
-                limits: Counted::all(owner, service, limits.unwrap_or_default()),
-                defaults: CounterId::new(owner, "default", service),
-                service_id: row.service_id,
-            })
-        })
-        .collect::<db::Result<_>>()?;
-    let metadata = Metadata::from_stored(&key.metadata)?;
-    let tags: Vec<Tag> = parse("tags", &key.tags)?;
-    let told = KeyTold {
-        name: &key.name,
-        environment: &key.environment,
-        metadata: &metadata,
-        tags: &tags,
-        expires_at: key.expires_at,
-        secret: SecretTold {
-            id: &secret.id,
-            superseded: secret.superseded_at.is_some(),
-            valid_until: secret.valid_until,
-        },
-    };
-    let told = members(&told)
-        .map_err(|error| db::Error::Corrupt(format!("the key {}: {error}", key.id)))?;
-    Ok(KeySnapshot {
-        told,
-        rights: OnceLock::new(),
-        limits: Counted::all(
-            key.id.as_str(),
-            "limit",
-            parse("rate_limits", &key.rate_limits)?,
-        ),
-        quota: counted_quota(
-            key.id.as_str(),
-            key.quota
-                .as_deref()
-                .map(|quota| parse("quota", quota))
-                .transpose()?,
-        ),
-        allowed_ips: key
-            .allowed_ips
-            .as_deref()
-            .map(|ips| parse("allowed_ips", ips))
-            .transpose()?,
-        key_id: key.id,
-        tenant_id: key.tenant_id,
-        consumer_id: key.consumer_id,
-        environment: key.environment,
-        not_before: key.not_before,
-        expires_at: key.expires_at,
-        disabled: key.disabled_at.is_some(),
-        revoked: key.revoked_at.is_some(),
+    Ok(KeyRows {
+        key,
+        secret,
         grants,
-        secret: SecretSnapshot {
-            id: secret.id,
-            valid_until: secret.valid_until,
-            superseded: secret.superseded_at.is_some(),
-            revoked: secret.revoked_at.is_some(),
-        },
     })
+}
+
+impl TryFrom<KeyRows> for KeySnapshot {
+    type Error = db::Error;
+
+    fn try_from(rows: KeyRows) -> db::Result<Self> {
+        let KeyRows {
+            key,
+            secret,
+            grants,
+        } = rows;
+        let grants = grants
+            .into_iter()
+            .map(|row| {
+                let limits: Option<RateLimits> = row
+                    .rate_limits
+                    .as_deref()
+                    .map(|limits| parse("rate_limits", limits))
+                    .transpose()?;
+                let (owner, service) = (key.id.as_str(), row.service_id.as_str());
+                Ok(GrantSnapshot {
+                    scopes: parse("scopes", &row.scopes)?,
+                    limits: Counted::all(owner, service, limits.unwrap_or_default()),
+                    defaults: CounterId::new(owner, "default", service),
+                    service_id: row.service_id,
+                })
+            })
+            .collect::<db::Result<_>>()?;
+        let metadata = Metadata::from_stored(&key.metadata)?;
+        let tags: Vec<Tag> = parse("tags", &key.tags)?;
+        let told = KeyTold {
+            name: &key.name,
+            environment: &key.environment,
+            metadata: &metadata,
+            tags: &tags,
+            expires_at: key.expires_at,
+            secret: SecretTold {
+                id: &secret.id,
+                superseded: secret.superseded_at.is_some(),
+                valid_until: secret.valid_until,
+            },
+        };
+        let told = members(&told)
+            .map_err(|error| db::Error::Corrupt(format!("the key {}: {error}", key.id)))?;
+        Ok(Self {
+            told,
+            rights: OnceLock::new(),
+            limits: Counted::all(
+                key.id.as_str(),
+                "limit",
+                parse("rate_limits", &key.rate_limits)?,
+            ),
+            quota: counted_quota(
+                key.id.as_str(),
+                key.quota
+                    .as_deref()
+                    .map(|quota| parse("quota", quota))
+                    .transpose()?,
+            ),
+            allowed_ips: key
+                .allowed_ips
+                .as_deref()
+                .map(|ips| parse("allowed_ips", ips))
+                .transpose()?,
+            key_id: key.id,
+            tenant_id: key.tenant_id,
+            consumer_id: key.consumer_id,
+            environment: key.environment,
+            not_before: key.not_before,
+            expires_at: key.expires_at,
+            disabled: key.disabled_at.is_some(),
+            revoked: key.revoked_at.is_some(),
+            grants,
+            secret: SecretSnapshot {
+                id: secret.id,
+                valid_until: secret.valid_until,
+                superseded: secret.superseded_at.is_some(),
+                revoked: secret.revoked_at.is_some(),
+            },
+        })
+    }
 }

@@ -92,6 +92,7 @@ fn the_effective_settings_are_valid_toml_and_say_who_set_them() {
 
     [cache]
     refresh = "5m"
+    stale_max = "15m"
     entries_max = 1000000
 
     [argon2]

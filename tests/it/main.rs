@@ -25,6 +25,7 @@ mod matrix;
 mod openapi;
 mod peppers;
 mod redis_link;
+mod relayed;
 mod schema;
 mod security;
 mod starting;

@@ -28,6 +28,7 @@ use super::caller::{CallerIdentity, Origin};
 use super::people::{People, Person};
 use crate::clock::Clock;
 use crate::http::context::{RequestContext, add_response_header};
+use crate::http::extract::wired;
 use crate::http::gate::Gate;
 use crate::http::problem::{Code, Problem};
 use crate::tenants::Tenants;
@@ -241,18 +242,6 @@ fn origin(context: &RequestContext) -> Origin {
         request_id: Some(context.request_id.to_string()),
         ip: Some(context.ip),
     }
-}
-
-/// A part of the application that `app.rs` put there.
-fn wired<T: 'static>(req: &HttpRequest) -> Result<&T, Problem> {
-    req.app_data::<web::Data<T>>()
-        .map(|data| data.as_ref())
-        .ok_or_else(|| {
-            let name = std::any::type_name::<T>();
-            Problem::new(Code::Internal, "a defect of Keystead").cause(anyhow::anyhow!(
-                "the application was built without its {name}"
-            ))
-        })
 }
 
 /// 30 days before a management key ends, its answers say when.

@@ -207,7 +207,8 @@ async fn wrong_keys_never_run_argon2(home: Home) {
     let owner = server.owner();
     catalogue(&owner).await;
     let mut real = Vec::new();
-    for _ in 0..10 {
+    // So many that none of them is guessed at more often than a lookup id may be.
+    for _ in 0..60 {
         let issued = owner.create("/v1/keys", new_key()).await;
         real.push(LookupId::parse(&text(&issued, "/key/lookup_id")).unwrap());
     }
@@ -223,7 +224,7 @@ async fn wrong_keys_never_run_argon2(home: Home) {
         let keys: Vec<ApiKey> = (0..100_usize)
             .map(|n| {
                 let lookup = if n % 2 == 0 {
-                    real[(round + n) % real.len()].clone()
+                    real[(round * 50 + n / 2) % real.len()].clone()
                 } else {
                     LookupId::new(&Entropy::System)
                 };

@@ -1,0 +1,294 @@
+//! What nodes tell each other through Redis.
+//!
+//! - **A wake**: something was committed. Whoever hears it asks the database.
+//! - **A beat**: a node that reaches database and Redis says how far the counter stood, at an instant
+//!   of Redis's clock before it looked. It proves to a node without the database that nothing happened
+//!   up to then but the changes up to that number.
+//! - **The changes** themselves, the latest of them, for such a node.
+//! - **Acknowledgements**: up to which number each node knows every change.
+//!
+//! All but the wake are sealed. Numbers belong to a history of the database; a history has a random
+//! name that the nodes agree on through the beat.
+
+use std::collections::HashMap;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::history::History;
+use super::seal::Seal;
+use crate::db::feed::Changed;
+use crate::redis_link::{RedisAway, RedisLink};
+
+/// So many changes are kept for nodes without the database.
+const KEPT: isize = 10_000;
+
+/// So many are written at once.
+const TOLD_AT_ONCE: usize = 500;
+
+/// So many are read at once.
+const READ_MAX: isize = 1_000;
+
+/// The way to the other nodes, cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Relay {
+    redis: RedisLink,
+    seal: Seal,
+    history: History,
+    node: String,
+}
+
+/// What things are called in Redis.
+struct Names {
+    /// Where nodes wake each other.
+    channel: String,
+    beat: String,
+    changes: String,
+    acks: String,
+}
+
+/// How far the counter stood.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Beat {
+    /// The name of the history that the number belongs to.
+    pub history: u64,
+    pub seq: i64,
+    /// [`mark`] of the change of that number.
+    pub mark: String,
+    /// Redis's clock, before the database was asked.
+    pub at_us: u64,
+}
+
+/// What stands in Redis at an instant of its clock.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    pub now_us: u64,
+    /// `None` where there is none that opens.
+    pub beat: Option<Beat>,
+}
+
+/// Up to where a node knows every change, and when it said so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ack {
+    pub history: u64,
+    pub seq: i64,
+    /// Redis's clock.
+    pub at_us: u64,
+}
+
+/// Tells the change of one number from any other change of that number.
+pub fn mark(change: &[Changed]) -> String {
+    // A change always has a JSON form.
+    let text = serde_json::to_vec(change).unwrap_or_default();
+    hex::encode(Sha256::digest(&text))
+}
+
+impl Names {
+    /// What an acknowledgement is sealed as.
+    fn ack_of(&self, node: &str) -> String {
+        format!("{}:{node}", self.acks)
+    }
+}
+
+impl Relay {
+    /// `node` names this process among those that share the Redis.
+    pub fn new(redis: RedisLink, seal: Seal, history: History, node: String) -> Self {
+        Self {
+            redis,
+            seal,
+            history,
+            node,
+        }
+    }
+
+    /// Nothing has a name before the database was reached.
+    fn names(&self) -> Result<Names, RedisAway> {
+        let database = self.history.database().ok_or(RedisAway)?;
+        // One hash tag: a cluster of Redis keeps them together.
+        let name = |what: &str| format!("keystead:{{{database}}}:{what}:1");
+        Ok(Names {
+            channel: name("wake"),
+            beat: name("beat"),
+            changes: name("changes"),
+            acks: name("acks"),
+        })
+    }
+
+    /// Wakes the other nodes: the change of this number was committed.
+    pub async fn wake(self, seq: i64) {
+        let Ok(names) = self.names() else {
+            return;
+        };
+        let mut publish = redis::cmd("PUBLISH");
+        publish.arg(names.channel).arg(seq);
+        // Whoever does not hear of it asks the database within a second.
+        let _told: Result<i64, RedisAway> = self.redis.query(&publish).await;
+    }
+
+    /// Whether Redis is away.
+    pub fn is_away(&self) -> bool {
+        self.redis.is_away()
+    }
+
+    /// A subscription to wakes; what they say is not to be believed.
+    pub async fn wakes(&self) -> Option<redis::aio::PubSub> {
+        let names = self.names().ok()?;
+        let mut messages = self.redis.messages().await.ok()?;
+        messages.subscribe(&names.channel).await.ok()?;
+        Some(messages)
+    }
+
+    pub async fn read(&self) -> Result<Reading, RedisAway> {
+        let names = self.names()?;
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("TIME").cmd("GET").arg(&names.beat);
+        let ((seconds, micros), beat): ((u64, u64), Option<Vec<u8>>) =
+            self.redis.pipeline(&pipeline).await?;
+        Ok(Reading {
+            now_us: seconds.saturating_mul(1_000_000).saturating_add(micros),
+            beat: beat.and_then(|sealed| self.open(&names.beat, &sealed)),
+        })
+    }
+
+    /// The changes after `position`, in order, as far as they are there without a gap.
+    pub async fn changes_after(&self, position: i64) -> Result<Vec<Changed>, RedisAway> {
+        let names = self.names()?;
+        let mut range = redis::cmd("ZRANGEBYSCORE");
+        range
+            .arg(&names.changes)
+            .arg(format!("({position}"))
+            .arg("+inf")
+            .arg("LIMIT")
+            .arg(0)
+            .arg(READ_MAX);
+        let members: Vec<Vec<u8>> = self.redis.query(&range).await?;
+        let mut changes: Vec<Changed> = Vec::new();
+        let mut next = position.saturating_add(1);
+        for member in members {
+            let Some(change) = self.open::<Vec<Changed>>(&names.changes, &member) else {
+                continue;
+            };
+            if change.iter().all(|changed| changed.seq == next) && !change.is_empty() {
+                changes.extend(change);
+                next = next.saturating_add(1);
+            }
+        }
+        Ok(changes)
+    }
+
+    /// Says how far the counter stood, what changed up to there, and that this node knows it; and
+    /// wakes the others if `wakes`.
+    pub async fn tell(
+        &self,
+        beat: &Beat,
+        changed: &[Changed],
+        wakes: bool,
+    ) -> Result<(), RedisAway> {
+        let names = self.names()?;
+        let numbers: Vec<&[Changed]> = changed
+            .chunk_by(|one, other| one.seq == other.seq)
+            .collect();
+        for some in numbers.chunks(TOLD_AT_ONCE) {
+            let mut pipeline = redis::pipe();
+            for change in some {
+                let seq = change.first().map_or(0, |changed| changed.seq);
+                pipeline
+                    .cmd("ZADD")
+                    .arg(&names.changes)
+                    .arg(seq)
+                    .arg(self.close(&names.changes, change))
+                    .ignore();
+            }
+            pipeline
+                .cmd("ZREMRANGEBYRANK")
+                .arg(&names.changes)
+                .arg(0)
+                .arg(-KEPT - 1)
+                .ignore();
+            self.redis.pipeline::<()>(&pipeline).await?;
+        }
+        // Only now: who reads it finds the changes.
+        let mut pipeline = redis::pipe();
+        pipeline
+            .cmd("SET")
+            .arg(&names.beat)
+            .arg(self.close(&names.beat, beat))
+            .ignore();
+        self.add_ack(
+            &mut pipeline,
+            &names,
+            Ack {
+                history: beat.history,
+                seq: beat.seq,
+                at_us: beat.at_us,
+            },
+        );
+        if wakes {
+            pipeline
+                .cmd("PUBLISH")
+                .arg(&names.channel)
+                .arg(beat.seq)
+                .ignore();
+        }
+        self.redis.pipeline(&pipeline).await
+    }
+
+    /// Says up to where this node knows every change.
+    pub async fn acknowledge(&self, ack: Ack) -> Result<(), RedisAway> {
+        let mut pipeline = redis::pipe();
+        self.add_ack(&mut pipeline, &self.names()?, ack);
+        self.redis.pipeline(&pipeline).await
+    }
+
+    fn add_ack(&self, pipeline: &mut redis::Pipeline, names: &Names, ack: Ack) {
+        pipeline
+            .cmd("HSET")
+            .arg(&names.acks)
+            .arg(&self.node)
+            .arg(self.close(&names.ack_of(&self.node), &ack))
+            .ignore();
+    }
+
+    /// What each node has acknowledged, and the time by Redis's clock.
+    pub async fn acks(&self) -> Result<(u64, HashMap<String, Ack>), RedisAway> {
+        let names = self.names()?;
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("TIME").cmd("HGETALL").arg(&names.acks);
+        let ((seconds, micros), acks): ((u64, u64), HashMap<String, Vec<u8>>) =
+            self.redis.pipeline(&pipeline).await?;
+        let acks = acks
+            .into_iter()
+            .filter_map(|(node, sealed)| {
+                let ack = self.open(&names.ack_of(&node), &sealed)?;
+                Some((node, ack))
+            })
+            .collect();
+        let now_us = seconds.saturating_mul(1_000_000).saturating_add(micros);
+        Ok((now_us, acks))
+    }
+
+    /// Forgets what these nodes have acknowledged: they are gone.
+    pub async fn forget(&self, nodes: &[&str]) -> Result<(), RedisAway> {
+        let mut delete = redis::cmd("HDEL");
+        delete.arg(self.names()?.acks).arg(nodes);
+        self.redis.query::<i64>(&delete).await.map(drop)
+    }
+
+    fn close<T: Serialize>(&self, name: &str, value: &T) -> Vec<u8> {
+        // Our own types always have a JSON form.
+        let text = serde_json::to_vec(value).unwrap_or_default();
+        self.seal.close(name, &text)
+    }
+
+    fn open<T: DeserializeOwned>(&self, name: &str, sealed: &[u8]) -> Option<T> {
+        let value = self.seal.open(name, sealed);
+        if value.is_none() {
+            tracing::warn!(target: "security", name, "refused what stands in Redis: not sealed by us");
+        }
+        // A later version may say more than we understand: then it says nothing to us.
+        serde_json::from_slice(value?).ok()
+    }
+}

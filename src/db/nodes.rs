@@ -1,0 +1,55 @@
+//! Which nodes there are: a row each, kept while the node runs.
+
+use diesel::prelude::*;
+use diesel_async::RunQueryDsl;
+
+use super::schema::node;
+use super::{Conn, Result};
+use crate::each;
+use crate::time::Timestamp;
+
+/// So many are told of at most.
+const NODES_MAX: i64 = 10_000;
+
+/// The node lives, and knows every change up to `position`.
+pub async fn keep(conn: &mut Conn, id: &str, position: i64, now: Timestamp) -> Result<()> {
+    let row = (
+        node::id.eq(id),
+        node::position.eq(position),
+        node::seen_at.eq(now),
+    );
+    each!(conn, c => diesel::insert_into(node::table)
+        .values(row)
+        .on_conflict(node::id)
+        .do_update()
+        .set((node::position.eq(position), node::seen_at.eq(now)))
+        .execute(c)
+        .await)?;
+    Ok(())
+}
+
+/// The nodes that were seen since `at`, with their positions.
+pub async fn seen_since(conn: &mut Conn, at: Timestamp) -> Result<Vec<(String, i64)>> {
+    Ok(each!(conn, c => node::table
+        .filter(node::seen_at.ge(at))
+        .order(node::id)
+        .limit(NODES_MAX)
+        .select((node::id, node::position))
+        .load(c)
+        .await)?)
+}
+
+/// The node has ended.
+pub async fn remove(conn: &mut Conn, id: &str) -> Result<()> {
+    each!(conn, c => diesel::delete(node::table.find(id)).execute(c).await)?;
+    Ok(())
+}
+
+/// Forgets nodes that ended without saying so.
+pub async fn sweep(conn: &mut Conn, before: Timestamp) -> Result<usize> {
+    Ok(
+        each!(conn, c => diesel::delete(node::table.filter(node::seen_at.lt(before)))
+        .execute(c)
+        .await)?,
+    )
+}
