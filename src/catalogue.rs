@@ -138,7 +138,8 @@ pub fn reason(body: Option<Reason>, header: Option<String>) -> Option<String> {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct Deletion {
-    /// Delete it although it has live keys; they are worth nothing from then on.
+    /// Delete it although it has live keys: those of a consumer are revoked; a grant on a service, and
+    /// a key of a tenant, that is gone is worth nothing.
     #[serde(default)]
     #[param(required = false)]
     pub revoke_keys: bool,

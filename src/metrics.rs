@@ -95,6 +95,8 @@ pub struct Metrics {
     pub ready: Gauge,
     /// Every change up to this number is known to the node.
     pub change_position: Gauge,
+    /// How long ago the node's knowledge of changes was proved complete.
+    pub change_proof_age: Gauge<f64, AtomicU64>,
     /// Keys that the node remembers.
     pub cached_keys: Gauge,
 }
@@ -196,6 +198,12 @@ impl Metrics {
             "Every change up to this number is known to the node",
             change_position.clone(),
         );
+        let change_proof_age = Gauge::default();
+        registry.register(
+            "change_proof_age_seconds",
+            "How long ago the knowledge of changes was proved complete",
+            change_proof_age.clone(),
+        );
         let cached_keys = Gauge::default();
         registry.register(
             "cached_keys",
@@ -218,6 +226,7 @@ impl Metrics {
             changes,
             ready,
             change_position,
+            change_proof_age,
             cached_keys,
         }
     }

@@ -160,7 +160,10 @@ impl App {
         readiness.set_mode("redis", redis.map_or("none", |redis| word(redis.is_away())));
         let decides = self.changes.may_use(Clock::uptime_us());
         readiness.set_mode("decisions", if decides { "made" } else { CUT_OFF });
+        readiness.set_mode("changes", self.reach.teller());
         self.metrics.change_position.set(self.changes.position());
+        let age = self.reach.proof_age();
+        self.metrics.change_proof_age.set(age.as_secs_f64());
         let keys = i64::try_from(self.validation.remembered()).unwrap_or(i64::MAX);
         self.metrics.cached_keys.set(keys);
     }

@@ -26,7 +26,7 @@ use super::start::{StartError, hostname, system};
 /// The consumer that holds owner keys.
 const CONSUMER: &str = "keystead-owner";
 
-/// So many of them may have been deleted.
+/// So many of them may have been disabled or deleted.
 const HOLDERS_MAX: u32 = 100;
 
 /// How long the first one lives.
@@ -53,12 +53,13 @@ pub(super) async fn bootstrap(app: &App, tenant: TenantRef) -> Result<(), StartE
     tracing::info!(path = %path.display(), "made the first owner key, good for 24h");
     let mut terminal = io::stderr();
     if terminal.is_terminal() {
-        let _a_closed_terminal_misses_it = writeln!(
-            terminal,
-            "\n  The first owner key, shown once and good for 24h (also in {}):\n\n    {}\n",
+        // As one piece, so that no line of the log comes between.
+        let shown = zeroize::Zeroizing::new(format!(
+            "\n  The first owner key, shown once and good for 24h (also in {}):\n\n    {}\n\n",
             path.display(),
             api_key.expose_secret(),
-        );
+        ));
+        let _a_closed_terminal_misses_it = terminal.write_all(shown.as_bytes());
     }
     Ok(())
 }
@@ -150,9 +151,9 @@ async fn issue(
     }
 }
 
-/// The consumer that holds owner keys: the first that is there or can be made. One that was disabled
-/// is enabled, and one that was deleted has a successor, for slugs are never used again: this is the
-/// way back in.
+/// The consumer that holds owner keys: the first that is there and active, or can be made. One that was
+/// disabled stays so, with the keys that it holds, and one that was deleted has a successor, for slugs
+/// are never used again.
 async fn holder(app: &App, at: &Attribution) -> Result<Slug, StartError> {
     let wrong = |detail: &'static str| StartError::Wrong(detail.to_owned());
     for number in 1..=HOLDERS_MAX {
@@ -182,17 +183,19 @@ async fn holder(app: &App, at: &Attribution) -> Result<Slug, StartError> {
             }) => {}
             Err(error) => return Err(error.into()),
         }
-        let enabled = app
+        let there = app
             .consumers
-            .enable(at.clone(), Rights::all(), slug.as_str().to_owned())
+            .read(&at.tenant, &Rights::all(), slug.to_string())
             .await;
-        match enabled {
-            Ok(_) => return Ok(slug),
-            Err(Error::NotFound(_)) => {}
+        match there {
+            Ok(consumer) if consumer.disabled_at.is_none() => return Ok(slug),
+            Ok(_) | Err(Error::NotFound(_)) => {}
             Err(error) => return Err(error.into()),
         }
     }
-    Err(wrong("every consumer for owner keys was deleted"))
+    Err(wrong(
+        "every consumer for owner keys is disabled or deleted",
+    ))
 }
 
 /// Replaces the file as a whole, readable by its owner alone.

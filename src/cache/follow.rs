@@ -91,6 +91,22 @@ impl Reach {
         seen > 0 && Clock::uptime_us().saturating_sub(seen) < REDIS_SEEN_US
     }
 
+    /// Who tells this node of changes.
+    pub fn teller(&self) -> &'static str {
+        if !self.is_database_away() {
+            "database"
+        } else if self.sees_redis() {
+            "redis"
+        } else {
+            "nobody"
+        }
+    }
+
+    /// How long ago the knowledge of changes was proved complete.
+    pub fn proof_age(&self) -> Duration {
+        Duration::from_micros(Clock::uptime_us().saturating_sub(self.proved_us()))
+    }
+
     fn see_redis(&self, began_us: u64) {
         self.0.redis_us.fetch_max(began_us, Ordering::Relaxed);
     }

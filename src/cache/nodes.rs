@@ -24,12 +24,15 @@ const LIVES: Span = Span::seconds(60);
 /// A node whose row is older than this is forgotten.
 const FORGOTTEN: Span = Span::hours(1);
 
+/// The same of what it said in Redis.
+const ACK_FORGOTTEN_US: u64 = 3_600_000_000;
+
 /// A node that reaches Redis says so this often at least.
 const ACK_FRESH_US: u64 = 10_000_000;
 
-/// Between two looks at what the others have acknowledged: in Redis, and in the database.
-const ASK_REDIS_EVERY: Duration = Duration::from_millis(3);
-const ASK_DATABASE_EVERY: Duration = Duration::from_millis(50);
+/// Between two looks at what the others have acknowledged, at first; it doubles.
+const ASK_FIRST: Duration = Duration::from_millis(3);
+const ASK_MAX: Duration = Duration::from_millis(50);
 
 /// This node among the others, cheap to clone.
 #[derive(Clone)]
@@ -100,6 +103,20 @@ impl Nodes {
 
     /// Forgets nodes that ended without saying so.
     pub async fn sweep(&self) -> db::Result<()> {
+        if let Some(relay) = &self.relay
+            && let Ok((now_us, acks)) = relay.acks().await
+        {
+            let age_us = |ack: &Ack| now_us.saturating_sub(ack.at_us);
+            let gone: Vec<&str> = acks
+                .iter()
+                .filter(|(_, ack)| age_us(ack) > ACK_FORGOTTEN_US)
+                .map(|(node, _)| node.as_str())
+                .collect();
+            if !gone.is_empty() {
+                // What is not forgotten now is an hour later.
+                let _gone = relay.forget(&gone).await;
+            }
+        }
         let before = self.clock.now().minus(FORGOTTEN);
         self.db
             .write(async move |conn: &mut Conn| nodes::sweep(conn, before).await.map(drop))
@@ -150,7 +167,7 @@ impl Nodes {
             {
                 return;
             }
-            tokio::time::sleep(ASK_DATABASE_EVERY).await;
+            tokio::time::sleep(ASK_MAX).await;
         }
     }
 
@@ -176,6 +193,7 @@ impl Nodes {
             return all_in(&HashMap::new(), 0);
         };
         let asked_us = Clock::uptime_us();
+        let mut pause = ASK_FIRST;
         while Clock::uptime_us().saturating_sub(asked_us) < 1_000_000 {
             let Ok((now_us, acks)) = relay.acks().await else {
                 // Nobody can say what a node knows that reaches Redis alone.
@@ -184,7 +202,8 @@ impl Nodes {
             if all_in(&acks, now_us) {
                 return true;
             }
-            tokio::time::sleep(ASK_REDIS_EVERY).await;
+            tokio::time::sleep(pause).await;
+            pause = ASK_MAX.min(pause * 2);
         }
         false
     }

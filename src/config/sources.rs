@@ -232,7 +232,22 @@ fn secret_in(table: &toml::Table) -> Option<(&'static str, String)> {
         .then(|| ("redis.url", own_file("redis.url")))
 }
 
+/// A setting's name with single underscores is a typo. Others that begin so may be somebody else's:
+/// Kubernetes sets `KEYSTEAD_PORT` for a service called keystead.
+fn refuse_mistyped(variables: &[(OsString, OsString)]) -> Result<(), ConfigError> {
+    for setting in SETTINGS {
+        let right = setting.variable();
+        let mistyped = right.replace("__", "_");
+        if variables.iter().any(|(name, _)| *name == *mistyped) {
+            let problem = format!("is not a setting; write two underscores: {right}");
+            return Err(ConfigError::new(&mistyped, "", problem));
+        }
+    }
+    Ok(())
+}
+
 fn variables(variables: &[(OsString, OsString)]) -> Result<Vec<Layer>, ConfigError> {
+    refuse_mistyped(variables)?;
     let mut layers: Vec<Layer> = Vec::new();
     let mut seen: Vec<&str> = Vec::new();
     let mut ours: Vec<_> = variables

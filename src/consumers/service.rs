@@ -10,8 +10,8 @@ use super::body::{ConsumerBody, CreateConsumer, ReplaceConsumer, UpdateConsumer}
 use super::{Consumer, ConsumerFilter, store};
 use crate::audit::{Attribution, Audit, Change, TenantRef};
 use crate::catalogue::{self, check_version};
-use crate::db::Db;
 use crate::db::feed::Kind;
+use crate::db::{self, Db};
 use crate::error::{Conflict, Error, Result};
 use crate::id::ConsumerId;
 use crate::idempotency::{self, Claim, Idempotent};
@@ -22,6 +22,9 @@ use crate::rights::{Permission, Reach, Rights};
 use crate::text::{Name, Slug};
 
 const KIND: &str = "consumer";
+
+/// A deletion revokes so many keys at most.
+const REVOKED_MAX: u64 = 10_000;
 
 /// Keeps consumers, cheap to clone.
 #[derive(Clone)]
@@ -169,8 +172,8 @@ impl Consumers {
     /// Its external id is free again.
     ///
     /// # Errors
-    /// [`Conflict::HasLiveKeys`] with their count, unless `revoke_keys`: then they are worth nothing
-    /// from now on, because their consumer is gone.
+    /// [`Conflict::HasLiveKeys`] with their count, unless `revoke_keys`: then they are revoked, if they
+    /// are at most [`REVOKED_MAX`].
     pub async fn delete(
         &self,
         at: Attribution,
@@ -182,12 +185,25 @@ impl Consumers {
         self.audit
             .change(at, async move |change: &mut Change| {
                 let before = load(change, &rights, &reference).await?;
+                let now = change.now();
+                let count = store::live_keys(change.conn(), &before.id, now).await?;
                 if !revoke_keys {
-                    let now = change.now();
-                    let count = store::live_keys(change.conn(), &before.id, now).await?;
                     catalogue::check_no_live_keys(KIND, count)?;
+                } else if count > REVOKED_MAX {
+                    return Err(Error::Conflict {
+                        conflict: Conflict::HasLiveKeys,
+                        detail: format!(
+                            "the consumer has more than {REVOKED_MAX} live keys: revoke them first, \
+                             with POST /v1/keys/revoke"
+                        ),
+                        existing_id: None,
+                        count: Some(count),
+                    });
                 }
                 check_version(before.version, expected)?;
+                if revoke_keys {
+                    revoke_its_keys(change, &before).await?;
+                }
                 let mut after = before.clone();
                 after.external_id = None;
                 after.deleted_at = Some(change.now());
@@ -238,6 +254,22 @@ impl Consumers {
             })
             .await
     }
+}
+
+async fn revoke_its_keys(change: &mut Change, consumer: &Consumer) -> Result<()> {
+    let at = change.attribution();
+    let by = serde_json::to_string(&at.actor)
+        .map_err(|error| db::Error::Corrupt(format!("an actor: {error}")))?;
+    let (now, reason) = (change.now(), at.reason.clone());
+    let revoked =
+        store::revoke_keys(change.conn(), &consumer.id, now, &by, reason.as_deref()).await?;
+    for key in &revoked {
+        let status = |status: &str| Some(json!({"status": status}));
+        let target = ("key", key.as_str());
+        change.record("key.revoke", target, status("active"), status("revoked"));
+        change.touch(Kind::Key, key.as_str());
+    }
+    Ok(())
 }
 
 /// Creates the consumer in the tenant acted in.

@@ -11,7 +11,7 @@ use crate::catalogue::Status;
 use crate::db::schema::{api_key, consumer, key_grant, service};
 use crate::db::{Conn, Error, Result};
 use crate::each;
-use crate::id::{ConsumerId, TenantId};
+use crate::id::{ConsumerId, KeyId, TenantId};
 use crate::metadata::Metadata;
 use crate::page::PageRequest;
 use crate::rights::{self, Reach};
@@ -269,4 +269,29 @@ pub async fn live_keys(conn: &mut Conn, id: &ConsumerId, now: Timestamp) -> Resu
         .get_result(c)
         .await)?;
     Ok(count.unsigned_abs())
+}
+
+/// Revokes all keys of the consumer that are not revoked yet, and answers which those were.
+pub async fn revoke_keys(
+    conn: &mut Conn,
+    id: &ConsumerId,
+    now: Timestamp,
+    by: &str,
+    reason: Option<&str>,
+) -> Result<Vec<KeyId>> {
+    Ok(each!(conn, c => diesel::update(
+            api_key::table
+                .filter(api_key::consumer_id.eq(id))
+                .filter(api_key::revoked_at.is_null()),
+        )
+        .set((
+            api_key::revoked_at.eq(now),
+            api_key::revoked_by.eq(by),
+            api_key::reason.eq(reason),
+            api_key::version.eq(api_key::version + 1),
+            api_key::updated_at.eq(now),
+        ))
+        .returning(api_key::id)
+        .get_results(c)
+        .await)?)
 }

@@ -121,12 +121,8 @@ impl Problem {
     }
 
     /// 401 without a credential: says how to present one, and no `error` (RFC 6750 §3.1).
-    pub fn unauthenticated() -> Self {
-        Self::new(
-            Code::Unauthenticated,
-            "present a management key as x-api-key, or an admin JWT as Authorization: Bearer",
-        )
-        .header(
+    pub fn unauthenticated(detail: &str) -> Self {
+        Self::new(Code::Unauthenticated, detail).header(
             header::WWW_AUTHENTICATE,
             HeaderValue::from_static("Bearer realm=\"keystead\""),
         )

@@ -48,7 +48,7 @@ pub struct NewKey {
     #[schema(min_items = 1, max_items = 50)]
     pub grants: Vec<NewGrant>,
     pub not_before: Option<Timestamp>,
-    /// Life from now; not together with `expires_at`.
+    /// Life from now; not together with `expires_at`. Default: the service's `default_ttl`, else `90d`.
     pub ttl: Option<Span>,
     /// `null` is a key without an end, where the policy allows it.
     #[serde(default, deserialize_with = "crate::patch::double_option")]

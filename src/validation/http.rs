@@ -549,7 +549,7 @@ impl From<Failure> for Problem {
 impl From<AuthFailure> for Problem {
     fn from(failure: AuthFailure) -> Self {
         match failure {
-            AuthFailure::Invalid => Self::invalid_credential(),
+            AuthFailure::Invalid | AuthFailure::NoManagementKey(_) => Self::invalid_credential(),
             AuthFailure::Refused(outcome) => refused(outcome),
             AuthFailure::Limited(outcome, headers) => used_up(outcome, &headers),
             AuthFailure::Failed(failure) => failure.into(),
@@ -595,7 +595,7 @@ pub fn refused(outcome: Outcome) -> Problem {
         Outcome::Disabled => Code::Disabled,
         Outcome::Expired => Code::Expired,
         Outcome::NotYetValid => Code::NotYetValid,
-        Outcome::Missing => return Problem::unauthenticated(),
+        Outcome::Missing => return Problem::unauthenticated("present an API key as x-api-key"),
         Outcome::Valid
         | Outcome::Malformed
         | Outcome::Unknown

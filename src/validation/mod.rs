@@ -91,8 +91,10 @@ pub struct Identified {
 /// Why a presented key authenticates nobody.
 #[derive(Debug)]
 pub enum AuthFailure {
-    /// Malformed, unknown, or no management key: one answer for all.
+    /// Malformed or unknown.
     Invalid,
+    /// A good key without a grant on `keystead`: told like an unknown one.
+    NoManagementKey(KeyId),
     /// A known management key that is refused; the holder may be told.
     Refused(Outcome),
     /// A known key that has used up what it may.
@@ -306,7 +308,7 @@ impl Validation {
                 Ok((subject, limits))
             }
             // A good key that is no management key says as little as an unknown one.
-            Outcome::WrongService => Err(AuthFailure::Invalid),
+            Outcome::WrongService => Err(AuthFailure::NoManagementKey(subject.key.key_id.clone())),
             refused => Err(AuthFailure::Refused(refused)),
         }
     }
@@ -404,6 +406,7 @@ impl AuthFailure {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Invalid => "invalid",
+            Self::NoManagementKey(_) => "not_a_management_key",
             Self::Refused(outcome) | Self::Limited(outcome, _) => outcome.code(),
             Self::Failed(_) => "failed",
         }

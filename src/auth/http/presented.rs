@@ -5,6 +5,9 @@ use actix_web::http::header::{self, HeaderMap, HeaderName};
 use super::{ON_BEHALF_OF, X_API_KEY};
 use crate::http::problem::{Code, Problem};
 
+const CREDENTIALS: &str =
+    "present a management key as x-api-key, or an admin JWT as Authorization: Bearer";
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Credential<'a> {
     /// In `x-api-key`.
@@ -27,7 +30,7 @@ impl<'a> Presented<'a> {
         let on_behalf_of = one_line(headers, &ON_BEHALF_OF)?;
         let credential = match (authorization, api_key) {
             (Some(_), Some(_)) => return Err(two_credentials()),
-            (None, None) => return Err(Problem::unauthenticated()),
+            (None, None) => return Err(Problem::unauthenticated(CREDENTIALS)),
             (None, Some(key)) => Credential::Key(key),
             // A key acts for a person from `x-api-key` alone: there is one way to write it.
             (Some(_), None) if on_behalf_of.is_some() => return Err(two_credentials()),

@@ -9,6 +9,7 @@ use super::now;
 use crate::auth::people::NotAPerson;
 use crate::http::context::RequestContext;
 use crate::http::problem::{Code, Problem};
+use crate::id::KeyId;
 use crate::metrics::Metrics;
 use crate::validation::AuthFailure;
 use crate::validation::decide::Outcome;
@@ -34,12 +35,16 @@ pub(super) fn refuse_key(req: &HttpRequest, failure: AuthFailure) -> Problem {
     match &failure {
         AuthFailure::Failed(_) => {}
         AuthFailure::Invalid => security_event(req, "key", "unknown_key", failure.reason()),
+        AuthFailure::NoManagementKey(key) => {
+            count(req, |metrics| metrics.auth_failures.inc("key"));
+            log_refused(req, failure.reason(), Some(key));
+        }
         AuthFailure::Refused(Outcome::IpNotAllowed) => {
             security_event(req, "key", "ip_not_allowed", failure.reason());
         }
         AuthFailure::Refused(_) | AuthFailure::Limited(_, _) => {
             count(req, |metrics| metrics.auth_failures.inc("key"));
-            log_refused(req, failure.reason());
+            log_refused(req, failure.reason(), None);
         }
     }
     failure.into()
@@ -51,7 +56,7 @@ pub(super) fn security_event(req: &HttpRequest, kind: &str, event: &str, reason:
         metrics.auth_failures.inc(kind);
         metrics.security_events.inc(event);
     });
-    log_refused(req, reason);
+    log_refused(req, reason, None);
 }
 
 pub(super) fn count(req: &HttpRequest, by: impl FnOnce(&Metrics)) {
@@ -61,7 +66,7 @@ pub(super) fn count(req: &HttpRequest, by: impl FnOnce(&Metrics)) {
 }
 
 /// A flood of refused credentials does not flood the log.
-fn log_refused(req: &HttpRequest, reason: &'static str) {
+fn log_refused(req: &HttpRequest, reason: &'static str, key: Option<&KeyId>) {
     static SECOND: AtomicI64 = AtomicI64::new(0);
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let context = RequestContext::of(req);
@@ -77,6 +82,7 @@ fn log_refused(req: &HttpRequest, reason: &'static str) {
             target: "security",
             reason,
             suppressed,
+            key.id = key.map(KeyId::as_str),
             ip = %context.ip,
             request_id = &*context.request_id,
             "refused a credential"

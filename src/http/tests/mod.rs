@@ -66,7 +66,7 @@ impl FromRequest for SlowCaller {
             match key.map(header::HeaderValue::as_bytes) {
                 Some(b"good") => {}
                 Some(_) => return Err(Problem::invalid_credential()),
-                None => return Err(Problem::unauthenticated()),
+                None => return Err(Problem::unauthenticated("present a key")),
             }
             context::add_response_header(
                 &req,

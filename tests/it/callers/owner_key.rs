@@ -11,6 +11,7 @@ both!(
     the_first_start_leaves_an_owner_key_that_is_its_owners_alone_and_in_no_log,
     no_owner_key_is_made_where_an_issuer_makes_owners,
     who_has_the_database_and_the_master_key_makes_an_owner_key_and_is_named,
+    the_way_back_in_revives_no_owner_key_that_was_stopped,
 );
 
 /// `keystead owner-key` on the home's database, with nothing but what it needs.
@@ -116,4 +117,43 @@ async fn who_has_the_database_and_the_master_key_makes_an_owner_key_and_is_named
     let boss = bearer(&server, json!({"groups": ["sre"]}));
     let keys = boss.get("/v1/keys?consumer=keystead-owner").send().await;
     assert_eq!(keys.expect(200)["items"].as_array().unwrap().len(), 1);
+}
+
+async fn the_way_back_in_revives_no_owner_key_that_was_stopped(home: Home) {
+    let server = home.serve().await;
+    let first = server.owner();
+    let disable = first.post("/v1/consumers/keystead-owner/disable");
+    disable.send().await.expect(200);
+    assert_eq!(first.get("/v1/keys").send().await.code(), "disabled");
+    for holder in ["keystead-owner-2", "keystead-owner-3"] {
+        let made = owner_key(&home, crate::support::MASTER_KEY, "24h");
+        assert!(made.status.success());
+        let key = String::from_utf8(made.stdout).unwrap();
+        let owner = server.client().with_key(key.trim());
+        let keys = owner
+            .get(&format!("/v1/keys?consumer={holder}"))
+            .send()
+            .await;
+        assert_eq!(keys.expect(200)["items"].as_array().unwrap().len(), 1);
+        assert_eq!(first.get("/v1/keys").send().await.code(), "disabled");
+        // Deleted with its key, which is revoked and stands so in the trail.
+        let path = format!("/v1/consumers/{holder}?revoke_keys=true");
+        let ended = owner.request("DELETE".parse().unwrap(), &path).send().await;
+        assert_eq!(ended.status, 204, "{ended}");
+        assert_eq!(owner.get("/v1/keys").send().await.code(), "revoked");
+    }
+    let made = owner_key(&home, crate::support::MASTER_KEY, "24h");
+    let key = String::from_utf8(made.stdout).unwrap();
+    let owner = server.client().with_key(key.trim());
+    let path = "/v1/audit/events?action=key.revoke";
+    let lines = owner.get(path).send().await.expect(200);
+    assert_eq!(lines["items"].as_array().unwrap().len(), 2, "{lines}");
+    let keys = owner
+        .get("/v1/keys?status=revoked")
+        .send()
+        .await
+        .expect(200);
+    assert_eq!(keys["items"].as_array().unwrap().len(), 2, "{keys}");
+    let report = owner.post("/v1/audit/verify").json(json!({})).send().await;
+    assert_eq!(report.expect(200)["valid"], true);
 }
