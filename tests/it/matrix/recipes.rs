@@ -230,7 +230,7 @@ pub fn recipe(operation: &str) -> Option<Recipe> {
             .ids(consumer)
             .query(|_| "revoke_keys=true".to_owned())
             .answers(204)
-            .leaves(&["consumer.delete"]),
+            .leaves(&["key.revoke", "consumer.delete"]),
         "disable_consumer" => scope("consumers:write")
             .ids(consumer)
             .leaves(&["consumer.disable"]),
