@@ -10,11 +10,7 @@ use crate::support::load::{Line, Plan};
 use crate::support::redis::OwnRedis;
 use crate::support::{Fault, Frozen, signal};
 
-three_nodes!(
-    a_redis_that_is_killed_fails_no_validation,
-    a_redis_that_stands_still_fails_no_validation,
-    a_redis_that_is_slow_fails_no_validation,
-);
+three_nodes!(a_redis_that_is_slow_or_stands_still_or_is_killed_fails_no_validation,);
 
 /// How soon limits are exact again.
 const EXACT_AGAIN: Duration = Duration::from_secs(2);
@@ -36,16 +32,39 @@ impl Cluster {
         let limited = json!({"rate_limits": limits});
         self.issue_with(count, ("invoicing", "acme"), limited).await
     }
+
+    async fn set_redis(&mut self, fault: Fault) {
+        for node in &mut self.nodes {
+            node.redis.set(fault).await;
+        }
+    }
 }
 
-async fn a_redis_that_is_killed_fails_no_validation(cluster: Cluster) {
-    let other = OwnRedis::start();
+async fn a_redis_that_is_slow_or_stands_still_or_is_killed_fails_no_validation(
+    mut cluster: Cluster,
+) {
     let id = cluster.redis.process_id().await;
+    let slow = Fault::Delay(Duration::from_millis(150));
     outage(
-        cluster,
+        &mut cluster,
+        "slow",
+        async |cluster| cluster.set_redis(slow).await,
+        async |cluster, ()| cluster.set_redis(Fault::None).await,
+    )
+    .await;
+    outage(
+        &mut cluster,
+        "stopped",
+        async |_| Frozen::process(id),
+        async |_, frozen| drop(frozen),
+    )
+    .await;
+    let other = OwnRedis::start();
+    outage(
+        &mut cluster,
         "killed",
         async |_| signal(id, "KILL"),
-        async |cluster| {
+        async |cluster, ()| {
             for node in &cluster.nodes {
                 node.redis.lead_to(other.address());
             }
@@ -54,42 +73,12 @@ async fn a_redis_that_is_killed_fails_no_validation(cluster: Cluster) {
     .await;
 }
 
-async fn a_redis_that_stands_still_fails_no_validation(cluster: Cluster) {
-    let id = cluster.redis.process_id().await;
-    let frozen = std::cell::Cell::new(None);
-    outage(
-        cluster,
-        "stopped",
-        async |_| frozen.set(Some(Frozen::process(id))),
-        async |_| frozen.set(None),
-    )
-    .await;
-}
-
-async fn a_redis_that_is_slow_fails_no_validation(cluster: Cluster) {
-    let slow = Fault::Delay(Duration::from_millis(150));
-    outage(
-        cluster,
-        "slow",
-        async |cluster| cluster.set_redis(slow).await,
-        async |cluster| cluster.set_redis(Fault::None).await,
-    )
-    .await;
-}
-
-impl Cluster {
-    async fn set_redis(&mut self, fault: Fault) {
-        for node in &mut self.nodes {
-            node.redis.set(fault).await;
-        }
-    }
-}
-
-async fn outage(
-    mut cluster: Cluster,
+/// What `begin` does until `end` undoes it, under load.
+async fn outage<T>(
+    cluster: &mut Cluster,
     what: &str,
-    begin: impl AsyncFnOnce(&mut Cluster),
-    end: impl AsyncFnOnce(&mut Cluster),
+    begin: impl AsyncFnOnce(&mut Cluster) -> T,
+    end: impl AsyncFnOnce(&mut Cluster, T),
 ) {
     // Every validation of the load wants something of Redis.
     let good = cluster.limited(sized(100, 1_000), 1_000_000, "local").await;
@@ -103,7 +92,7 @@ async fn outage(
     let load = cluster.load(sized(200, 1_000), &good).start().await;
     sleep(Duration::from_secs(1)).await;
 
-    begin(&mut cluster).await;
+    let begun = begin(cluster).await;
     let began = load.began.elapsed();
     let second = Duration::from_secs(1);
     sleep(second).await;
@@ -121,7 +110,7 @@ async fn outage(
         assert_eq!(admitted(&closed).await, 0);
     }
     sleep(sized(second, 8 * second)).await;
-    end(&mut cluster).await;
+    end(cluster, begun).await;
     let ended = load.began.elapsed();
     sleep(EXACT_AGAIN).await;
     let plan = Plan {

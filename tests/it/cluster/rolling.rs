@@ -75,7 +75,7 @@ async fn a_rolling_restart_behind_a_balancer_fails_no_request(mut cluster: Clust
     cluster.warm(&keys).await;
     let balancer = Balancer::before(&cluster).await;
     let questions = keys.iter().map(|key| key.question.clone()).collect();
-    let plan = Plan::at(sized(250, 1_000), vec![balancer.address], questions);
+    let plan = Plan::at(sized(400, 1_000), vec![balancer.address], questions);
     let load = plan.start().await;
     let (mut rounds, mut slowest) = (0, Duration::ZERO);
     while load.asked() < sized(5_000, 100_000) {

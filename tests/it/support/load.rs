@@ -193,17 +193,16 @@ impl Plan {
         }
     }
 
-    /// Begins once every client is connected.
+    /// Those who are to ask at once are connected before it begins.
     pub async fn start(self) -> Load {
         let mut clients = Vec::new();
+        let is_one_each = self.count == self.clients as u64;
         for client in 0..self.clients {
-            // A client speaks to one node, if there are clients enough.
             let mut lines: Vec<_> = self.nodes.iter().map(|node| Line::to(*node)).collect();
-            if self.clients >= self.count.try_into().unwrap_or(usize::MAX) {
-                lines = vec![Line::to(self.nodes[client % self.nodes.len()])];
-            }
-            for line in &mut lines {
+            if is_one_each {
+                let mut line = Line::to(self.nodes[client % self.nodes.len()]);
                 line.open().await.expect("the node listens");
+                lines = vec![line];
             }
             clients.push(lines);
         }

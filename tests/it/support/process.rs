@@ -32,7 +32,9 @@ impl Home {
 
     /// Starts a node and does not wait: it may have to end by itself.
     pub fn start(&self, settings: &[(&str, &str)]) -> Process {
-        let mut command = Command::new(BINARY);
+        // The release build, where it is measured.
+        let binary = super::setting("KEYSTEAD_TEST_BINARY").unwrap_or_else(|| BINARY.to_owned());
+        let mut command = Command::new(binary);
         command.arg("serve");
         self.start_by(command, settings, None)
     }
