@@ -303,14 +303,14 @@ impl Report {
         percentile(self.0.iter().map(|shot| shot.latency), 100)
     }
 
-    /// Admissions of a limit that admits `limit`: exactly so many, but for calls to Redis that took
-    /// too long on a machine that stalls. They are refused for a second, which nobody else is, and
-    /// may have been counted.
+    /// Admissions of a limit that admits `limit`: never more. Whether it was exactly so many, which it
+    /// is but for calls to Redis that took too long, on a machine that stalls. They are refused for a
+    /// second, which nobody else is, and may have been counted.
     ///
     /// # Panics
     /// If anything was answered but `valid` and `rate_limited`.
     #[track_caller]
-    pub fn expect_admitted(&self, limit: usize) {
+    pub fn admits_exactly(&self, limit: usize) -> bool {
         let (admitted, refused) = (self.count("valid"), self.count("rate_limited"));
         assert_eq!(admitted + refused, self.0.len(), "{self}");
         let lost = self.0.iter();
@@ -320,6 +320,7 @@ impl Report {
             (least..=limit).contains(&admitted),
             "{admitted} admitted, not {least} to {limit}"
         );
+        admitted == limit
     }
 
     /// # Panics
