@@ -18,13 +18,15 @@ async fn five_hundred_who_want_the_same_cold_key_cause_one_look_up_a_node(cluste
     cluster.warm(&warm).await;
     let lookups = cluster.home.lookups().await;
     for key in cluster.issue(sized(2, 30)).await {
-        let before = lookups.count().await;
-        let plan = Plan::at_once(1_500, cluster.addresses(), vec![key.question.clone()]);
-        let asked = plan.run().await;
-        let made = lookups.count().await - before;
-        figure(format_args!("{made} look-ups: {asked}"));
-        assert_eq!(made, 3, "one a node");
-        expect_all_valid_or_busy(&asked, "at once");
+        for node in cluster.addresses() {
+            let before = lookups.count().await;
+            let plan = Plan::at_once(500, vec![node], vec![key.question.clone()]);
+            let asked = plan.run().await;
+            let made = lookups.count().await - before;
+            figure(format_args!("{made} look-up: {asked}"));
+            assert_eq!(made, 1);
+            expect_all_valid_or_busy(&asked, "at once");
+        }
     }
 }
 
