@@ -16,7 +16,7 @@ three_nodes!(a_rolling_restart_behind_a_balancer_fails_no_request);
 
 const BOUND: Duration = Duration::from_secs(20);
 
-/// HAProxy before all nodes, as docs/operations would have it, but without a second try.
+/// HAProxy before all nodes, without a second try.
 struct Balancer {
     address: SocketAddr,
     /// It ends when this closes.
