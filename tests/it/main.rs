@@ -15,6 +15,7 @@ mod cached;
 mod callers;
 mod catalogue;
 mod cli;
+mod cluster;
 mod disk;
 mod house;
 mod keys;

@@ -10,6 +10,7 @@
 mod client;
 pub(crate) mod forge;
 mod home;
+pub mod load;
 mod postgres;
 mod process;
 mod proxy;
@@ -26,7 +27,7 @@ use keystead::db::{Db, Target};
 
 pub use client::{Answer, Client, Request};
 pub use home::{Backend, Home, MASTER_KEY, run};
-pub use process::{BINARY, Process};
+pub use process::{BINARY, Frozen, Process, free_address, signal};
 pub use proxy::{Fault, Proxy};
 pub use server::Server;
 

@@ -56,6 +56,33 @@ pub async fn remove(url: &str) {
     }
 }
 
+/// Counts the look-ups of presented keys in one database, whichever node makes them.
+pub struct Lookups(Client);
+
+impl super::Home {
+    /// # Panics
+    /// If the server was not started with `pg_stat_statements`, as `scripts/throwaway` starts it.
+    pub async fn lookups(&self) -> Lookups {
+        let client = connect(&self.database_url).await;
+        let install = "CREATE EXTENSION IF NOT EXISTS pg_stat_statements";
+        client
+            .batch_execute(install)
+            .await
+            .expect("shared_preload_libraries has pg_stat_statements (package postgresql-contrib)");
+        Lookups(client)
+    }
+}
+
+impl Lookups {
+    pub async fn count(&self) -> i64 {
+        let count = "SELECT coalesce(sum(calls), 0)::bigint FROM pg_stat_statements AS statement
+             JOIN pg_database ON pg_database.oid = dbid
+             WHERE datname = current_database() AND query LIKE '%fingerprint\" = ANY(%'";
+        let row = self.0.query_one(count, &[]).await;
+        row.expect("the statistics can be read").get(0)
+    }
+}
+
 async fn create(admin: &Client, name: &str, template: &str) {
     // A process that was killed and had our id may have left one.
     drop_database(admin, name).await;

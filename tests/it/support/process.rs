@@ -32,7 +32,9 @@ impl Home {
 
     /// Starts a node and does not wait: it may have to end by itself.
     pub fn start(&self, settings: &[(&str, &str)]) -> Process {
-        let mut command = Command::new(BINARY);
+        // The release build, where it is measured.
+        let binary = super::setting("KEYSTEAD_TEST_BINARY").unwrap_or_else(|| BINARY.to_owned());
+        let mut command = Command::new(binary);
         command.arg("serve");
         self.start_by(command, settings, None)
     }
@@ -45,7 +47,11 @@ impl Home {
         settings: &[(&str, &str)],
         stdout: Option<Stdio>,
     ) -> Process {
-        let probe = free_address();
+        let given = settings.iter().find(|(name, _)| *name == "SERVER__LISTEN");
+        let probe = match given {
+            Some((_, address)) => address.parse().expect("an address"),
+            None => free_address(),
+        };
         let address = probe.to_string();
         let log = self.dir().join(format!("node-{}.log", probe.port()));
         let output = File::create(&log).expect("the home is writable");
@@ -73,7 +79,7 @@ impl Home {
 
 /// Free now, and below those that clients get: nobody else binds it before the node does, as far as
 /// anybody can tell.
-fn free_address() -> SocketAddr {
+pub fn free_address() -> SocketAddr {
     loop {
         let port = 10_000 + u16::from_be_bytes(Entropy::System.bytes()) % 20_000;
         if let Ok(probe) = TcpListener::bind(("127.0.0.1", port)) {
@@ -118,11 +124,23 @@ impl Process {
 
     /// Sends a signal, such as `TERM`, `STOP` or `KILL`.
     pub fn signal(&self, name: &str) {
-        let sent = Command::new("kill")
-            .args([format!("-{name}"), self.child.id().to_string()])
-            .status()
-            .expect("kill is everywhere");
-        assert!(sent.success(), "kill -{name}");
+        signal(self.child.id(), name);
+    }
+
+    /// The memory that it holds.
+    pub fn memory_kib(&self) -> u64 {
+        let id = self.id().to_string();
+        if let Ok(status) = std::fs::read_to_string(format!("/proc/{id}/status")) {
+            let held = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+            let held = held.expect("the node runs").trim().trim_end_matches(" kB");
+            return held.parse().expect("a number");
+        }
+        let told = Command::new("ps").args(["-o", "rss=", "-p", &id]).output();
+        let told = told.expect("without /proc there is ps").stdout;
+        String::from_utf8_lossy(&told)
+            .trim()
+            .parse()
+            .expect("a number")
     }
 
     /// Waits for its end.
@@ -141,5 +159,30 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Sends a signal to any process that a test has to do with.
+pub fn signal(id: u32, name: &str) {
+    let sent = Command::new("kill")
+        .args([format!("-{name}"), id.to_string()])
+        .status()
+        .expect("kill is everywhere");
+    assert!(sent.success(), "kill -{name}");
+}
+
+/// A process that stands still until this is dropped.
+pub struct Frozen(u32);
+
+impl Frozen {
+    pub fn process(id: u32) -> Self {
+        signal(id, "STOP");
+        Self(id)
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        signal(self.0, "CONT");
     }
 }

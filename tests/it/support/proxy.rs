@@ -1,6 +1,7 @@
 //! A TCP proxy that fails on purpose: put it before PostgreSQL, Redis or a node.
 
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -36,6 +37,22 @@ pub struct Proxy {
     pub address: SocketAddr,
     wanted: watch::Sender<Fault>,
     in_force: watch::Receiver<Fault>,
+    way: Arc<Way>,
+}
+
+/// What all connections share.
+struct Way {
+    upstream: Mutex<SocketAddr>,
+    holding: watch::Sender<Holding>,
+}
+
+/// One answer that is held back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Holding {
+    Nothing,
+    /// The next that contains this.
+    Awaited(Vec<u8>),
+    Held,
 }
 
 impl Proxy {
@@ -44,12 +61,48 @@ impl Proxy {
         let address = listener.local_addr().expect("it is bound");
         let (wanted, faults) = watch::channel(Fault::None);
         let (acknowledge, in_force) = watch::channel(Fault::None);
-        tokio::spawn(serve(listener, address, upstream, faults, acknowledge));
+        let way = Arc::new(Way {
+            upstream: Mutex::new(upstream),
+            holding: watch::Sender::new(Holding::Nothing),
+        });
+        let shared = Arc::clone(&way);
+        tokio::spawn(serve(listener, address, shared, faults, acknowledge));
         Self {
             address,
             wanted,
             in_force,
+            way,
         }
+    }
+
+    /// New connections go there from now on.
+    pub fn lead_to(&self, upstream: SocketAddr) {
+        let mut there = self
+            .way
+            .upstream
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *there = upstream;
+    }
+
+    /// Will hold back the next answer that contains `text`, with what follows on its connection.
+    pub fn hold_answer(&self, text: &str) {
+        let awaited = Holding::Awaited(text.as_bytes().to_vec());
+        self.way.holding.send_replace(awaited);
+    }
+
+    /// Waits until that answer is held.
+    pub async fn holds(&self) {
+        let mut holding = self.way.holding.subscribe();
+        let held = holding.wait_for(|now| *now == Holding::Held);
+        let bound = Duration::from_secs(10);
+        let held = tokio::time::timeout(bound, held).await;
+        held.expect("such an answer came").expect("the proxy runs");
+    }
+
+    /// Lets it go.
+    pub fn release(&self) {
+        self.way.holding.send_replace(Holding::Nothing);
     }
 
     /// Answers once new connections meet the fault.
@@ -65,7 +118,7 @@ impl Proxy {
 async fn serve(
     listener: TcpListener,
     address: SocketAddr,
-    upstream: SocketAddr,
+    way: Arc<Way>,
     mut faults: watch::Receiver<Fault>,
     acknowledge: watch::Sender<Fault>,
 ) {
@@ -86,7 +139,7 @@ async fn serve(
         };
         tokio::select! {
             client = accepted => {
-                tokio::spawn(carry(client, upstream, faults.clone()));
+                tokio::spawn(carry(client, Arc::clone(&way), faults.clone()));
             }
             changed = faults.changed() => {
                 if changed.is_err() {
@@ -97,7 +150,7 @@ async fn serve(
     }
 }
 
-async fn carry(mut client: TcpStream, upstream: SocketAddr, mut faults: watch::Receiver<Fault>) {
+async fn carry(mut client: TcpStream, way: Arc<Way>, mut faults: watch::Receiver<Fault>) {
     let mut cut = faults.clone();
     let cut = cut.wait_for(|fault| fault.cuts());
     let carried = async {
@@ -108,14 +161,15 @@ async fn carry(mut client: TcpStream, upstream: SocketAddr, mut faults: watch::R
         {
             return;
         }
+        let upstream = *way.upstream.lock().unwrap_or_else(PoisonError::into_inner);
         let Ok(mut server) = TcpStream::connect(upstream).await else {
             return;
         };
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = server.split();
         tokio::join!(
-            pump(from_client, to_server, faults.clone()),
-            pump(from_server, to_client, faults.clone()),
+            pump(from_client, to_server, faults.clone(), None),
+            pump(from_server, to_client, faults.clone(), Some(&way)),
         );
     };
     // Cut by a fault, or because the proxy was dropped.
@@ -130,7 +184,12 @@ async fn carry(mut client: TcpStream, upstream: SocketAddr, mut faults: watch::R
     }
 }
 
-async fn pump(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mut faults: watch::Receiver<Fault>) {
+async fn pump(
+    mut from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
+    mut faults: watch::Receiver<Fault>,
+    answers: Option<&Way>,
+) {
     let mut buffer = vec![0; 16 * 1024];
     loop {
         let read = from.read(&mut buffer).await.unwrap_or(0);
@@ -145,12 +204,35 @@ async fn pump(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mut faults: watch::
         if let Fault::Delay(delay) = fault {
             tokio::time::sleep(delay).await;
         }
+        if let Some(way) = answers {
+            way.hold(&buffer[..read]).await;
+        }
         if read == 0 {
             let _ = to.shutdown().await;
             return;
         }
         if to.write_all(&buffer[..read]).await.is_err() {
             return;
+        }
+    }
+}
+
+impl Way {
+    /// Waits with an answer that is to be held back.
+    async fn hold(&self, answer: &[u8]) {
+        let is_held = self.holding.send_if_modified(|holding| {
+            let Holding::Awaited(text) = holding else {
+                return false;
+            };
+            let found = answer.windows(text.len()).any(|part| part == text);
+            if found {
+                *holding = Holding::Held;
+            }
+            found
+        });
+        if is_held {
+            let mut holding = self.holding.subscribe();
+            let _gone_with_the_proxy = holding.wait_for(|now| *now != Holding::Held).await;
         }
     }
 }

@@ -29,6 +29,33 @@ impl OwnRedis {
         self.server.url()
     }
 
+    pub fn address(&self) -> SocketAddr {
+        let url = url::Url::parse(&self.url()).expect("it is a URL");
+        url.socket_addrs(|| None).expect("it resolves")[0]
+    }
+
+    /// Of the server itself.
+    pub async fn process_id(&self) -> u32 {
+        let link = patient_link(&self.url(), Duration::from_secs(5));
+        let mut info = redis::cmd("INFO");
+        info.arg("server");
+        let told: String = link.query(&info).await.expect("it answers");
+        let id = told
+            .lines()
+            .find_map(|line| line.strip_prefix("process_id:"));
+        id.expect("it says").trim().parse().expect("a number")
+    }
+
+    /// Sends a command that is answered with nothing to know.
+    pub async fn command(&self, words: &[&str]) {
+        let link = patient_link(&self.url(), Duration::from_secs(5));
+        let mut command = redis::cmd(words[0]);
+        for word in &words[1..] {
+            command.arg(*word);
+        }
+        let _told: redis::Value = link.query(&command).await.expect("it answers");
+    }
+
     /// A proxy before it, and the URL that leads through the proxy.
     pub async fn behind_proxy(&self) -> (Proxy, String) {
         behind_proxy(&self.url()).await
