@@ -104,6 +104,7 @@ impl App {
         self.follower.begin(tenant.id.as_str()).await?;
         self.audit.renew_heads().await?;
         self.note_start(tenant.clone()).await?;
+        self.validation.prepare(tenant.id.clone()).await;
         owner::bootstrap(self, tenant).await
     }
 

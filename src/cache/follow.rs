@@ -176,7 +176,7 @@ impl Follower {
         self.history.begin(database);
         let (head, oldest) = self
             .db
-            .load(LOOK_MAX * 2, async |conn: &mut Conn| -> db::Result<_> {
+            .look(LOOK_MAX * 2, async |conn: &mut Conn| -> db::Result<_> {
                 Ok((feed::head(conn).await?, feed::oldest(conn).await?))
             })
             .await?;
@@ -265,7 +265,7 @@ impl Follower {
             let (position, highest) = (self.changes.position(), self.changes.highest());
             let (head, found) = self
                 .db
-                .load(LOOK_MAX, async move |conn: &mut Conn| -> db::Result<_> {
+                .look(LOOK_MAX, async move |conn: &mut Conn| -> db::Result<_> {
                     let head = feed::head(conn).await?;
                     // From the change that we know on, to see that it is still the same.
                     Ok((head, feed::since(conn, position - 1, ROWS).await?))
@@ -391,7 +391,7 @@ impl Follower {
                 let number = beat.seq;
                 let there = self
                     .db
-                    .load(LOOK_MAX, async move |conn: &mut Conn| {
+                    .look(LOOK_MAX, async move |conn: &mut Conn| {
                         feed::at(conn, number).await
                     })
                     .await?;

@@ -26,7 +26,7 @@ pub(super) async fn run(pools: &Pools) -> Result<Vec<String>> {
         }
         Pools::Postgres { .. } => None,
     };
-    let mut conn = pools.writer(WAIT_MAX).await?;
+    let mut conn = pools.lease(super::Lane::Write, WAIT_MAX).await?;
     let (lock, unlock) = match &conn {
         Conn::Sqlite(_) => (String::new(), String::new()),
         Conn::Postgres(_) => (

@@ -23,7 +23,9 @@ use diesel_async::pooled_connection::PoolError as ConnectError;
 use diesel_async::pooled_connection::deadpool::{Object, Pool, PoolError};
 use diesel_async::sync_connection_wrapper::SyncConnectionWrapper;
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection as _};
+use futures_util::future::join_all;
 use tokio::runtime::{Handle, Runtime};
+use tokio::sync::Barrier;
 
 /// The longest anybody waits for the database on behalf of an administrative request.
 pub(crate) const WAIT_MAX: Duration = Duration::from_secs(2);
@@ -189,12 +191,23 @@ enum Pools {
         writer: Pool<SqliteConn>,
         readers: Pool<SqliteConn>,
         loads: Pool<SqliteConn>,
+        looks: Pool<SqliteConn>,
         path: PathBuf,
     },
     Postgres {
         pool: Pool<AsyncPgConnection>,
         loads: Pool<AsyncPgConnection>,
+        looks: Pool<AsyncPgConnection>,
     },
+}
+
+/// Which connections a piece of work is for: none of them stands before another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lane {
+    Write,
+    Read,
+    Load,
+    Look,
 }
 
 /// The database, cheap to clone.
@@ -245,12 +258,14 @@ impl Db {
                     writer: sqlite::writer(path),
                     readers: sqlite::readers(path),
                     loads: sqlite::readers(path),
+                    looks: sqlite::readers(path),
                     path: path.clone(),
                 }
             }
             Target::Postgres { url } => Pools::Postgres {
                 pool: postgres::pool(url, postgres::CONNECTIONS)?,
                 loads: postgres::pool(url, postgres::LOAD_CONNECTIONS)?,
+                looks: postgres::pool(url, 1)?,
             },
         };
         Ok(Self {
@@ -301,12 +316,7 @@ impl Db {
             + Send
             + 'static,
     {
-        let db = self.clone();
-        self.spawn(Some(self.wait_max), async move {
-            let mut conn = db.pools.reader(db.wait_max).await?;
-            work(&mut conn).await
-        })
-        .await
+        self.on(Lane::Read, self.wait_max, work).await
     }
 
     /// As [`Self::read`], for what a validation waits for: on connections of its own, so that no
@@ -320,9 +330,60 @@ impl Db {
             + Send
             + 'static,
     {
+        self.on(Lane::Load, limit, work).await
+    }
+
+    /// Runs `work` once on each connection that loads are made on: they are open then, and what it asks
+    /// is prepared there, before anybody waits for it.
+    pub async fn prepare_loads<F>(&self, limit: Duration, work: F)
+    where
+        for<'c> F: AsyncFnOnce(&'c mut Conn) -> Result<()>
+            + Work<&'c mut Conn, Result<()>, Running: Send>
+            + Clone
+            + Send
+            + 'static,
+    {
+        let count = self.pools.load_connections();
+        let all = Arc::new(Barrier::new(count));
+        let prepared = join_all((0..count).map(|_| {
+            let (all, work) = (Arc::clone(&all), work.clone());
+            self.load(limit, async move |conn: &mut Conn| -> Result<()> {
+                // So that none of them is given out twice.
+                let _all = tokio::time::timeout(limit / 2, all.wait()).await;
+                work(conn).await
+            })
+        }));
+        for error in prepared.await.into_iter().filter_map(Result::err) {
+            tracing::debug!(%error, "a connection is made at its first use");
+        }
+    }
+
+    /// As [`Self::load`], on a connection that nobody uses but who follows the changes: no flood of
+    /// loads stands before that.
+    pub async fn look<T, E, F>(&self, limit: Duration, work: F) -> std::result::Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+        for<'c> F: AsyncFnOnce(&'c mut Conn) -> std::result::Result<T, E>
+            + Work<&'c mut Conn, std::result::Result<T, E>, Running: Send>
+            + Send
+            + 'static,
+    {
+        self.on(Lane::Look, limit, work).await
+    }
+
+    async fn on<T, E, F>(&self, lane: Lane, limit: Duration, work: F) -> std::result::Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+        for<'c> F: AsyncFnOnce(&'c mut Conn) -> std::result::Result<T, E>
+            + Work<&'c mut Conn, std::result::Result<T, E>, Running: Send>
+            + Send
+            + 'static,
+    {
         let db = self.clone();
         self.spawn(Some(limit), async move {
-            let mut conn = db.pools.loader(limit).await?;
+            let mut conn = db.pools.lease(lane, limit).await?;
             work(&mut conn).await
         })
         .await
@@ -354,7 +415,7 @@ impl Db {
     ///
     /// `SQLite` begins `IMMEDIATE` on the one writer.
     pub(crate) async fn begin(&self) -> Result<Tx> {
-        let mut conn = self.pools.writer(self.wait_max).await?;
+        let mut conn = self.pools.lease(Lane::Write, self.wait_max).await?;
         let begin = match conn {
             Conn::Sqlite(_) => "BEGIN IMMEDIATE",
             Conn::Postgres(_) => "BEGIN",
@@ -439,24 +500,38 @@ impl Drop for Tx {
 }
 
 impl Pools {
-    async fn reader(&self, wait: Duration) -> Result<Conn> {
+    fn load_connections(&self) -> usize {
         match self {
-            Self::Sqlite { readers, .. } => lease(readers, wait).await.map(Conn::Sqlite),
-            Self::Postgres { pool, .. } => lease(pool, wait).await.map(Conn::Postgres),
+            Self::Sqlite { .. } => sqlite::READERS,
+            Self::Postgres { .. } => postgres::LOAD_CONNECTIONS,
         }
     }
 
-    async fn loader(&self, wait: Duration) -> Result<Conn> {
+    async fn lease(&self, lane: Lane, wait: Duration) -> Result<Conn> {
         match self {
-            Self::Sqlite { loads, .. } => lease(loads, wait).await.map(Conn::Sqlite),
-            Self::Postgres { loads, .. } => lease(loads, wait).await.map(Conn::Postgres),
-        }
-    }
-
-    async fn writer(&self, wait: Duration) -> Result<Conn> {
-        match self {
-            Self::Sqlite { writer, .. } => lease(writer, wait).await.map(Conn::Sqlite),
-            Self::Postgres { pool, .. } => lease(pool, wait).await.map(Conn::Postgres),
+            Self::Sqlite {
+                writer,
+                readers,
+                loads,
+                looks,
+                ..
+            } => {
+                let pool = match lane {
+                    Lane::Write => writer,
+                    Lane::Read => readers,
+                    Lane::Load => loads,
+                    Lane::Look => looks,
+                };
+                lease(pool, wait).await.map(Conn::Sqlite)
+            }
+            Self::Postgres { pool, loads, looks } => {
+                let pool = match lane {
+                    Lane::Write | Lane::Read => pool,
+                    Lane::Load => loads,
+                    Lane::Look => looks,
+                };
+                lease(pool, wait).await.map(Conn::Postgres)
+            }
         }
     }
 }

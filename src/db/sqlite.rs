@@ -21,7 +21,7 @@ const SETUP: &str = "PRAGMA busy_timeout=1500; PRAGMA journal_mode=WAL; PRAGMA s
                      PRAGMA foreign_keys=ON; PRAGMA trusted_schema=OFF; \
                      PRAGMA journal_size_limit=67108864;";
 
-const READERS: usize = 4;
+pub(super) const READERS: usize = 4;
 
 /// `SQLite` gives its WAL and SHM files the mode of the database file.
 ///

@@ -358,6 +358,11 @@ impl Validation {
         Err(Failure::Busy)
     }
 
+    /// Opens connections and prepares statements, before the node says that it is ready.
+    pub async fn prepare(&self, tenant: TenantId) {
+        self.records.prepare(tenant).await;
+    }
+
     /// How many keys are remembered.
     pub fn remembered(&self) -> usize {
         self.records.keys_len()

@@ -137,6 +137,11 @@ impl Records {
         }))
     }
 
+    /// See [`Source::prepare`].
+    pub async fn prepare(&self, tenant: TenantId) {
+        self.0.source.prepare(tenant).await;
+    }
+
     /// How many keys are remembered.
     pub fn keys_len(&self) -> usize {
         self.0.keys.len()

@@ -202,6 +202,20 @@ impl Source {
         })))
     }
 
+    /// Has everything ready that the first validations would have to wait for.
+    pub(super) async fn prepare(&self, tenant: TenantId) {
+        let nobody = Fingerprint::from_bytes([0; 32]);
+        self.db
+            .prepare_loads(LOAD_MAX, async move |conn: &mut Conn| -> db::Result<()> {
+                feed::head(conn).await?;
+                store::by_fingerprint(conn, &[nobody]).await?;
+                tenants::store::load_by_id(conn, &tenant).await?;
+                services::store::find(conn, &tenant, services::BUILT_IN).await?;
+                Ok(())
+            })
+            .await;
+    }
+
     fn note(&self) -> Noted {
         let epoch = self.changes.epoch();
         Noted {

@@ -29,9 +29,8 @@ async fn a_database_that_hangs_fails_no_key_that_is_remembered_and_spoils_none(
         for node in &mut cluster.nodes {
             node.database.set(*fault).await;
         }
-        // A node that hears nothing from the database decides nothing after 30 s.
         let began = Instant::now();
-        let lasts = sized(Duration::from_secs(3), Duration::from_secs(20));
+        let lasts = sized(Duration::from_secs(3), Duration::from_secs(60));
         let mut took = Vec::new();
         while began.elapsed() < lasts {
             for key in &cold {

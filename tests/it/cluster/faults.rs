@@ -10,7 +10,7 @@ use crate::support::load::{Line, Told, percentile};
 use crate::support::{Fault, Frozen, until};
 
 three_nodes!(
-    a_change_is_followed_through_the_database_whatever_redis_and_the_writer_do,
+    a_change_is_followed_whatever_redis_the_database_and_the_writer_do,
     a_node_that_is_cut_off_decides_for_thirty_seconds_and_then_not_at_all,
 );
 
@@ -49,11 +49,9 @@ fn judge(row: &str, lived: &[Duration]) {
     assert!(max <= FOLLOWED_MAX, "{row}: {max:?}");
 }
 
-async fn a_change_is_followed_through_the_database_whatever_redis_and_the_writer_do(
-    mut cluster: Cluster,
-) {
+async fn a_change_is_followed_whatever_redis_the_database_and_the_writer_do(mut cluster: Cluster) {
     let changes = sized(3, 50);
-    let keys = cluster.issue(4 * changes).await;
+    let keys = cluster.issue(5 * changes).await;
     cluster.warm(&keys).await;
     let mut rows = keys.chunks(changes);
 
@@ -84,6 +82,26 @@ async fn a_change_is_followed_through_the_database_whatever_redis_and_the_writer
     drop(redis);
     judge("Redis stopped", &lived);
     cluster.until_redis_is("reachable").await;
+
+    lived.clear();
+    for node in &mut cluster.nodes[1..] {
+        node.database.set(Fault::Refuse).await;
+    }
+    for node in &cluster.nodes[1..] {
+        node.until_it_says("database", "away", BACK_MAX).await;
+    }
+    for key in rows.next().unwrap() {
+        // The writer is asked too: what it reads then, the others find in Redis.
+        let revoked = cluster.revoke(0, key);
+        lived.extend(cluster.outlived(&[0, 1, 2], key, "revoked", revoked).await);
+    }
+    judge("the readers cut from the database", &lived);
+    for node in &mut cluster.nodes[1..] {
+        node.database.set(Fault::None).await;
+    }
+    for node in &cluster.nodes[1..] {
+        node.until_it_says("database", "reachable", BACK_MAX).await;
+    }
 
     lived.clear();
     for key in rows.next().unwrap() {
@@ -119,9 +137,10 @@ async fn a_node_that_is_cut_off_decides_for_thirty_seconds_and_then_not_at_all(
 /// Cuts the last node off, revokes the keys elsewhere, and looks at what it answers until it is back.
 async fn cut_off(cluster: &mut Cluster, fault: Fault, ended: &[Key], stays: &Key) {
     let cut = &mut cluster.nodes[2];
-    let began = Instant::now();
     cut.database.set(fault).await;
     cut.redis.set(fault).await;
+    // From here on it has no proof.
+    let began = Instant::now();
     let address = cut.address;
     for key in ended {
         cluster.revoke(0, key).await;

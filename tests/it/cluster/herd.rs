@@ -18,13 +18,14 @@ async fn five_hundred_who_want_the_same_cold_key_cause_one_look_up_a_node(cluste
     cluster.warm(&warm).await;
     let lookups = cluster.home.lookups().await;
     for key in cluster.issue(sized(2, 30)).await {
-        for node in cluster.addresses() {
+        for (at, node) in cluster.addresses().into_iter().enumerate() {
             let before = lookups.count().await;
             let plan = Plan::at_once(500, vec![node], vec![key.question.clone()]);
             let asked = plan.run().await;
             let made = lookups.count().await - before;
             figure(format_args!("{made} look-up: {asked}"));
-            assert_eq!(made, 1);
+            // The others find in Redis what the first one read.
+            assert!(made == 1 || (at > 0 && made == 0), "node {at}: {made}");
             expect_all_valid_or_busy(&asked, "at once");
         }
     }
