@@ -65,6 +65,11 @@ async fn a_flood_of_unknown_keys_costs_the_good_ones_little(cluster: Cluster) {
         assert!(is_unknown || told.status == 503, "{told:?}");
     }
     assert!(flood.count("unknown") > 0);
+    // Nor does it stand before who follows the changes.
+    for node in &cluster.nodes {
+        let log = node.process.log();
+        assert!(!log.contains("the database is away"), "{log}");
+    }
     for (before, after) in before.iter().zip(after) {
         assert!(
             after <= before + GROWTH_MAX_KIB,
