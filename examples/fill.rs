@@ -45,8 +45,8 @@ fn main() -> anyhow::Result<()> {
         .lock_data_dir()
         .map_err(|error| anyhow!("the server must be stopped: {error}"))?;
     let master = config.master_keys()?;
-    let app = App::build(config, master, Clock::System, Entropy::System)
-        .map_err(|line| anyhow!(line))?;
+    let app =
+        App::build(config, master, Clock::System, Entropy::System).map_err(|line| anyhow!(line))?;
     tokio::runtime::Runtime::new()?.block_on(fill(&app, &id, count.parse()?, &file))
 }
 

@@ -187,7 +187,8 @@ impl Tally {
     fn told(mut self) -> serde_json::Value {
         self.micros.sort_unstable();
         let percentile = |per_mille: usize| {
-            let at = (self.micros.len() * per_mille / 1000).min(self.micros.len().saturating_sub(1));
+            let at =
+                (self.micros.len() * per_mille / 1000).min(self.micros.len().saturating_sub(1));
             self.micros.get(at)
         };
         json!({

@@ -39,8 +39,8 @@ class Bench:
         bare = self.begun(Bare(self.programs, self.scratch, name, node.verify(keys[0])))
         return compare(
             name,
-            lambda: Load(bare.address, lua),
-            lambda: Load(node.address, lua, may_refuse=may_refuse),
+            lambda: Load(bare, lua),
+            lambda: Load(node, lua, may_refuse=may_refuse),
             self.pairs,
         )
 
@@ -115,7 +115,7 @@ def unknown_distinct(bench):
     ask(postgres, "SELECT pg_stat_statements_reset()")
     decided, busy = node.metric(UNKNOWN), node.metric(BUSY)
     began = time.monotonic()
-    load = Load(node.address, lua, seconds=10, may_refuse=True)
+    load = Load(node, lua, seconds=10, may_refuse=True)
     took = time.monotonic() - began
     looked_up = float(ask(postgres, "SELECT coalesce(sum(calls), 0) FROM pg_stat_statements"
                                     " WHERE query LIKE '%fingerprint%'"))
@@ -152,7 +152,7 @@ def run(measure, programs, scratch, pairs):
 def tell(name, figures):
     if "ratio_median" in figures:
         print(f"{name}: {figures['ratio_median']:.2f} of bare ({figures['ratio_min']:.2f} to"
-              f" {figures['ratio_max']:.2f}), {figures['per_second_median']:,.0f}/s of"
+              f" {figures['ratio_max']:.2f}; {figures['cpu_ratio_median']:.2f} by CPU), {figures['per_second_median']:,.0f}/s of"
               f" {figures['other_per_second_median']:,.0f}/s, p99 {figures['p99_ms_median']:.2f} ms"
               f" of {figures['other_p99_ms_median']:.2f} ms")
     else:

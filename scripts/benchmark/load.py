@@ -58,9 +58,11 @@ def script(scratch, name, node, keys):
 
 
 class Load:
-    """What one run of the generator saw."""
+    """What one run of the generator saw, and what it cost the server."""
 
-    def __init__(self, address, script, seconds=SECONDS, may_refuse=False):
+    def __init__(self, server, script, seconds=SECONDS, may_refuse=False):
+        address, pid = server.address, server.process.child.pid
+        spent = cpu_seconds(pid)
         child = subprocess.Popen(
             ["taskset", "-c", LOAD_CORE, "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s",
              "-s", str(script), f"http://{address}"],
@@ -78,6 +80,7 @@ class Load:
                      f" {address}")
         self.requests, self.seconds = requests, micros / 1e6
         self.per_second, self.p99_ms = requests / self.seconds, p99_us / 1000
+        self.cpu_us = (cpu_seconds(pid) - spent) / requests * 1e6
 
 
 class Bare:
@@ -106,14 +109,19 @@ def compare(name, others, ours, pairs):
                 sys.exit(f"bench: {name}: the generator is too busy to measure with")
             continue
         kept.append(pair)
-        ratio = our.per_second / other.per_second
-        print(f"  {name}: {our.per_second:,.0f}/s of {other.per_second:,.0f}/s = {ratio:.2f}", flush=True)
+        print(f"  {name}: {our.per_second:,.0f}/s of {other.per_second:,.0f}/s ="
+              f" {our.per_second / other.per_second:.2f}; {our.cpu_us:.1f} µs of CPU, {other.cpu_us:.1f}"
+              f" there: {other.cpu_us / our.cpu_us:.2f}", flush=True)
     ratios = sorted(our.per_second / other.per_second for other, our in kept)
     middle = statistics.median
     return {
         "ratio_median": middle(ratios), "ratio_min": ratios[0], "ratio_max": ratios[-1],
         "per_second_median": middle(our.per_second for _, our in kept),
         "other_per_second_median": middle(other.per_second for other, _ in kept),
+        # What one request costs, whatever else the machine does meanwhile.
+        "cpu_ratio_median": middle(other.cpu_us / our.cpu_us for other, our in kept),
+        "cpu_us_median": middle(our.cpu_us for _, our in kept),
+        "other_cpu_us_median": middle(other.cpu_us for other, _ in kept),
         "p99_ms_median": middle(our.p99_ms for _, our in kept),
         "other_p99_ms_median": middle(other.p99_ms for other, _ in kept),
         "generator_share_max": max(max(one.share, two.share) for one, two in kept),

@@ -97,3 +97,13 @@ def wait_for(address, path, bound=60, pause=0.05):
             pass
         time.sleep(pause)
     sys.exit(f"bench: {address} did not become ready")
+
+
+def wait_until(is_done, bound=120):
+    end = time.monotonic() + bound
+    # A gauge is set every second.
+    time.sleep(2)
+    while not is_done():
+        if time.monotonic() > end:
+            sys.exit("bench: a node does not come to rest")
+        time.sleep(1)

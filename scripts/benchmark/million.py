@@ -39,7 +39,7 @@ def million(programs, scratch, pairs):
 
     lua_few = script(scratch, "few", few, few.keys)
     figures = compare(
-        "million", lambda: Load(few.address, lua_few), lambda: Load(node.address, lua), pairs)
+        "million", lambda: Load(few, lua_few), lambda: Load(node, lua), pairs)
     figures |= {
         "keys": KEYS, "fill_seconds": filled,
         "ready_seconds_median": statistics.median(ready), "ready_seconds_max": max(ready),

@@ -2,7 +2,7 @@
 
 import json, random, subprocess, urllib.request, zlib
 
-from .machine import Process, free_address, resident_mib, wait_for
+from .machine import Process, free_address, resident_mib, wait_for, wait_until
 
 DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 BATCH = 500
@@ -51,8 +51,8 @@ class Api:
 class Node:
     """A keystead that a caller may verify keys at. `keys` are those issued through its API."""
 
-    def __init__(self, programs, scratch, name, keys, limits=(), settings=None, wrap=()):
-        self.programs, self.name, self.wrap = programs, name, wrap
+    def __init__(self, programs, scratch, name, keys, limits=(), settings=None):
+        self.programs, self.name = programs, name
         self.folder = scratch / name
         self.log = open(scratch / f"{name}.log", "wb")
         self.environment = {
@@ -84,12 +84,14 @@ class Node:
             }] * count})
             self.keys += [item["api_key"] for item in made["items"]]
             self.key_id = made["items"][0]["key"]["id"]
+        # The verifiers of a batch are computed afterwards, on the same core.
+        wait_until(lambda: self.metric("keystead_verifiers_pending ") == 0)
 
-    def start(self):
-        """Starts it, and says after how many seconds it was ready."""
+    def start(self, wrap=()):
+        """Starts it, within another program if need be, and says after how many seconds it was ready."""
         self.address = free_address()
         self.process = Process(
-            [*self.wrap, self.programs.keystead, "serve"],
+            [*wrap, self.programs.keystead, "serve"],
             {**self.environment, "KEYSTEAD__SERVER__LISTEN": self.address}, self.log,
         )
         return wait_for(self.address, "/health/ready", pause=0.005)
