@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use crate::time::{Span, Timestamp};
 
@@ -25,7 +25,9 @@ impl Clock {
         reason = "this is the one place that reads the clock"
     )]
     pub fn now(&self) -> Timestamp {
-        let millis = chrono::Utc::now().timestamp_millis();
+        // A clock before 1970 is taken for 1970, like every timestamp.
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        let millis = i64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(i64::MAX);
         match self {
             Self::System => Timestamp::from_millis(millis),
             Self::Shifted(offset) => {

@@ -283,15 +283,18 @@ impl Member {
         if self.allows(permission, None) {
             return Reach::All;
         }
-        let mut services: Vec<Slug> = self
-            .powers
-            .iter()
-            .filter(|power| power.permission == permission)
-            .filter_map(|power| power.service.clone())
-            .collect();
+        let mut services: Vec<Slug> = self.services(permission).cloned().collect();
         services.sort_unstable();
         services.dedup();
         Reach::Only(services)
+    }
+
+    /// Those that it is held for by name.
+    fn services(&self, permission: Permission) -> impl Iterator<Item = &Slug> {
+        self.powers
+            .iter()
+            .filter(move |power| power.permission == permission)
+            .filter_map(|power| power.service.as_ref())
     }
 
     fn covers(&self, scope: &str) -> bool {
@@ -373,10 +376,11 @@ impl Rights {
 
     /// Whether it is allowed for at least one service.
     pub fn allows_any(&self, permission: Permission) -> bool {
-        match self.services_for(permission) {
-            Reach::All => true,
-            Reach::Only(services) => !services.is_empty(),
-        }
+        let named = self.0.iter().flat_map(|member| member.services(permission));
+        self.allows(permission, None)
+            || named
+                .into_iter()
+                .any(|service| self.allows(permission, Some(service)))
     }
 
     pub fn services_for(&self, permission: Permission) -> Reach {

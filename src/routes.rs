@@ -32,6 +32,16 @@ pub fn api(app: &mut ServiceConfig) {
                 .fold(resource, actix_web::Resource::route),
         );
     };
+    // actix tries one resource after the other, those with parameters by a regular expression: so what
+    // every request of a service asks stands first.
+    at("/v1/verify", vec![post().to(validation::verify_key)]);
+    at("/v1/verify/batch", vec![post().to(validation::verify_keys)]);
+    at("/v1/explain", vec![post().to(validation::explain_key)]);
+    at(
+        "/gateway/authorize",
+        vec![web::route().to(gateway::authorize_request)],
+    );
+
     at(
         "/v1/tenants",
         vec![
@@ -134,14 +144,6 @@ pub fn api(app: &mut ServiceConfig) {
     at("/v1/self", vec![get().to(keys::read_self)]);
     at("/v1/self/revoke", vec![post().to(keys::revoke_self)]);
     at("/v1/self/rotate", vec![post().to(keys::rotate_self)]);
-
-    at("/v1/verify", vec![post().to(validation::verify_key)]);
-    at("/v1/verify/batch", vec![post().to(validation::verify_keys)]);
-    at("/v1/explain", vec![post().to(validation::explain_key)]);
-    at(
-        "/gateway/authorize",
-        vec![web::route().to(gateway::authorize_request)],
-    );
 
     at("/v1/audit/events", vec![get().to(audit::list_audit_events)]);
     at("/v1/audit/verify", vec![post().to(audit::verify_audit)]);

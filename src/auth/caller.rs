@@ -1,6 +1,7 @@
 //! The one who calls, authenticated: what a handler is given.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::people::Person;
 use crate::audit::{Actor, Attribution, TenantRef};
@@ -31,14 +32,14 @@ pub struct CallerIdentity {
     pub key_id: Option<KeyId>,
     /// The end of the management key, or of the admin's token.
     pub expires_at: Option<Timestamp>,
-    pub request_id: Option<String>,
+    pub request_id: Option<Arc<str>>,
     pub ip: Option<IpAddr>,
 }
 
 /// Whence a request comes, for what is written down about it.
 #[derive(Clone, Debug, Default)]
 pub struct Origin {
-    pub request_id: Option<String>,
+    pub request_id: Option<Arc<str>>,
     pub ip: Option<IpAddr>,
 }
 
@@ -115,7 +116,7 @@ impl CallerIdentity {
             via: self.via.clone(),
             home: self.home.as_ref().map(|home| home.slug.clone()),
             reason,
-            request_id: self.request_id.clone(),
+            request_id: self.request_id.as_deref().map(str::to_owned),
             ip: self.ip,
         }
     }

@@ -20,7 +20,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::gate::Gate;
 pub use super::headers::{AuditReason, IdempotencyKey, IfMatch, etag, replayed};
-use super::json_body;
+use super::json_body::{self, RefusesRepeats};
 use super::problem::{Code, Problem};
 pub use super::query::Query;
 
@@ -50,6 +50,9 @@ pub struct Body<T, const BYTES_MAX: usize = BODY_BYTES_MAX> {
     value: T,
     raw: Bytes,
 }
+
+/// A JSON body of what is asked so often that it is read once.
+pub struct BodyReadOnce<T>(pub T);
 
 /// A JSON body of up to 1 MiB, for lists.
 pub type BulkBody<T> = Body<T, BULK_BODY_BYTES_MAX>;
@@ -110,7 +113,7 @@ impl<T: DeserializeOwned + 'static, const BYTES_MAX: usize> FromRequest for Body
         Box::pin(async move {
             let raw = read(&gate, payload, BYTES_MAX).await?;
             if raw.is_empty() {
-                return Err(Problem::invalid_at("", "a JSON body is needed"));
+                return Err(no_body());
             }
             let value = json(&raw)?;
             Ok(Self { value, raw })
@@ -135,6 +138,29 @@ impl<T: DeserializeOwned + Default + 'static> FromRequest for OptionalBody<T> {
             Ok(Self { value, raw })
         })
     }
+}
+
+impl<T: RefusesRepeats + 'static> FromRequest for BodyReadOnce<T> {
+    type Error = Problem;
+    type Future = LocalFuture<Self>;
+
+    fn from_request(req: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let gate = judge_head(req, BODY_BYTES_MAX);
+        let payload = payload.take();
+        Box::pin(async move {
+            let raw = read(&gate, payload, BODY_BYTES_MAX).await?;
+            if raw.is_empty() {
+                return Err(no_body());
+            }
+            json_body::parse_once(&raw)
+                .map(Self)
+                .map_err(|violation| Problem::invalid(vec![violation]))
+        })
+    }
+}
+
+fn no_body() -> Problem {
+    Problem::invalid_at("", "a JSON body is needed")
 }
 
 fn json<T: DeserializeOwned>(raw: &[u8]) -> Result<T, Problem> {

@@ -32,6 +32,18 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Violation> {
     serde_json::from_slice(bytes).map_err(|_found_again| explain(bytes, PhantomData::<T>, true))
 }
 
+/// A type that by itself refuses a member given twice, wherever it may stand: a struct with serde's
+/// derived `Deserialize`, whose fields hold no maps but such as refuse it too.
+pub trait RefusesRepeats: DeserializeOwned {}
+
+/// As [`parse`], with one reading of a good body.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub fn parse_once<T: RefusesRepeats>(bytes: &[u8]) -> Result<T, Violation> {
+    serde_json::from_slice(bytes).or_else(|_found_again| parse(bytes))
+}
+
 /// `is_json` that has been read once: `serde_json` calls it bad syntax too when a value is of a kind
 /// that an enum has no name for.
 fn explain<'de, S: DeserializeSeed<'de>>(bytes: &'de [u8], seed: S, is_json: bool) -> Violation {

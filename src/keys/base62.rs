@@ -35,7 +35,13 @@ pub fn encode<const N: usize>(number: &[u8]) -> Zeroizing<[u8; N]> {
 
 /// The checksum that ends a key, over everything before it.
 pub fn checksum(text: &str) -> [u8; CHECKSUM_LEN] {
-    *encode(&crc32fast::hash(text.as_bytes()).to_be_bytes())
+    let mut number = crc32fast::hash(text.as_bytes());
+    let mut digits = [b'0'; CHECKSUM_LEN];
+    for digit in digits.iter_mut().rev() {
+        *digit = character(number % 62);
+        number /= 62;
+    }
+    digits
 }
 
 pub fn is_digit(byte: u8) -> bool {

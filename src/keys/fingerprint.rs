@@ -9,6 +9,7 @@ use diesel::serialize::{self, Output, ToSql};
 use diesel::sql_types::Binary;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
+use zeroize::ZeroizeOnDrop;
 
 use super::secret::ApiKey;
 use crate::master::DerivedKey;
@@ -23,15 +24,36 @@ use crate::master::DerivedKey;
 )]
 pub struct Fingerprint([u8; 32]);
 
-impl Fingerprint {
-    pub fn of(key: &ApiKey, pepper: &DerivedKey) -> Self {
+/// A pepper as the state of HMAC after it was keyed: the same for every fingerprint, and a secret
+/// like the pepper itself. It is overwritten when dropped: hmac and sha2 have their feature for it.
+pub struct Pepper(Hmac<Sha256>);
+
+const _: () = {
+    const fn is_overwritten<T: ZeroizeOnDrop>() {}
+    is_overwritten::<Sha256>();
+};
+
+impl Pepper {
+    pub fn new(key: &DerivedKey) -> Self {
         #[expect(
             clippy::expect_used,
             clippy::missing_panics_doc,
             reason = "HMAC takes any key"
         )]
-        let mut mac = Hmac::<Sha256>::new_from_slice(pepper.expose_secret())
-            .expect("HMAC takes any key length");
+        let keyed = Hmac::new_from_slice(key.expose_secret()).expect("HMAC takes any key length");
+        Self(keyed)
+    }
+}
+
+impl fmt::Debug for Pepper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Pepper(..)")
+    }
+}
+
+impl Fingerprint {
+    pub fn of(key: &ApiKey, pepper: &Pepper) -> Self {
+        let mut mac = pepper.0.clone();
         mac.update(key.expose_secret().as_bytes());
         Self(mac.finalize().into_bytes().into())
     }
@@ -87,19 +109,23 @@ mod tests {
 
     #[test]
     fn a_fingerprint_is_the_hmac_of_the_whole_plaintext() {
-        let pepper = MasterKey::new([7; 32]).derive("keystead pepper 1");
+        let derived = MasterKey::new([7; 32]).derive("keystead pepper 1");
+        let pepper = Pepper::new(&derived);
         let key = ApiKey::of_test("what-do-ya-want-for-nothing");
-        let mut mac = Hmac::<Sha256>::new_from_slice(pepper.expose_secret()).unwrap();
-        mac.update(b"what-do-ya-want-for-nothing");
-        mac.verify_slice(Fingerprint::of(&key, &pepper).as_bytes())
-            .unwrap();
+        for _ in 0..2 {
+            let mut mac = Hmac::<Sha256>::new_from_slice(derived.expose_secret()).unwrap();
+            mac.update(b"what-do-ya-want-for-nothing");
+            mac.verify_slice(Fingerprint::of(&key, &pepper).as_bytes())
+                .unwrap();
+        }
     }
 
     #[test]
     fn a_fingerprint_says_nothing_without_the_pepper() {
         use sha2::Digest as _;
         let master = MasterKey::new([7; 32]);
-        let (one, two) = (master.derive("pepper 1"), master.derive("pepper 2"));
+        let [one, two] =
+            ["pepper 1", "pepper 2"].map(|purpose| Pepper::new(&master.derive(purpose)));
         let key = ApiKey::of_test("0123456789abcdef");
         assert_ne!(Fingerprint::of(&key, &one), Fingerprint::of(&key, &two));
         let plain: [u8; 32] = Sha256::digest(key.expose_secret()).into();

@@ -6,7 +6,7 @@ use diesel::deserialize::{self, FromSql, FromSqlRow};
 use diesel::expression::AsExpression;
 use diesel::serialize::{self, Output, ToSql};
 use diesel::sql_types::Text;
-use serde::{Deserialize, Deserializer, Serialize, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::base62;
 use crate::entropy::Entropy;
@@ -14,42 +14,53 @@ use crate::entropy::Entropy;
 pub(super) const LOOKUP_ID_LEN: usize = 12;
 
 /// 12 base62 characters without a secret in them. It belongs to the key and outlives its secrets.
-#[derive(
-    Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, AsExpression, FromSqlRow,
-)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, AsExpression, FromSqlRow)]
 #[diesel(sql_type = Text)]
-#[serde(transparent)]
-pub struct LookupId(String);
+pub struct LookupId([u8; LOOKUP_ID_LEN]);
 
 impl LookupId {
     /// Each of the 62^12 (71 bits) is equally likely.
     pub fn new(entropy: &Entropy) -> Self {
-        let mut text = String::with_capacity(LOOKUP_ID_LEN);
-        while text.len() < LOOKUP_ID_LEN {
-            for byte in entropy.bytes::<16>() {
-                // 248 = 4 * 62: the bytes above would favour the first characters.
-                if byte < 248 && text.len() < LOOKUP_ID_LEN {
-                    let digit = base62::ALPHABET.get(usize::from(byte % 62));
-                    text.extend(digit.map(|digit| char::from(*digit)));
+        let mut id = [b'0'; LOOKUP_ID_LEN];
+        let mut places = id.iter_mut();
+        while places.len() > 0 {
+            // 248 = 4 * 62: the bytes above would favour the first characters.
+            let bytes = entropy.bytes::<16>().into_iter().filter(|byte| *byte < 248);
+            for (byte, place) in bytes.zip(places.by_ref()) {
+                if let Some(digit) = base62::ALPHABET.get(usize::from(byte % 62)) {
+                    *place = *digit;
                 }
             }
         }
-        Self(text)
+        Self(id)
     }
 
     pub fn parse(text: &str) -> Option<Self> {
-        (text.len() == LOOKUP_ID_LEN && text.bytes().all(base62::is_digit))
-            .then(|| Self(text.to_owned()))
+        let id = text.as_bytes().try_into().ok()?;
+        text.bytes().all(base62::is_digit).then_some(Self(id))
     }
 
     pub fn as_str(&self) -> &str {
-        &self.0
+        // ASCII, as every way to make one checks.
+        str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for LookupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LookupId({})", self.as_str())
     }
 }
 
 impl fmt::Display for LookupId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
+    }
+}
+
+impl Serialize for LookupId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
     }
 }
 
@@ -70,7 +81,8 @@ where
     String: FromSql<Text, DB>,
 {
     fn from_sql(bytes: DB::RawValue<'_>) -> deserialize::Result<Self> {
-        String::from_sql(bytes).map(Self)
+        let text = String::from_sql(bytes)?;
+        Self::parse(&text).ok_or_else(|| "a lookup id must have 12 characters of base62".into())
     }
 }
 
@@ -79,7 +91,7 @@ where
     str: ToSql<Text, DB>,
 {
     fn to_sql<'b>(&'b self, out: &mut Output<'b, '_, DB>) -> serialize::Result {
-        self.0.as_str().to_sql(out)
+        self.as_str().to_sql(out)
     }
 }
 

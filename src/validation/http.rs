@@ -1,12 +1,15 @@
 //! `POST /v1/verify`, `/v1/verify/batch` and `/v1/explain`.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 
 use actix_web::http::header::{ContentType, HeaderName, HeaderValue};
 use actix_web::{HttpResponse, web};
 use futures_util::StreamExt as _;
-use serde::{Deserialize, Serialize};
+use serde::de::{self, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
@@ -17,8 +20,8 @@ use super::{Asked, AuthFailure, Failure, Validation};
 use crate::auth::CallerIdentity;
 use crate::auth::http::{Caller, perm};
 use crate::error::Violation;
-use crate::http::extract::Body;
-use crate::http::json_body;
+use crate::http::extract::{Body, BodyReadOnce};
+use crate::http::json_body::{self, RefusesRepeats};
 use crate::http::problem::{Code, Problem, ProblemBody};
 use crate::id::{ConsumerId, KeyId, SecretId, ServiceId};
 use crate::keys::secret::UnparsedKey;
@@ -74,7 +77,8 @@ macro_rules! asking {
             #[schema(max_length = 2048)]
             pub path: Option<String>,
             /// Up to 8 pairs of your own, recorded.
-            pub context: Option<BTreeMap<String, String>>,
+            #[schema(value_type = Option<BTreeMap<String, String>>)]
+            pub context: Option<Context>,
         }
 
         impl $name {
@@ -88,7 +92,7 @@ macro_rules! asking {
                     environment: self.environment.as_ref(),
                     method: self.method.as_deref(),
                     path: self.path.as_deref(),
-                    context: self.context.as_ref(),
+                    context: self.context.as_ref().map(|context| &context.0),
                 }
             }
         }
@@ -118,6 +122,38 @@ asking! {
     ExplainRequest {
         api_key: Option<UnparsedKey>,
         key_id: Option<KeyId>,
+    }
+}
+
+impl RefusesRepeats for VerifyRequest {}
+
+/// Pairs of the caller's own; a name given twice is refused.
+#[derive(Debug)]
+pub struct Context(BTreeMap<String, String>);
+
+impl<'de> Deserialize<'de> for Context {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Pairs;
+
+        impl<'de> Visitor<'de> for Pairs {
+            type Value = Context;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Context, A::Error> {
+                let mut pairs = BTreeMap::new();
+                while let Some((name, value)) = members.next_entry::<String, String>()? {
+                    if pairs.insert(name, value).is_some() {
+                        return Err(de::Error::custom("has a name that is given twice"));
+                    }
+                }
+                Ok(Context(pairs))
+            }
+        }
+
+        deserializer.deserialize_map(Pairs)
     }
 }
 
@@ -287,10 +323,9 @@ pub struct CheckTold {
 )]
 pub async fn verify_key(
     caller: Caller<perm::Verify>,
-    body: Body<VerifyRequest>,
+    BodyReadOnce(body): BodyReadOnce<VerifyRequest>,
     validation: web::Data<Validation>,
 ) -> Result<HttpResponse, Problem> {
-    let body = body.into_inner();
     let answer = verify(&caller, &validation, &body.api_key, body.asked()).await?;
     Ok(HttpResponse::Ok()
         .insert_header(ContentType::json())
@@ -317,7 +352,7 @@ pub async fn verify_keys(
     let (caller, validation) = (&caller, &validation);
     let items = futures_util::stream::iter(items)
         .map(|item| async move {
-            let done = match json_body::parse::<VerifyRequest>(item.get().as_bytes()) {
+            let done = match json_body::parse_once::<VerifyRequest>(item.get().as_bytes()) {
                 Ok(request) => verify(caller, validation, &request.api_key, request.asked()).await,
                 Err(violation) => Err(Problem::invalid(vec![violation])),
             };
@@ -356,7 +391,7 @@ pub async fn explain_key(
     let body = body.into_inner();
     let (service, request) = ask(&caller, body.asked())?;
     let (tenant, asked) = (&caller.tenant.id, Asked::Service(&service));
-    let (decision, checks) = match (body.api_key, body.key_id) {
+    let (decision, checks) = match (&body.api_key, &body.key_id) {
         (Some(key), None) => {
             let (decision, checks, _) = validation
                 .explain(key.expose_secret(), tenant, asked, &request)
@@ -365,7 +400,7 @@ pub async fn explain_key(
         }
         (None, Some(id)) => {
             let (decision, checks, _) = validation
-                .explain_key(&id, tenant, asked, &request)
+                .explain_key(id, tenant, asked, &request)
                 .await?
                 .ok_or_else(|| Problem::not_found("key"))?;
             (decision, checks)
@@ -423,7 +458,10 @@ async fn verify(
 }
 
 /// Checks what is asked and settles the service: named, or the only one of the caller.
-fn ask(caller: &CallerIdentity, asked: VerifyAsked<'_>) -> Result<(String, Request), Problem> {
+fn ask<'a>(
+    caller: &CallerIdentity,
+    asked: VerifyAsked<'a>,
+) -> Result<(Cow<'a, str>, Request), Problem> {
     let mut errors = Vec::new();
     let ip = match asked.ip {
         None => None,
@@ -507,7 +545,10 @@ fn check_context(context: &BTreeMap<String, String>, errors: &mut Vec<Violation>
 }
 
 /// The service to judge for: named and within the caller's scope, or the only one it has.
-pub fn settle_service(caller: &CallerIdentity, named: Option<&str>) -> Result<String, Problem> {
+pub fn settle_service<'a>(
+    caller: &CallerIdentity,
+    named: Option<&'a str>,
+) -> Result<Cow<'a, str>, Problem> {
     match named {
         Some(reference) => {
             // A name that is no slug is no service; only who may verify for all is told so.
@@ -515,7 +556,7 @@ pub fn settle_service(caller: &CallerIdentity, named: Option<&str>) -> Result<St
             let is_name = slug.is_some() || ServiceId::parse(reference).is_some();
             if caller.rights.allows(Permission::Verify, slug.as_ref()) {
                 // All that can be no service's name are one, which is looked for once.
-                Ok(if is_name { reference } else { NO_SERVICE }.to_owned())
+                Ok(if is_name { reference } else { NO_SERVICE }.into())
             } else {
                 Err(Problem::forbidden(
                     Permission::Verify.scope_for(slug.as_ref()),
@@ -524,7 +565,7 @@ pub fn settle_service(caller: &CallerIdentity, named: Option<&str>) -> Result<St
         }
         None => match caller.rights.services_for(Permission::Verify) {
             Reach::Only(mut services) if services.len() == 1 => {
-                Ok(services.remove(0).as_str().to_owned())
+                Ok(services.remove(0).as_str().to_owned().into())
             }
             Reach::Only(_) | Reach::All => Err(Problem::new(
                 Code::ServiceRequired,
@@ -607,4 +648,32 @@ pub fn refused(outcome: Outcome) -> Problem {
         | Outcome::QuotaExceeded => return Problem::invalid_credential(),
     };
     Problem::refused_credential(code, code.title())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_given_twice_is_refused_wherever_it_stands() {
+        for (body, pointer) in [
+            (r#"{"api_key":"a","api_key":"a"}"#, "/api_key"),
+            (r#"{"api_key":"a","\u0061pi_key":"a"}"#, "/api_key"),
+            (r#"{"api_key":"a","cost":null,"cost":null}"#, "/cost"),
+            (
+                r#"{"api_key":"a","required_scopes":[],"required_scopes":[]}"#,
+                "/required_scopes",
+            ),
+            (
+                r#"{"api_key":"a","context":{"x":"1","\u0078":"1"}}"#,
+                "/context/x",
+            ),
+        ] {
+            let violation = json_body::parse_once::<VerifyRequest>(body.as_bytes()).unwrap_err();
+            assert_eq!(violation.pointer, pointer, "{body}");
+            assert_eq!(violation.detail, "is given twice", "{body}");
+        }
+        let body = r#"{"api_key":"a","context":{"x":"1","y":"1"},"service":null}"#;
+        assert!(json_body::parse_once::<VerifyRequest>(body.as_bytes()).is_ok());
+    }
 }

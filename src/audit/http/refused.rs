@@ -1,5 +1,7 @@
 //! Notes the refusals that known callers are answered.
 
+use std::rc::Rc;
+
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::{Method, StatusCode};
@@ -53,7 +55,7 @@ pub async fn record_refused(
 
 fn refusal(recorder: &RefusedRecorder, req: &HttpRequest, code: &'static str) -> Option<Refusal> {
     let extensions = req.extensions();
-    let caller = extensions.get::<CallerIdentity>()?;
+    let caller = extensions.get::<Rc<CallerIdentity>>()?;
     let action = (recorder.action)(req.method(), &req.match_pattern()?)?;
     let kind = action.split('.').next().unwrap_or(action);
     let id = req

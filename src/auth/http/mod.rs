@@ -16,6 +16,8 @@ use std::future::Future;
 use std::marker::PhantomData;
 use std::ops::Deref;
 use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
 
 use actix_web::dev::Payload;
 use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue};
@@ -49,7 +51,7 @@ const EXPIRY_NOTICE: Span = Span::days(30);
 /// The authenticated caller, who holds `P` for at least one service.
 #[derive(Debug)]
 pub struct Caller<P> {
-    identity: CallerIdentity,
+    identity: Rc<CallerIdentity>,
     permission: PhantomData<P>,
 }
 
@@ -70,9 +72,9 @@ impl<P: Need> FromRequest for Caller<P> {
         let req = req.clone();
         Box::pin(async move {
             gate.refusal()?;
-            let identity = identify(&req).await?;
+            let identity = Rc::new(identify(&req).await?);
             tell_expiry(&req, &identity);
-            req.extensions_mut().insert(identity.clone());
+            req.extensions_mut().insert(Rc::clone(&identity));
             if let Some(permission) = P::PERMISSION
                 && !identity.rights.allows_any(permission)
             {
@@ -91,7 +93,7 @@ impl<P: Need> FromRequest for Caller<P> {
 /// The holder of the presented key, whatever it grants, in its own affairs.
 #[derive(Debug)]
 pub struct Holder {
-    identity: CallerIdentity,
+    identity: Rc<CallerIdentity>,
     key_id: String,
     superseded: bool,
 }
@@ -136,9 +138,9 @@ impl FromRequest for Holder {
                 .map_err(|failure| refuse_key(&req, failure))?;
             tell_limits(&req, identified.limits.as_ref());
             let (key_id, superseded) = (identified.key_id.to_string(), identified.superseded);
-            let identity = CallerIdentity::of_key(identified, origin(&context));
+            let identity = Rc::new(CallerIdentity::of_key(identified, origin(&context)));
             tell_expiry(&req, &identity);
-            req.extensions_mut().insert(identity.clone());
+            req.extensions_mut().insert(Rc::clone(&identity));
             gate.open(req.query_string())?;
             Ok(Self {
                 identity,
@@ -196,8 +198,8 @@ async fn person(req: &HttpRequest, token: &str) -> Result<Person, Problem> {
 /// everybody else it is as if there were none.
 async fn settle_tenant(
     req: &HttpRequest,
-    identity: CallerIdentity,
-) -> Result<CallerIdentity, Problem> {
+    identity: Rc<CallerIdentity>,
+) -> Result<Rc<CallerIdentity>, Problem> {
     let Some(slug) = single(req.headers(), &TENANT)? else {
         return Ok(identity);
     };
@@ -210,8 +212,8 @@ async fn settle_tenant(
         count(req, |metrics| metrics.security_events.inc("cross_tenant"));
         return Err(Problem::not_found("tenant"));
     };
-    let identity = identity.acting_in(tenant);
-    req.extensions_mut().insert(identity.clone());
+    let identity = Rc::new(Rc::unwrap_or_clone(identity).acting_in(tenant));
+    req.extensions_mut().insert(Rc::clone(&identity));
     Ok(identity)
 }
 
@@ -239,7 +241,7 @@ fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a st
 
 fn origin(context: &RequestContext) -> Origin {
     Origin {
-        request_id: Some(context.request_id.to_string()),
+        request_id: Some(Arc::clone(&context.request_id)),
         ip: Some(context.ip),
     }
 }

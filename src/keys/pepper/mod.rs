@@ -19,7 +19,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::Mutex;
 
 use crate::db::{self, Conn};
-use crate::keys::fingerprint::Fingerprint;
+use crate::keys::fingerprint::{Fingerprint, Pepper};
 use crate::keys::secret::ApiKey;
 use crate::master::{DerivedKey, MasterKey, MasterKeys};
 use crate::time::Timestamp;
@@ -136,7 +136,7 @@ pub fn verify_checks(rows: &[PepperVersion], master: &MasterKeys) -> Result<(), 
 #[derive(Debug, Default)]
 pub struct PepperRing {
     /// The current one, the next one, then the old ones from the newest on.
-    versions: Vec<(i32, DerivedKey)>,
+    versions: Vec<(i32, Pepper)>,
     current: Option<i32>,
     has_lost: bool,
 }
@@ -163,7 +163,7 @@ impl PepperRing {
                 ring.current = Some(row.version);
             }
             match row.open(master) {
-                Ok(pepper) => ring.versions.push((row.version, pepper)),
+                Ok(pepper) => ring.versions.push((row.version, Pepper::new(&pepper))),
                 Err(fault) => {
                     tracing::error!(pepper.version = row.version, %fault, "cannot compute a pepper");
                     ring.has_lost = true;
@@ -400,6 +400,6 @@ mod tests {
     #[test]
     fn a_ring_shows_no_key() {
         let ring = PepperRing::new(&[row(1, 1, PepperState::Current)], &masters(1, &[]));
-        assert!(format!("{ring:?}").contains("DerivedKey(..)"));
+        assert!(format!("{ring:?}").contains("Pepper(..)"));
     }
 }

@@ -1,5 +1,7 @@
 //! The middleware notes what known callers are refused, and nothing else.
 
+use std::rc::Rc;
+
 use actix_web::http::{Method, StatusCode};
 use actix_web::middleware::from_fn;
 use actix_web::{App, HttpMessage as _, HttpRequest, HttpResponse, test, web};
@@ -26,7 +28,7 @@ fn action(method: &Method, pattern: &str) -> Option<&'static str> {
 async fn answer(req: HttpRequest, tenant: web::Data<TenantRef>) -> Result<HttpResponse, Problem> {
     let query = req.query_string();
     if !query.contains("anonymous") {
-        req.extensions_mut().insert(CallerIdentity {
+        req.extensions_mut().insert(Rc::new(CallerIdentity {
             actor: Actor::Key {
                 key_id: "key_admin".to_owned(),
             },
@@ -37,9 +39,9 @@ async fn answer(req: HttpRequest, tenant: web::Data<TenantRef>) -> Result<HttpRe
             environment: None,
             key_id: None,
             expires_at: None,
-            request_id: Some("request-9".to_owned()),
+            request_id: Some("request-9".into()),
             ip: Some("192.0.2.9".parse().unwrap()),
-        });
+        }));
     }
     if query.contains("escalation") {
         return Err(Problem::new(Code::Escalation, "too much"));

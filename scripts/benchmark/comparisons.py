@@ -1,0 +1,159 @@
+"""The comparisons with the bare handler. Each function is given a Bench and answers its figures."""
+
+import subprocess, time
+
+from . import node as nodes
+from .load import Bare, Load, compare, script
+from .machine import Throwaway, need
+from .node import Node
+
+LIMIT = {"name": "burst", "limit": 1_000_000, "period": "1s"}
+KEYS = 1000
+# So few keys are remembered, and so many asked for in turn, that nearly every one is read again.
+REMEMBERED_FEW, KEYS_MANY = 100, 5000
+
+
+class Bench:
+    """What one comparison has started; all of it ends with it."""
+
+    def __init__(self, programs, scratch, pairs):
+        self.programs, self.scratch, self.pairs = programs, scratch, pairs
+        self.started = []
+
+    def begun(self, process):
+        self.started.append(process)
+        return process
+
+    def node(self, name, keys=KEYS, **more):
+        return self.begun(Node(self.programs, self.scratch, name, keys, **more))
+
+    def cluster(self, **more):
+        """A node over PostgreSQL and Redis."""
+        postgres, redis = self.begun(Throwaway("postgres")), self.begun(Throwaway("redis"))
+        settings = {"KEYSTEAD__DATABASE__URL": postgres.url, "KEYSTEAD__REDIS__URL": redis.url}
+        return self.node("cluster", settings=settings, **more)
+
+    def compare(self, name, node, keys, may_refuse=False):
+        """Against the bare handler that answers what the first of the keys is answered."""
+        lua = script(self.scratch, name, node, keys)
+        bare = self.begun(Bare(self.programs, self.scratch, name, node.verify(keys[0])))
+        return compare(
+            name,
+            lambda: Load(bare, lua),
+            lambda: Load(node, lua, may_refuse=may_refuse),
+            self.pairs,
+        )
+
+    def stop(self):
+        for process in reversed(self.started):
+            process.stop()
+
+
+def warm(bench):
+    """SQLite, limits in memory: keys that are remembered, each with one rate limit."""
+    node = bench.node("warm", limits=[LIMIT])
+    return bench.compare("warm", node, node.keys)
+
+
+def warm_unlimited(bench):
+    """The same keys without a limit."""
+    node = bench.node("warm_unlimited")
+    return bench.compare("warm_unlimited", node, node.keys)
+
+
+def unknown_repeated(bench):
+    """One unknown key again and again."""
+    node = bench.node("unknown_repeated", keys=1)
+    return bench.compare("unknown_repeated", node, [nodes.stranger()])
+
+
+def cold_sqlite(bench):
+    """Keys that are read from SQLite at nearly every use."""
+    return cold(bench, bench.node("cold_sqlite", keys=KEYS_MANY, settings=FEW))
+
+
+def cold_postgres(bench):
+    """Keys that are read from PostgreSQL at nearly every use."""
+    postgres = bench.begun(Throwaway("postgres"))
+    settings = {**FEW, "KEYSTEAD__DATABASE__URL": postgres.url}
+    return cold(bench, bench.node("cold_postgres", keys=KEYS_MANY, settings=settings))
+
+
+FEW = {"KEYSTEAD__CACHE__ENTRIES_MAX": str(REMEMBERED_FEW)}
+
+
+def cold(bench, node):
+    return bench.compare(node.name, node, node.keys, may_refuse=True)
+
+
+def cluster_unlimited(bench):
+    """PostgreSQL and Redis: remembered keys without limits."""
+    node = bench.cluster()
+    return bench.compare("cluster_unlimited", node, node.keys)
+
+
+def cluster_limit(bench):
+    """PostgreSQL and Redis: remembered keys with one limit that all nodes share exactly."""
+    node = bench.cluster(limits=[LIMIT])
+    return bench.compare("cluster_limit", node, node.keys)
+
+
+# Keys that are read from Redis at their first use on a node are one more such function, and its name
+# in ALL.
+
+
+def unknown_distinct(bench):
+    """Unknown keys of which none comes twice, on PostgreSQL, whose own count of statements says how
+    many were looked up."""
+    need("psql", "postgresql-client")
+    postgres = bench.begun(Throwaway("postgres"))
+    ask(postgres, "CREATE EXTENSION pg_stat_statements")
+    node = bench.node(
+        "unknown_distinct", keys=1, settings={"KEYSTEAD__DATABASE__URL": postgres.url})
+    keys = [nodes.stranger() for _ in range(200_000)]
+    lua = script(bench.scratch, "unknown_distinct", node, keys)
+    ask(postgres, "SELECT pg_stat_statements_reset()")
+    decided, busy = node.metric(UNKNOWN), node.metric(BUSY)
+    began = time.monotonic()
+    load = Load(node, lua, seconds=10, may_refuse=True)
+    took = time.monotonic() - began
+    looked_up = float(ask(postgres, "SELECT coalesce(sum(calls), 0) FROM pg_stat_statements"
+                                    " WHERE query LIKE '%fingerprint%'"))
+    return {
+        "per_second": load.per_second, "p99_ms": load.p99_ms, "seconds": took,
+        "looked_up_per_second": looked_up / took,
+        "answered_unknown": node.metric(UNKNOWN) - decided,
+        "answered_busy": node.metric(BUSY) - busy,
+    }
+
+
+UNKNOWN = 'keystead_decisions_total{outcome="unknown"}'
+BUSY = 'keystead_problems_total{code="busy"}'
+
+
+def ask(postgres, sql):
+    asked = subprocess.run(["psql", "-XAtq", "-c", sql, postgres.url], check=True,
+                           capture_output=True, text=True)
+    return asked.stdout.strip()
+
+
+ALL = [warm, warm_unlimited, unknown_repeated, cold_sqlite, cold_postgres, cluster_unlimited,
+       cluster_limit, unknown_distinct]
+
+
+def run(measure, programs, scratch, pairs):
+    bench = Bench(programs, scratch, pairs)
+    try:
+        return measure(bench)
+    finally:
+        bench.stop()
+
+
+def tell(name, figures):
+    if "ratio_median" in figures:
+        print(f"{name}: {figures['ratio_median']:.2f} of bare ({figures['ratio_min']:.2f} to"
+              f" {figures['ratio_max']:.2f}; {figures['cpu_ratio_median']:.2f} by CPU), {figures['per_second_median']:,.0f}/s of"
+              f" {figures['other_per_second_median']:,.0f}/s, p99 {figures['p99_ms_median']:.2f} ms"
+              f" of {figures['other_p99_ms_median']:.2f} ms")
+    else:
+        print(f"{name}: " + ", ".join(f"{key} {value:,.1f}" for key, value in figures.items()))

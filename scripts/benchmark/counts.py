@@ -1,0 +1,116 @@
+"""Instructions of the whole process per verification, counted by callgrind: what no load on the
+machine changes."""
+
+import http.client, itertools, json, shutil, subprocess, sys
+
+from . import node as nodes
+from .machine import ROOT, need, run
+from .node import Node
+
+# Unknown and known lookup ids must not be told apart by what refusing them costs.
+TOLERANCE = 0.01
+WARM, COLD, REPEATED = 2000, 200, 300
+ROUNDS, TRIES = 9, 5
+
+
+class Counted:
+    """A node under callgrind."""
+
+    def __init__(self, programs, scratch):
+        need("callgrind_control", "valgrind")
+        self.scratch = scratch
+        self.node = Node(
+            programs, scratch, "counted", keys=200,
+            limits=[{"name": "burst", "limit": 1_000_000, "period": "1s"}],
+        )
+        # Only what is counted need be slow.
+        self.node.stop()
+        self.node.start(["valgrind", "--tool=callgrind", "--instr-atstart=no",
+                         f"--callgrind-out-file={scratch / 'callgrind.out'}"])
+        host, port = self.node.address.split(":")
+        self.connection = http.client.HTTPConnection(host, int(port), timeout=60)
+
+        self.control("-i", "on")
+
+    def ask(self, key):
+        """The code of the answer."""
+        headers = {"content-type": "application/json", "x-api-key": self.node.caller}
+        body = json.dumps(self.node.body(key), separators=(",", ":"))
+        self.connection.request("POST", "/v1/verify", body, headers)
+        return json.loads(self.connection.getresponse().read())["code"]
+
+    def control(self, *what):
+        run("callgrind_control", *what, self.node.process.child.pid, stdout=subprocess.DEVNULL)
+
+    def newest(self):
+        return max(self.scratch.glob("callgrind.out*"), key=lambda path: path.stat().st_mtime)
+
+    def each(self, make, code):
+        """Instructions per verification of the keys that `make` makes. Under callgrind a machine with
+        other work may be too slow for a look-up in time: then all of them are asked again."""
+        for _ in range(TRIES):
+            keys = make()
+            self.control("-z")
+            codes = {self.ask(key) for key in keys}
+            self.control("-d")
+            if codes == {code}:
+                for line in self.newest().read_text().splitlines():
+                    if line.startswith(("summary:", "totals:")):
+                        return int(line.split()[1]) / len(keys)
+        sys.exit(f"bench: {codes} in the place of {code}")
+
+    def compare(self, left, right):
+        """Two kinds of unknown keys in turn: each a function that makes the keys of a round."""
+        for make in (left, right):
+            self.each(make, "unknown")
+        counts = [(self.each(left, "unknown"), self.each(right, "unknown")) for _ in range(ROUNDS)]
+        lefts, rights = zip(*counts)
+        # What else the process does meanwhile only adds, so the least is nearest to the truth.
+        left, right = min(lefts), min(rights)
+        return {"unknown_lookup_id": left, "wrong_secret": right, "ratio": right / left}
+
+    def warm(self, keep):
+        keys = itertools.cycle(self.node.keys)
+        some = lambda: [next(keys) for _ in range(WARM)]
+        self.each(some, "valid")
+        warm = self.each(some, "valid")
+        shutil.copy(self.newest(), keep)
+        return warm
+
+    def cold_unknown(self):
+        known = itertools.cycle(self.node.keys)
+        return self.compare(
+            lambda: [nodes.stranger() for _ in range(COLD)],
+            lambda: [nodes.with_another_secret(next(known)) for _ in range(COLD)],
+        )
+
+    def repeated_unknown(self):
+        def again(key):
+            # Remembered for some seconds, which a round does not take.
+            self.ask(key)
+            return [key] * REPEATED
+
+        stranger, wrong = nodes.stranger(), nodes.with_another_secret(self.node.keys[0])
+        return self.compare(lambda: again(stranger), lambda: again(wrong))
+
+
+def instructions(programs, scratch, keep):
+    """Fails if an unknown lookup id and a wrong secret do not cost the same. The profile of a warm
+    verification is copied to `keep`."""
+    counted = Counted(programs, scratch)
+    try:
+        figures = {
+            "warm": counted.warm(keep),
+            "cold_unknown": counted.cold_unknown(),
+            "repeated_unknown": counted.repeated_unknown(),
+        }
+    finally:
+        counted.node.stop()
+    print(f"instructions per verification\n  warm: {figures['warm']:,.0f}")
+    for name in ("cold_unknown", "repeated_unknown"):
+        pair = figures[name]
+        print(f"  {name}: unknown lookup id {pair['unknown_lookup_id']:,.0f}, wrong secret"
+              f" {pair['wrong_secret']:,.0f}, ratio {pair['ratio']:.4f}")
+        if abs(pair["ratio"] - 1) > TOLERANCE:
+            sys.exit("bench: an unknown lookup id and a wrong secret cost differently")
+    return figures

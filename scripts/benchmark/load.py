@@ -1,0 +1,129 @@
+"""The load generator, and the comparison with a bare handler."""
+
+import json, statistics, subprocess, sys, time
+
+from .machine import LOAD_CORE, Process, cpu_seconds, free_address, wait_for
+
+CONNECTIONS, SECONDS = 32, 2
+# A generator that uses more of its core than this is what is measured, and not the server.
+GENERATOR_MAX = 0.90
+
+# All keys are of one length, so a request is three pieces put together.
+LUA = """
+local keys = {}
+for line in io.lines(%(keys)q) do keys[#keys + 1] = line end
+local at, head, tail = 0, %(head)q, %(tail)q
+function request()
+  at = at + 1
+  if at > #keys then at = 1 end
+  return head .. keys[at] .. tail
+end
+function done(summary, latency)
+  io.write(string.format("RESULT %d %d %d %d %d\\n", summary.requests, summary.duration,
+    latency:percentile(99), summary.errors.status,
+    summary.errors.connect + summary.errors.read + summary.errors.write + summary.errors.timeout))
+end
+"""
+
+
+def quoted(text):
+    """A Lua string that needs no escapes but these."""
+    text = str(text).replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + text.replace("\r", "\\r").replace("\n", "\\n") + '"'
+
+
+def request_around(node, key):
+    """The bytes before and behind the key of a request for `key`."""
+    body = json.dumps(node.body(key), separators=(",", ":"))
+    head = (f"POST /v1/verify HTTP/1.1\r\nHost: keystead\r\nx-api-key: {node.caller}\r\n"
+            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n")
+    return (head + body).split(key)
+
+
+def script(scratch, name, node, keys):
+    """A script of wrk that presents the keys of a list, or of a file, in turn."""
+    lines = keys
+    if isinstance(keys, list):
+        lines = scratch / f"{name}.keys"
+        lines.write_text("".join(key + "\n" for key in keys))
+    with open(lines) as file:
+        head, tail = request_around(node, file.readline().strip())
+    path = scratch / f"{name}.lua"
+    pieces = {"keys": lines, "head": head, "tail": tail}
+    text = LUA
+    for piece, value in pieces.items():
+        text = text.replace(f"%({piece})q", quoted(value))
+    path.write_text(text)
+    return path
+
+
+class Load:
+    """What one run of the generator saw, and what it cost the server."""
+
+    def __init__(self, server, script, seconds=SECONDS, may_refuse=False):
+        address, pid = server.address, server.process.child.pid
+        spent = cpu_seconds(pid)
+        child = subprocess.Popen(
+            ["taskset", "-c", LOAD_CORE, "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s",
+             "-s", str(script), f"http://{address}"],
+            stdout=subprocess.PIPE, text=True,
+        )
+        time.sleep(seconds * 0.1)
+        began, used = time.monotonic(), cpu_seconds(child.pid)
+        time.sleep(seconds * 0.8)
+        self.share = (cpu_seconds(child.pid) - used) / (time.monotonic() - began)
+        out, _ = child.communicate()
+        line = next(line for line in out.splitlines() if line.startswith("RESULT"))
+        requests, micros, p99_us, self.refused, broken = map(int, line.split()[1:])
+        if broken or (self.refused and not may_refuse):
+            sys.exit(f"bench: {broken} broken and {self.refused} refused of {requests} requests at"
+                     f" {address}")
+        self.requests, self.seconds = requests, micros / 1e6
+        self.per_second, self.p99_ms = requests / self.seconds, p99_us / 1000
+        self.cpu_us = (cpu_seconds(pid) - spent) / requests * 1e6
+
+
+class Bare:
+    """The handler that answers `answer` and does nothing else."""
+
+    def __init__(self, programs, scratch, name, answer):
+        path = scratch / f"{name}.answer"
+        path.write_bytes(answer)
+        self.address = free_address()
+        self.process = Process([programs.bare, self.address, path])
+        wait_for(self.address, "/")
+
+    def stop(self):
+        self.process.stop()
+
+
+def compare(name, others, ours, pairs):
+    """Runs `others` and `ours`, each a function that makes a Load, in turn; answers the figures."""
+    others(), ours()
+    kept, thrown = [], 0
+    while len(kept) < pairs:
+        pair = other, our = others(), ours()
+        if max(other.share, our.share) > GENERATOR_MAX:
+            thrown += 1
+            if thrown > pairs:
+                sys.exit(f"bench: {name}: the generator is too busy to measure with")
+            continue
+        kept.append(pair)
+        print(f"  {name}: {our.per_second:,.0f}/s of {other.per_second:,.0f}/s ="
+              f" {our.per_second / other.per_second:.2f}; {our.cpu_us:.1f} µs of CPU, {other.cpu_us:.1f}"
+              f" there: {other.cpu_us / our.cpu_us:.2f}", flush=True)
+    ratios = sorted(our.per_second / other.per_second for other, our in kept)
+    middle = statistics.median
+    return {
+        "ratio_median": middle(ratios), "ratio_min": ratios[0], "ratio_max": ratios[-1],
+        "per_second_median": middle(our.per_second for _, our in kept),
+        "other_per_second_median": middle(other.per_second for other, _ in kept),
+        # What one request costs, whatever else the machine does meanwhile.
+        "cpu_ratio_median": middle(other.cpu_us / our.cpu_us for other, our in kept),
+        "cpu_us_median": middle(our.cpu_us for _, our in kept),
+        "other_cpu_us_median": middle(other.cpu_us for other, _ in kept),
+        "p99_ms_median": middle(our.p99_ms for _, our in kept),
+        "other_p99_ms_median": middle(other.p99_ms for other, _ in kept),
+        "generator_share_max": max(max(one.share, two.share) for one, two in kept),
+        "pairs": len(kept), "thrown_away": thrown,
+    }

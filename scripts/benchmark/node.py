@@ -1,0 +1,123 @@
+"""A node with keys to verify, and texts that look like keys."""
+
+import json, random, subprocess, urllib.request, zlib
+
+from .machine import Process, free_address, resident_mib, wait_for, wait_until
+
+DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+BATCH = 500
+
+
+def checksummed(text):
+    number, tail = zlib.crc32(text.encode()), ""
+    for _ in range(6):
+        number, digit = divmod(number, 62)
+        tail = DIGITS[digit] + tail
+    return text + tail
+
+
+def digits(count):
+    return "".join(random.choices(DIGITS, k=count))
+
+
+def stranger():
+    """A key that nobody issued: its lookup id is unknown, its checksum right."""
+    return checksummed(f"ks_live_{digits(12)}_{digits(43)}")
+
+
+def with_another_secret(key):
+    """A key with the lookup id of one that was issued, and another secret."""
+    public = key.rsplit("_", 1)[0]
+    return checksummed(f"{public}_{digits(43)}")
+
+
+class Api:
+    def __init__(self, address, key=None):
+        self.base, self.key = f"http://{address}", key
+
+    def raw(self, method, path, body=None, key=None):
+        headers = {"content-type": "application/json"}
+        if key or self.key:
+            headers["x-api-key"] = key or self.key
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.base + path, data, headers, method=method)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.read()
+
+    def call(self, *request, **more):
+        return json.loads(self.raw(*request, **more))
+
+
+class Node:
+    """A keystead that a caller may verify keys at. `keys` are those issued through its API."""
+
+    def __init__(self, programs, scratch, name, keys, limits=(), settings=None):
+        self.programs, self.name = programs, name
+        self.folder = scratch / name
+        self.log = open(scratch / f"{name}.log", "wb")
+        self.environment = {
+            "KEYSTEAD__DATA_DIR": str(self.folder),
+            "KEYSTEAD__SERVER__WORKERS": "1",
+            "KEYSTEAD__SERVER__DRAIN_DELAY": "0s",
+            "KEYSTEAD__ARGON2__MEMORY_KIB": "8",
+            "KEYSTEAD__ARGON2__PASSES": "1",
+            "KEYSTEAD__ARGON2__DANGEROUS_WEAK_ARGON2": "true",
+            **(settings or {}),
+        }
+        self.start()
+        self.owner = (self.folder / "owner.key").read_text().strip()
+        api = Api(self.address, self.owner)
+        api.call("POST", "/v1/services", {
+            "slug": "invoicing", "scopes": [{"name": "invoice:read"}, {"name": "invoice:send"}],
+        })
+        api.call("POST", "/v1/consumers", {"slug": "acme", "name": "ACME"})
+        self.caller = api.call("POST", "/v1/keys", {
+            "name": "gateway", "consumer": "acme",
+            "grants": [{"service": "keystead", "scopes": ["verify:invoicing"]}],
+        })["api_key"]
+        self.keys, self.key_id = [], None
+        while len(self.keys) < keys:
+            count = min(BATCH, keys - len(self.keys))
+            made = api.call("POST", "/v1/keys/batch", {"items": [{
+                "name": "a worker of acme", "consumer": "acme", "rate_limits": list(limits),
+                "grants": [{"service": "invoicing", "scopes": ["invoice:read", "invoice:send"]}],
+            }] * count})
+            self.keys += [item["api_key"] for item in made["items"]]
+            self.key_id = made["items"][0]["key"]["id"]
+        # The verifiers of a batch are computed afterwards, on the same core.
+        wait_until(lambda: self.metric("keystead_verifiers_pending ") == 0)
+
+    def start(self, wrap=()):
+        """Starts it, within another program if need be, and says after how many seconds it was ready."""
+        self.address = free_address()
+        self.process = Process(
+            [*wrap, self.programs.keystead, "serve"],
+            {**self.environment, "KEYSTEAD__SERVER__LISTEN": self.address}, self.log,
+        )
+        return wait_for(self.address, "/health/ready", pause=0.005)
+
+    def fill(self, count, lines):
+        """Copies one of its keys so often, straight into the database, while it is stopped."""
+        subprocess.run(
+            [self.programs.fill, self.key_id, str(count), lines], check=True,
+            env={**self.environment, "KEYSTEAD__SERVER__LISTEN": self.address},
+        )
+
+    def body(self, key):
+        return {"api_key": key, "service": "invoicing", "required_scopes": ["invoice:read"]}
+
+    def verify(self, key):
+        """The body of the answer, as it came."""
+        return Api(self.address).raw("POST", "/v1/verify", self.body(key), self.caller)
+
+    def metric(self, line):
+        """The value of the line of /metrics that begins so."""
+        text = Api(self.address).raw("GET", "/metrics").decode()
+        values = [row.rsplit(" ", 1)[1] for row in text.splitlines() if row.startswith(line)]
+        return sum(map(float, values))
+
+    def resident_mib(self):
+        return resident_mib(self.process.child.pid)
+
+    def stop(self):
+        self.process.stop()
