@@ -10,7 +10,7 @@ from .node import Node
 # Unknown and known lookup ids must not be told apart by what refusing them costs.
 TOLERANCE = 0.01
 WARM, COLD, REPEATED = 2000, 200, 300
-ROUNDS, TRIES = 9, 5
+ROUNDS, TRIES = 20, 5
 
 
 class Counted:

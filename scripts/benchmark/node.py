@@ -1,6 +1,6 @@
 """A node with keys to verify, and texts that look like keys."""
 
-import json, random, subprocess, urllib.request, zlib
+import json, random, secrets, subprocess, urllib.request, zlib
 
 from .machine import Process, free_address, resident_mib, wait_for, wait_until
 
@@ -64,7 +64,17 @@ class Node:
             "KEYSTEAD__ARGON2__DANGEROUS_WEAK_ARGON2": "true",
             **(settings or {}),
         }
-        self.start()
+        if "KEYSTEAD__DATABASE__URL" in self.environment:
+            self.environment["KEYSTEAD__SECRETS__MASTER_KEY"] = secrets.token_hex(32)
+        self.process = None
+        try:
+            self.start()
+            self.set_up(keys, limits)
+        except BaseException:
+            self.stop()
+            raise
+
+    def set_up(self, keys, limits):
         self.owner = (self.folder / "owner.key").read_text().strip()
         api = Api(self.address, self.owner)
         api.call("POST", "/v1/services", {
@@ -120,4 +130,5 @@ class Node:
         return resident_mib(self.process.child.pid)
 
     def stop(self):
-        self.process.stop()
+        if self.process:
+            self.process.stop()
