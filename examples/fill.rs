@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
+use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
 use futures_util::future::try_join_all;
@@ -16,13 +17,14 @@ use keystead::db::{self, Conn};
 use keystead::entropy::Entropy;
 use keystead::id::{KeyId, SecretId};
 use keystead::keys::key::Key;
+use keystead::keys::pepper::PepperRing;
 use keystead::keys::secret::{ApiKey, LookupId};
 use keystead::keys::store::{self, NewSecret};
 use keystead::keys::verifier::Verifier;
 use keystead::tenants;
 
-/// So many are inserted in one transaction.
-const TOGETHER: usize = 2_000;
+/// So many are inserted in one transaction, which has two seconds.
+const TOGETHER: usize = 250;
 
 /// So many verifiers are waited for at once: fewer than the queue takes.
 const VERIFIERS: usize = 32;
@@ -51,7 +53,8 @@ fn main() -> anyhow::Result<()> {
 }
 
 async fn fill(app: &App, id: &str, count: usize, file: &str) -> anyhow::Result<()> {
-    let template = template(app, id.to_owned()).await?;
+    let (template, ring) = template(app, id.to_owned()).await?;
+    let current = ring.current().context("there is no current pepper")?;
     let mut plaintexts = BufWriter::new(File::create(file)?);
     let mut left = count;
     while left > 0 {
@@ -60,23 +63,43 @@ async fn fill(app: &App, id: &str, count: usize, file: &str) -> anyhow::Result<(
         for (_, api_key, _) in &minted {
             writeln!(plaintexts, "{}", api_key.expose_secret())?;
         }
-        insert(app, minted).await?;
+        let mut rows = Vec::with_capacity(minted.len());
+        for (key, api_key, verifier) in minted {
+            let fingerprint = ring
+                .fingerprint_under(current, &api_key)
+                .context("the current pepper cannot be computed")?;
+            let secret = NewSecret {
+                id: SecretId::new(&app.clock, &app.entropy),
+                fingerprint,
+                pepper_version: current,
+                verifier: Some(verifier.as_str().to_owned()),
+                created_at: key.created_at,
+                valid_until: None,
+            };
+            rows.push((key, secret));
+        }
+        insert(app, rows).await?;
     }
     plaintexts.flush()?;
     Ok(())
 }
 
-async fn template(app: &App, id: String) -> anyhow::Result<Key> {
-    let found = app
+async fn template(app: &App, id: String) -> anyhow::Result<(Key, Arc<PepperRing>)> {
+    let peppers = Arc::clone(&app.peppers);
+    let (found, ring) = app
         .db
         .read(async move |conn: &mut Conn| -> db::Result<_> {
+            let ring = peppers.reload(conn).await?;
             let Some(tenant) = tenants::store::find(conn, tenants::DEFAULT).await? else {
-                return Ok(None);
+                return Ok((None, ring));
             };
-            store::find(conn, &tenant.id, &id).await
+            Ok((store::find(conn, &tenant.id, &id).await?, ring))
         })
         .await?;
-    found.context("there is no such key in the tenant default")
+    Ok((
+        found.context("there is no such key in the tenant default")?,
+        ring,
+    ))
 }
 
 async fn mint(app: &App, template: &Key, count: usize) -> anyhow::Result<Vec<Minted>> {
@@ -105,24 +128,12 @@ async fn one(app: &App, template: &Key) -> anyhow::Result<Minted> {
     Ok((key, api_key, verifier))
 }
 
-async fn insert(app: &App, minted: Vec<Minted>) -> anyhow::Result<()> {
-    let (clock, entropy) = (app.clock.clone(), app.entropy.clone());
-    let peppers = app.peppers.clone();
+async fn insert(app: &App, rows: Vec<(Key, NewSecret)>) -> anyhow::Result<()> {
     app.db
         .write(async move |conn: &mut Conn| -> db::Result<()> {
-            for (key, api_key, verifier) in &minted {
-                let (pepper_version, fingerprint) =
-                    peppers.fingerprint_current(conn, api_key).await?;
-                let secret = NewSecret {
-                    id: SecretId::new(&clock, &entropy),
-                    fingerprint,
-                    pepper_version,
-                    verifier: Some(verifier.as_str().to_owned()),
-                    created_at: key.created_at,
-                    valid_until: None,
-                };
+            for (key, secret) in &rows {
                 store::insert(conn, key).await?;
-                store::insert_secret(conn, &key.id, &secret).await?;
+                store::insert_secret(conn, &key.id, secret).await?;
             }
             Ok(())
         })
