@@ -120,9 +120,9 @@ pub fn api(app: &mut ServiceConfig) {
         "/v1/keys",
         vec![post().to(keys::issue_key), get().to(keys::list_keys)],
     );
-    at("/v1/keys/batch", vec![post().to(keys::issue_keys)]);
-    at("/v1/keys/find", vec![post().to(keys::find_keys)]);
-    at("/v1/keys/revoke", vec![post().to(keys::revoke_keys)]);
+    at("/v1/keys/batch", vec![post().to(keys::bulk::issue_keys)]);
+    at("/v1/keys/find", vec![post().to(keys::bulk::find_keys)]);
+    at("/v1/keys/revoke", vec![post().to(keys::bulk::revoke_keys)]);
     at(
         "/v1/keys/{id}",
         vec![get().to(keys::read_key), patch().to(keys::update_key)],
@@ -141,9 +141,15 @@ pub fn api(app: &mut ServiceConfig) {
     );
     at("/v1/key-patterns", vec![get().to(keys::list_key_patterns)]);
 
-    at("/v1/self", vec![get().to(keys::read_self)]);
-    at("/v1/self/revoke", vec![post().to(keys::revoke_self)]);
-    at("/v1/self/rotate", vec![post().to(keys::rotate_self)]);
+    at("/v1/self", vec![get().to(keys::holder::read_self)]);
+    at(
+        "/v1/self/revoke",
+        vec![post().to(keys::holder::revoke_self)],
+    );
+    at(
+        "/v1/self/rotate",
+        vec![post().to(keys::holder::rotate_self)],
+    );
 
     at("/v1/audit/events", vec![get().to(audit::list_audit_events)]);
     at("/v1/audit/verify", vec![post().to(audit::verify_audit)]);
@@ -176,9 +182,9 @@ pub fn api(app: &mut ServiceConfig) {
     consumers::enable_consumer,
     keys::issue_key,
     keys::list_keys,
-    keys::issue_keys,
-    keys::find_keys,
-    keys::revoke_keys,
+    keys::bulk::issue_keys,
+    keys::bulk::find_keys,
+    keys::bulk::revoke_keys,
     keys::read_key,
     keys::update_key,
     keys::rotate_key,
@@ -188,9 +194,9 @@ pub fn api(app: &mut ServiceConfig) {
     keys::update_secret,
     keys::revoke_secret,
     keys::list_key_patterns,
-    keys::read_self,
-    keys::revoke_self,
-    keys::rotate_self,
+    keys::holder::read_self,
+    keys::holder::revoke_self,
+    keys::holder::rotate_self,
     validation::verify_key,
     validation::verify_keys,
     validation::explain_key,

@@ -12,6 +12,7 @@
 //! has secrets under a pepper that is lost is its verifier run, in a bounded pool.
 
 pub mod answer;
+pub mod body;
 pub mod decide;
 mod failures;
 pub mod http;

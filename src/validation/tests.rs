@@ -6,8 +6,8 @@ use serde_json::json;
 
 use super::Answer;
 use super::answer::write;
+use super::body::VerifyAnswer;
 use super::decide::{AskedEnvironment, Outcome, Request, decide, explain};
-use super::http::VerifyAnswer;
 use super::snapshot::{
     ConsumerSnapshot, Counted, GrantSnapshot, KeySnapshot, KeyTold, SecretSnapshot, SecretTold,
     ServiceEntry, Subject, TenantSnapshot, members,

@@ -1,27 +1,28 @@
-//! The keys API: issue and care, rotation, ending, bulk, and the holder's own affairs.
+//! The keys API: issue and care, rotation and ending of one key; [`bulk`] and the [`holder`]'s own
+//! affairs beside it.
+
+pub mod bulk;
+pub mod holder;
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, web};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::bulk::{EndKeys, Found};
-use super::issue::{KeyPatch, NewKey};
-use super::key::{Key, KeyStatus, KeyView};
-use super::secret::{LookupId, RevealedKey, UnparsedKey, any_prefix_pattern};
-use super::service::{By, Issued, Keys, Rotation};
-use super::store::KeyFilter;
 use crate::audit::Attribution;
 use crate::auth::CallerIdentity;
-use crate::auth::http::{Caller, Holder, perm};
+use crate::auth::http::{Caller, perm};
 use crate::clock::Clock;
-use crate::http::extract::{
-    AuditReason, Body, BulkBody, IdempotencyKey, IfMatch, OptionalBody, etag,
-};
+use crate::http::extract::{AuditReason, Body, IdempotencyKey, IfMatch, OptionalBody, etag};
 use crate::http::page::{CursorKey, List, PageBody, PageParams};
 use crate::http::problem::Problem;
 use crate::http::wait::{Ended, Wait, Waiting};
 use crate::idempotency::{Claim, Idempotent};
+use crate::keys::issue::{KeyPatch, NewKey};
+use crate::keys::key::{Key, KeyStatus, KeyView};
+use crate::keys::secret::{LookupId, RevealedKey, any_prefix_pattern};
+use crate::keys::service::{By, Issued, Keys, Rotation};
+use crate::keys::store::KeyFilter;
 use crate::patch::{Reason, double_option};
 use crate::text::{Environment, Tag};
 use crate::time::{Span, Timestamp};
@@ -35,19 +36,6 @@ pub struct KeyWithPlaintext {
     /// Shown only here; `null` in a replay, which cannot know it any more.
     #[schema(value_type = Option<String>, required = true, example = "ks_live_4hT0aZq81xPd_...")]
     pub api_key: Option<RevealedKey>,
-}
-
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct NewKeys {
-    #[schema(min_items = 1, max_items = 1000)]
-    pub items: Vec<NewKey>,
-}
-
-#[derive(Serialize, ToSchema)]
-pub struct KeysWithPlaintext {
-    /// In the order of the request.
-    pub items: Vec<KeyWithPlaintext>,
 }
 
 /// How to rotate.
@@ -111,36 +99,6 @@ pub struct KeyListFilter {
     never_used: Option<bool>,
     /// Keys not used since, or never.
     unused_since: Option<Timestamp>,
-}
-
-/// Which keys a leak may belong to.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-#[schema(example = json!({"lookup_ids": ["4hT0aZq81xPd"]}))]
-pub struct FindKeys {
-    #[schema(min_items = 1, max_items = 1000)]
-    pub api_keys: Option<Vec<UnparsedKey>>,
-    #[schema(min_items = 1, max_items = 1000)]
-    pub lookup_ids: Option<Vec<LookupId>>,
-}
-
-#[derive(Debug, Serialize, ToSchema)]
-pub struct FoundKeys {
-    /// In the order of the request; `null` for what is not known here.
-    pub items: Vec<Option<Found>>,
-}
-
-/// How many keys matched, and what was done.
-#[derive(Serialize, ToSchema)]
-pub struct EndedKeys {
-    pub matched: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false)]
-    pub changed: Option<u64>,
-    /// Of a dry run, the first 200.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false)]
-    pub items: Option<Vec<KeyView>>,
 }
 
 /// What to look for in code and logs.
@@ -254,52 +212,6 @@ pub async fn issue_key(
     let claim = claim(&at, ("POST", "/v1/keys"), idempotency, hash);
     let made = keys.issue(by, new, claim).await?;
     Ok(reveal(StatusCode::CREATED, &made, &at, clock.now()))
-}
-
-/// Issues up to 1000 keys, all or none
-#[utoipa::path(
-    post, path = "/v1/keys/batch", tag = "keys", operation_id = "issue_keys",
-    request_body = NewKeys,
-    params(IdempotencyKey, AuditReason),
-    responses(
-        (status = 201, description = "The keys and their plaintexts", body = KeysWithPlaintext),
-        (status = 409, description = "`external_id_taken` with `existing_id`; `in_progress`: the first request with this key still runs"),
-    ),
-)]
-pub async fn issue_keys(
-    caller: Caller<perm::KeysWrite>,
-    body: BulkBody<NewKeys>,
-    idempotency: IdempotencyKey,
-    reason: AuditReason,
-    keys: web::Data<Keys>,
-    clock: web::Data<Clock>,
-) -> Result<HttpResponse, Problem> {
-    let hash = body.sha256();
-    let by = by(&caller, None, reason);
-    let at = by.at.clone();
-    let claim = claim(&at, ("POST", "/v1/keys/batch"), idempotency, hash);
-    let made = keys.issue_batch(by, body.into_inner().items, claim).await?;
-    let now = clock.now();
-    let mut response = HttpResponse::Created();
-    let items = match made {
-        Idempotent::Fresh(issued) => issued
-            .into_iter()
-            .map(|one| KeyWithPlaintext {
-                key: show(&one.key, &at, now),
-                api_key: Some(RevealedKey(one.api_key)),
-            })
-            .collect(),
-        Idempotent::Replayed(keys) => {
-            response.insert_header(("Idempotency-Replayed", "true"));
-            keys.iter()
-                .map(|key| KeyWithPlaintext {
-                    key: show(key, &at, now),
-                    api_key: None,
-                })
-                .collect()
-        }
-    };
-    Ok(response.json(KeysWithPlaintext { items }))
 }
 
 /// Lists keys, newest first
@@ -543,136 +455,6 @@ pub async fn update_secret(
     Ok(answer(StatusCode::OK, &key, &at, clock.now()))
 }
 
-/// Tells which keys plaintexts or lookup ids belong to
-///
-/// For a leak at three in the morning. The values are never logged.
-#[utoipa::path(
-    post, path = "/v1/keys/find", tag = "keys", operation_id = "find_keys",
-    request_body = FindKeys,
-    responses((status = 200, description = "Key, secret and state, in order", body = FoundKeys)),
-)]
-pub async fn find_keys(
-    caller: Caller<perm::KeysRead>,
-    body: BulkBody<FindKeys>,
-    keys: web::Data<Keys>,
-) -> Result<HttpResponse, Problem> {
-    let body = body.into_inner();
-    let by = by(&caller, None, AuditReason(None));
-    let items = keys.find(&by, body.api_keys, body.lookup_ids).await?;
-    Ok(HttpResponse::Ok().json(FoundKeys { items }))
-}
-
-/// Revokes or disables every key that matches
-///
-/// First with `dry_run`, then with `expected`, the count that it told.
-#[utoipa::path(
-    post, path = "/v1/keys/revoke", tag = "keys", operation_id = "revoke_keys",
-    request_body = EndKeys,
-    params(Wait, AuditReason),
-    responses(
-        (status = 200, description = "How many matched and changed", body = Ended<EndedKeys>),
-        (status = 409, description = "`count_changed`: as many match now as `count` says"),
-    ),
-)]
-pub async fn revoke_keys(
-    caller: Caller<perm::KeysRevoke>,
-    body: BulkBody<EndKeys>,
-    reason: AuditReason,
-    waiting: Waiting,
-    keys: web::Data<Keys>,
-    clock: web::Data<Clock>,
-) -> Result<HttpResponse, Problem> {
-    let mut asked = body.into_inner();
-    let by = by(&caller, asked.reason.take(), reason);
-    let at = by.at.clone();
-    let dry_run = asked.dry_run;
-    let ended = keys.end_matching(by, asked).await?;
-    let now = clock.now();
-    let ended = EndedKeys {
-        matched: ended.matched,
-        changed: ended.changed,
-        items: dry_run.then(|| ended.sample.iter().map(|key| show(key, &at, now)).collect()),
-    };
-    Ok(HttpResponse::Ok().json(waiting.until_known(ended).await))
-}
-
-/// Shows the presented key to its holder
-#[utoipa::path(
-    get, path = "/v1/self", tag = "self", operation_id = "read_self",
-    responses((status = 200, description = "The key", body = KeyView)),
-)]
-pub async fn read_self(
-    holder: Holder,
-    keys: web::Data<Keys>,
-    clock: web::Data<Clock>,
-) -> Result<HttpResponse, Problem> {
-    let by = by(&holder, None, AuditReason(None));
-    let key = keys.own(&by, holder.key()).await?;
-    Ok(answer(StatusCode::OK, &key, &by.at, clock.now()))
-}
-
-/// Ends the presented key for good
-#[utoipa::path(
-    post, path = "/v1/self/revoke", tag = "self", operation_id = "revoke_self",
-    params(Wait, AuditReason),
-    request_body(content = Option<ActOnKey>),
-    responses((status = 200, description = "The revoked key", body = Ended<KeyView>)),
-)]
-pub async fn revoke_self(
-    holder: Holder,
-    body: OptionalBody<ActOnKey>,
-    reason: AuditReason,
-    waiting: Waiting,
-    keys: web::Data<Keys>,
-    clock: web::Data<Clock>,
-) -> Result<HttpResponse, Problem> {
-    let by = by(&holder, body.into_inner().reason, reason);
-    let at = by.at.clone();
-    let key = keys.revoke(by, holder.key().to_owned(), true).await?;
-    Ok(answer_ended(&key, &at, clock.now(), &waiting).await)
-}
-
-/// Rotates the presented key, where `key_policy.self_rotate` allows it
-#[utoipa::path(
-    post, path = "/v1/self/rotate", tag = "self", operation_id = "rotate_self",
-    params(IdempotencyKey, AuditReason),
-    request_body(content = Option<RotateSelf>),
-    responses(
-        (status = 200, description = "The key and its new plaintext", body = KeyWithPlaintext),
-        (status = 409, description = "`too_many_secrets`, `key_expired`, `key_revoked`; `in_progress`: the first request with this key still runs"),
-    ),
-)]
-pub async fn rotate_self(
-    holder: Holder,
-    body: OptionalBody<RotateSelf>,
-    idempotency: IdempotencyKey,
-    reason: AuditReason,
-    keys: web::Data<Keys>,
-    clock: web::Data<Clock>,
-) -> Result<HttpResponse, Problem> {
-    let hash = body.sha256();
-    let body = body.into_inner();
-    let by = by(&holder, body.reason, reason);
-    let at = by.at.clone();
-    let claim = claim(&at, ("POST", "/v1/self/rotate"), idempotency, hash);
-    let rotation = Rotation {
-        overlap: body.overlap,
-        by_superseded: holder.is_superseded(),
-        ..Rotation::default()
-    };
-    let made = keys.rotate(by, holder.key(), rotation, claim, true).await?;
-    Ok(reveal(StatusCode::OK, &made, &at, clock.now()))
-}
-
-/// How a holder rotates: its life is not its own to stretch.
-#[derive(Debug, Default, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-#[schema(example = json!({"overlap": "1h"}))]
-pub struct RotateSelf {
-    pub overlap: Option<Span>,
-    pub reason: Option<Reason>,
-}
-
 /// Tells secret scanners what our keys look like
 #[utoipa::path(
     get, path = "/v1/key-patterns", tag = "keys", operation_id = "list_key_patterns",
@@ -691,8 +473,8 @@ pub async fn list_key_patterns() -> HttpResponse {
 }
 
 impl KeyListFilter {
-    fn resolved(&self) -> super::service::ListFilter {
-        super::service::ListFilter {
+    fn resolved(&self) -> crate::keys::service::ListFilter {
+        crate::keys::service::ListFilter {
             consumer: self.consumer.clone(),
             service: self.service.clone(),
             filter: KeyFilter {
