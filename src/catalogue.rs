@@ -68,12 +68,19 @@ pub fn check_no_live_keys(kind: &str, count: u64) -> Result<()> {
     if count == 0 {
         return Ok(());
     }
-    Err(Error::Conflict {
+    Err(has_live_keys(
+        count,
+        format!("the {kind} has live keys: revoke them, or delete with ?revoke_keys=true"),
+    ))
+}
+
+pub fn has_live_keys(count: u64, detail: String) -> Error {
+    Error::Conflict {
         conflict: Conflict::HasLiveKeys,
-        detail: format!("the {kind} has live keys: revoke them, or delete with ?revoke_keys=true"),
+        detail,
         existing_id: None,
         count: Some(count),
-    })
+    }
 }
 
 /// Applies the member `metadata` of a merge patch (RFC 7396): `null` empties it.

@@ -127,14 +127,13 @@ impl App {
             .noted_in(changes.clone(), relay.clone());
         let shelf = redis.as_ref().map_or_else(Shelf::none, |redis| {
             let (redis, runtime) = (redis.clone(), db.runtime());
-            Shelf::new(redis, seal, clock.clone(), runtime, history.clone())
+            Shelf::new(redis, seal, clock.clone(), runtime, history)
         });
         let nodes = Nodes::new(
             db.clone(),
             clock.clone(),
             changes.clone(),
             relay.clone(),
-            history.clone(),
             node,
         );
         let follower = Follower::new(
@@ -142,7 +141,6 @@ impl App {
             changes.clone(),
             reach.clone(),
             relay,
-            history,
             entropy.clone(),
             config.cache.stale_max.duration(),
         );

@@ -6,7 +6,8 @@
 //! 2. the work itself, which records a line for each object and touches what decisions depend on;
 //! 3. the lines are numbered, chained and inserted, the head is moved and MACed;
 //! 4. the change head is stepped, if anything was touched;
-//! 5. commit. Who waits may have stopped waiting by then: the change does not notice.
+//! 5. commit; until what was touched is noted on this node, its validations ask the database. Who waits
+//!    may have stopped waiting by then: the change does not notice.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use super::actor::Attribution;
 use super::chain::{AuditOutcome, Event, Head, HeadKeys, Target, link, recordable};
 use super::store::{self, Sealed};
 use crate::cache::Changes;
+use crate::cache::changes::Committing;
 use crate::cache::relay::Relay;
 use crate::clock::Clock;
 use crate::db::feed::{self, Kind};
@@ -66,6 +68,8 @@ pub(super) struct Left {
     touched: Vec<(Kind, String)>,
     /// Its number in the feed, if it touched anything.
     step: i64,
+    /// Until it is noted, or given up.
+    committing: Option<Committing>,
 }
 
 struct Line {
@@ -230,7 +234,7 @@ impl Audit {
                     Err(error) => Err(error),
                 };
                 let (value, sealed) = change.tx.end(done).await?;
-                this.committed(&sealed);
+                this.committed(sealed);
                 Ok(value)
             })
             .await
@@ -306,8 +310,10 @@ impl Audit {
         } else {
             feed::step(change.tx.conn(), &touched, change.now).await?
         };
+        let changes = self.changes.as_ref().filter(|_| step > 0);
         Ok(Left {
             lines: sealed,
+            committing: changes.map(|changes| changes.commit(&touched)),
             touched,
             step,
         })
@@ -315,7 +321,7 @@ impl Audit {
 
     /// Tells the log what the database now holds, a line each: against these is found what a
     /// database that was rolled back to an old backup no longer knows.
-    pub(super) fn committed(&self, left: &Left) {
+    pub(super) fn committed(&self, left: Left) {
         if let (Some(metrics), false) = (&self.metrics, left.lines.is_empty()) {
             metrics.changes.inc();
         }
@@ -324,6 +330,7 @@ impl Audit {
                 changes.note(left.step, *kind, id);
             }
         }
+        drop(left.committing);
         if let (Some(relay), true) = (&self.relay, left.step > 0) {
             // Nobody waits for it: whoever does not hear of it asks the database within a second.
             self.db.runtime().spawn(relay.clone().wake(left.step));

@@ -91,7 +91,7 @@ impl Audit {
                 "resealed an audit chain that did not verify"
             );
         }
-        self.committed(&sealed);
+        self.committed(sealed);
         Ok(report)
     }
 }

@@ -1,8 +1,9 @@
 //! The number of the last change of each entity, and until when that knowledge may be relied on.
 
+use std::collections::HashSet;
 use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::clock::Clock;
 use crate::db::feed::Kind;
@@ -33,6 +34,17 @@ struct Known {
     epoch: AtomicU64,
     /// Entries may be used until then, see [`Clock::uptime_us`].
     lease_until_us: AtomicU64,
+    /// What changes of this node touch that are being committed, and how many those are.
+    commits: RwLock<Vec<Arc<HashSet<Entity>>>>,
+    commit_count: AtomicUsize,
+}
+
+/// A change of this node between its last statement and [`Changes::note`]: whoever uses what it touches
+/// asks the database meanwhile, which knows before us whether it is committed. Ends when dropped.
+#[derive(Debug)]
+pub struct Committing {
+    changes: Changes,
+    touched: Arc<HashSet<Entity>>,
 }
 
 /// How long what is known may be relied on.
@@ -45,7 +57,7 @@ pub struct Lease {
 }
 
 /// An entity by the hash of its name, worked out once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Entity(usize);
 
 impl Entity {
@@ -54,6 +66,11 @@ impl Entity {
         // forced upon loads an entry once more than needed.
         let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one((kind, id));
         Self(usize::try_from(hash).unwrap_or(usize::MAX) % CELLS)
+    }
+
+    /// What a change of an entity makes stale.
+    fn all_of(kind: Kind, id: &str) -> [Self; 2] {
+        [Self::new(kind, id), Self::any(kind)]
     }
 
     /// All entities of a kind: what was not found may be any that was made since.
@@ -80,17 +97,52 @@ impl Changes {
             highest: AtomicI64::new(0),
             epoch: AtomicU64::new(0),
             lease_until_us: AtomicU64::new(0),
+            commits: RwLock::default(),
+            commit_count: AtomicUsize::new(0),
         }))
     }
 
     /// Learns of a change, in whatever order and however often.
     pub fn note(&self, seq: i64, kind: Kind, id: &str) {
         self.see(seq);
-        for entity in [Entity::new(kind, id), Entity::any(kind)] {
+        for entity in Entity::all_of(kind, id) {
             if let Some(last) = self.0.last.get(entity.0) {
                 last.fetch_max(seq, Ordering::SeqCst);
             }
         }
+    }
+
+    /// A change of this node that touches these is about to be committed.
+    pub fn commit(&self, touched: &[(Kind, String)]) -> Committing {
+        let touched = touched
+            .iter()
+            .flat_map(|(kind, id)| Entity::all_of(*kind, id));
+        let touched = Arc::new(touched.collect());
+        let mut commits = self
+            .0
+            .commits
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        commits.push(Arc::clone(&touched));
+        self.0.commit_count.store(commits.len(), Ordering::SeqCst);
+        drop(commits);
+        Committing {
+            changes: self.clone(),
+            touched,
+        }
+    }
+
+    /// Whether the database may know of a change of this entity that we will know of in a moment.
+    pub fn is_being_committed(&self, entity: Entity) -> bool {
+        if self.0.commit_count.load(Ordering::SeqCst) == 0 {
+            return false;
+        }
+        let commits = self
+            .0
+            .commits
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        commits.iter().any(|touched| touched.contains(&entity))
     }
 
     /// The counter stood at this number.
@@ -159,6 +211,18 @@ impl Changes {
     }
 }
 
+impl Drop for Committing {
+    fn drop(&mut self) {
+        let known = &self.changes.0;
+        let mut commits = known
+            .commits
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        commits.retain(|touched| !Arc::ptr_eq(touched, &self.touched));
+        known.commit_count.store(commits.len(), Ordering::SeqCst);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,6 +248,21 @@ mod tests {
         changes.forget(7);
         assert_eq!(changes.position(), 7);
         assert!(!changes.is_fresh(6, a) && changes.is_fresh(7, a));
+    }
+
+    #[test]
+    fn what_is_being_committed_is_asked_for_until_it_is_noted_or_given_up() {
+        let changes = Changes::new();
+        let (a, b) = (Entity::new(Kind::Key, "a"), Entity::new(Kind::Key, "b"));
+        let one = changes.commit(&[(Kind::Key, "a".to_owned())]);
+        let two = changes.commit(&[(Kind::Key, "a".to_owned()), (Kind::Key, "b".to_owned())]);
+        assert!(changes.is_being_committed(a) && changes.is_being_committed(b));
+        assert!(changes.is_being_committed(Entity::any(Kind::Key)));
+        assert!(!changes.is_being_committed(Entity::any(Kind::Service)));
+        drop(two);
+        assert!(changes.is_being_committed(a) && !changes.is_being_committed(b));
+        drop(one);
+        assert!(!changes.is_being_committed(a));
     }
 
     #[test]

@@ -40,7 +40,8 @@ impl<T> Deref for Entry<T> {
 #[derive(Debug)]
 pub enum Found<T> {
     Fresh(Arc<Entry<T>>),
-    /// Still true as far as anybody knows, and due to be read again.
+    /// Still true as far as is known here, and to be read again: it is due, or a change of it is being
+    /// committed.
     Due(Arc<Entry<T>>),
     Nothing,
 }
@@ -114,7 +115,9 @@ impl<K: Hash + Eq + Clone, T> Entries<K, T> {
     {
         match self.map.get(key) {
             Some(entry) if !entry.is_fresh(changes) => Found::Nothing,
-            Some(entry) if !entry.is_due(now_us) => Found::Fresh(entry),
+            Some(entry) if !entry.is_due(now_us) && !changes.is_being_committed(entry.entity) => {
+                Found::Fresh(entry)
+            }
             Some(entry) => Found::Due(entry),
             None => Found::Nothing,
         }
@@ -202,6 +205,17 @@ mod tests {
             entries.find(&1, &changes, now + 1_110_000),
             Found::Due(_)
         ));
+    }
+
+    #[test]
+    fn an_entry_whose_change_is_being_committed_is_read_again() {
+        let (changes, entries) = (Changes::new(), Entries::<u8, u8>::new(10));
+        entries.keep(1, entry(7, 3));
+        let find = || entries.find(&1, &changes, Clock::uptime_us());
+        let commit = changes.commit(&[(Kind::Key, "a".to_owned())]);
+        assert!(matches!(find(), Found::Due(_)));
+        drop(commit);
+        assert!(matches!(find(), Found::Fresh(_)));
     }
 
     #[test]

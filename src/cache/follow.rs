@@ -15,7 +15,6 @@ use futures_util::StreamExt as _;
 use tokio::sync::{Notify, watch};
 
 use super::changes::{Changes, Lease};
-use super::history::History;
 use super::relay::{Ack, Beat, Reading, Relay, mark};
 use crate::clock::Clock;
 use crate::db::feed::{self, Changed, Kind};
@@ -119,7 +118,6 @@ pub struct Follower {
     changes: Changes,
     reach: Reach,
     relay: Option<Relay>,
-    history: History,
     entropy: Entropy,
     stale_max_us: u64,
     /// Told whenever a pepper changed.
@@ -130,8 +128,9 @@ pub struct Follower {
 /// Where a follower stands.
 #[derive(Debug, Default)]
 struct At {
-    /// The change at our position: if it is another one day, the database has another history.
-    mark: Vec<Changed>,
+    /// [`mark`] of the change at our position: if it is another one day, the database has another
+    /// history. Unknown until that change was read.
+    mark: Option<String>,
     /// The name of a history that the database has no more.
     former: u64,
     /// What other nodes were not told yet.
@@ -148,7 +147,6 @@ impl Follower {
         changes: Changes,
         reach: Reach,
         relay: Option<Relay>,
-        history: History,
         entropy: Entropy,
         stale_max: Duration,
     ) -> Self {
@@ -157,7 +155,6 @@ impl Follower {
             changes,
             reach,
             relay,
-            history,
             entropy,
             stale_max_us: u64::try_from(stale_max.as_micros()).unwrap_or(u64::MAX),
             peppers: Arc::new(watch::Sender::new(0)),
@@ -173,7 +170,9 @@ impl Follower {
     /// Learns the recent changes of the database of this name. What somebody keeps from before them is
     /// not used.
     pub async fn begin(&self, database: &str) -> db::Result<()> {
-        self.history.begin(database);
+        if let Some(relay) = &self.relay {
+            relay.history().begin(database);
+        }
         let (head, oldest) = self
             .db
             .look(LOOK_MAX * 2, async |conn: &mut Conn| -> db::Result<_> {
@@ -298,7 +297,7 @@ impl Follower {
     ) -> bool {
         let at = self.at();
         // At the start nothing is known yet of the position that we begin from.
-        let is_same = at.mark.is_empty() || at.mark == known;
+        let is_same = at.mark.as_ref().is_none_or(|ours| *ours == mark(known));
         let is_whole = match changed.first() {
             Some(first) => first.seq == position.saturating_add(1),
             None => head == position,
@@ -314,11 +313,13 @@ impl Follower {
             "lost the feed of changes: loading everything anew"
         );
         let mut at = self.at();
-        at.mark.clear();
+        at.mark = None;
         at.untold.clear();
-        at.former = self.history.name();
-        // In this order: who notes the new epoch, and then the name, never has the old name.
-        self.history.set(0);
+        if let Some(relay) = &self.relay {
+            at.former = relay.history().name();
+            // First: who notes the new epoch, and then the name, never has the old name.
+            relay.history().set(0);
+        }
         self.changes.begin_anew(head);
         self.peppers.send_replace(head);
     }
@@ -327,11 +328,8 @@ impl Follower {
     fn advance(&self, position: i64, known: &[Changed], changed: &[Changed]) -> i64 {
         let last = changed.last().map_or(position, |last| last.seq);
         let from = if changed.is_empty() { known } else { changed };
-        self.at().mark = from
-            .iter()
-            .filter(|change| change.seq == last)
-            .cloned()
-            .collect();
+        let its_rows = from.partition_point(|change| change.seq < last);
+        self.at().mark = Some(mark(from.get(its_rows..).unwrap_or_default()));
         for Changed { seq, kind, id, .. } in changed {
             if let Some(kind) = kind {
                 self.changes.note(*seq, *kind, id);
@@ -355,18 +353,22 @@ impl Follower {
     /// Tells other nodes what this one knows from the database.
     async fn relay_on(&self, relay: &Relay, reading: &Reading, wakes: bool) -> db::Result<()> {
         let seq = self.changes.position();
-        let name = self.agree(reading.beat.as_ref(), seq).await?;
+        let name = self.agree(relay, reading.beat.as_ref(), seq).await?;
         let now = Clock::uptime_us();
         let (beat, untold) = {
             let at = self.at();
-            self.history.set(name);
+            relay.history().set(name);
+            let Some(mark) = at.mark.clone() else {
+                // The next look reads the change that it is of.
+                return Ok(());
+            };
             if at.untold.is_empty() && now.saturating_sub(at.told_us) < BEAT_EVERY_US {
                 return Ok(());
             }
             let beat = Beat {
                 history: name,
                 seq,
-                mark: mark(&at.mark),
+                mark,
                 at_us: reading.now_us,
             };
             (beat, at.untold.clone())
@@ -380,8 +382,8 @@ impl Follower {
     }
 
     /// The name of the history that the database has: the one that the nodes know, if this is it.
-    async fn agree(&self, beat: Option<&Beat>, seq: i64) -> db::Result<u64> {
-        let (known, former) = (self.history.name(), self.at().former);
+    async fn agree(&self, relay: &Relay, beat: Option<&Beat>, seq: i64) -> db::Result<u64> {
+        let (known, former) = (relay.history().name(), self.at().former);
         match beat {
             None if known != 0 => return Ok(known),
             // It was written before we looked, so the database has lost what it had committed.
@@ -410,7 +412,7 @@ impl Follower {
         let Ok(reading) = relay.read().await else {
             return;
         };
-        let known = self.history.name();
+        let known = relay.history().name();
         let Some(beat) = reading.beat else {
             self.reach.see_redis(began);
             return;
@@ -431,7 +433,7 @@ impl Follower {
                     seq = beat.seq,
                     "changes were relayed that are lost: giving up what is remembered"
                 );
-                self.at().mark.clear();
+                self.at().mark = None;
                 self.changes.see(beat.seq);
                 self.changes.forget(beat.seq);
                 break;
@@ -451,7 +453,7 @@ impl Follower {
         }
         let ack = Ack {
             history: known,
-            seq: self.changes.position(),
+            position: self.changes.position(),
             at_us: reading.now_us,
         };
         // Who waits for it waits longer.

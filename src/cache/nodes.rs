@@ -8,7 +8,6 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::Changes;
-use super::history::History;
 use super::relay::{Ack, Relay};
 use crate::clock::Clock;
 use crate::db::{self, Conn, Db, nodes};
@@ -41,26 +40,17 @@ pub struct Nodes {
     clock: Clock,
     changes: Changes,
     relay: Option<Relay>,
-    history: History,
     id: String,
 }
 
 impl Nodes {
     /// `id` names this process, and no other that ever was.
-    pub fn new(
-        db: Db,
-        clock: Clock,
-        changes: Changes,
-        relay: Option<Relay>,
-        history: History,
-        id: String,
-    ) -> Self {
+    pub fn new(db: Db, clock: Clock, changes: Changes, relay: Option<Relay>, id: String) -> Self {
         Self {
             db,
             clock,
             changes,
             relay,
-            history,
             id,
         }
     }
@@ -173,24 +163,10 @@ impl Nodes {
 
     /// `false` when the rows have to be read again.
     async fn until_these_know(&self, seq: i64, living: Vec<(String, i64)>) -> bool {
-        let living: HashMap<String, i64> = living.into_iter().collect();
-        let all_in = |acks: &HashMap<String, Ack>, now_us: u64| {
-            let history = self.history.name();
-            let acked = |node: &str| {
-                let ack = acks.get(node).filter(|ack| ack.history == history);
-                ack.map_or(0, |ack| ack.seq)
-            };
-            let written = living
-                .iter()
-                .all(|(node, position)| *node == self.id || *position.max(&acked(node)) >= seq);
-            written
-                && acks.iter().all(|(node, ack)| {
-                    let is_old = now_us.saturating_sub(ack.at_us) > ACK_FRESH_US;
-                    *node == self.id || is_old || acked(node) >= seq || living.contains_key(node)
-                })
-        };
+        let mut positions: HashMap<String, i64> = living.into_iter().collect();
+        positions.remove(&self.id);
         let Some(relay) = &self.relay else {
-            return all_in(&HashMap::new(), 0);
+            return positions.values().all(|position| *position >= seq);
         };
         let asked_us = Clock::uptime_us();
         let mut pause = ASK_FIRST;
@@ -199,7 +175,21 @@ impl Nodes {
                 // Nobody can say what a node knows that reaches Redis alone.
                 return false;
             };
-            if all_in(&acks, now_us) {
+            let history = relay.history().name();
+            for (node, ack) in acks {
+                let is_fresh = now_us.saturating_sub(ack.at_us) <= ACK_FRESH_US;
+                if node == self.id || !(is_fresh || positions.contains_key(&node)) {
+                    continue;
+                }
+                let acked = if ack.history == history {
+                    ack.position
+                } else {
+                    0
+                };
+                let position = positions.entry(node).or_default();
+                *position = acked.max(*position);
+            }
+            if positions.values().all(|position| *position >= seq) {
                 return true;
             }
             tokio::time::sleep(pause).await;

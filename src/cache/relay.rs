@@ -69,14 +69,21 @@ pub struct Reading {
     pub beat: Option<Beat>,
 }
 
-/// Up to where a node knows every change, and when it said so.
+/// A node knows every change up to `position`, and when it said so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ack {
     pub history: u64,
-    pub seq: i64,
+    pub position: i64,
     /// Redis's clock.
     pub at_us: u64,
+}
+
+/// What `TIME` answers: seconds, and microseconds besides.
+type Time = (u64, u64);
+
+fn in_us((seconds, micros): Time) -> u64 {
+    seconds.saturating_mul(1_000_000).saturating_add(micros)
 }
 
 /// Tells the change of one number from any other change of that number.
@@ -102,6 +109,11 @@ impl Relay {
             history,
             node,
         }
+    }
+
+    /// Which database, and which of its histories, the numbers belong to.
+    pub fn history(&self) -> &History {
+        &self.history
     }
 
     /// Nothing has a name before the database was reached.
@@ -145,10 +157,9 @@ impl Relay {
         let names = self.names()?;
         let mut pipeline = redis::pipe();
         pipeline.cmd("TIME").cmd("GET").arg(&names.beat);
-        let ((seconds, micros), beat): ((u64, u64), Option<Vec<u8>>) =
-            self.redis.pipeline(&pipeline).await?;
+        let (time, beat): (Time, Option<Vec<u8>>) = self.redis.pipeline(&pipeline).await?;
         Ok(Reading {
-            now_us: seconds.saturating_mul(1_000_000).saturating_add(micros),
+            now_us: in_us(time),
             beat: beat.and_then(|sealed| self.open(&names.beat, &sealed)),
         })
     }
@@ -222,7 +233,7 @@ impl Relay {
             &names,
             Ack {
                 history: beat.history,
-                seq: beat.seq,
+                position: beat.seq,
                 at_us: beat.at_us,
             },
         );
@@ -257,8 +268,7 @@ impl Relay {
         let names = self.names()?;
         let mut pipeline = redis::pipe();
         pipeline.cmd("TIME").cmd("HGETALL").arg(&names.acks);
-        let ((seconds, micros), acks): ((u64, u64), HashMap<String, Vec<u8>>) =
-            self.redis.pipeline(&pipeline).await?;
+        let (time, acks): (Time, HashMap<String, Vec<u8>>) = self.redis.pipeline(&pipeline).await?;
         let acks = acks
             .into_iter()
             .filter_map(|(node, sealed)| {
@@ -266,8 +276,7 @@ impl Relay {
                 Some((node, ack))
             })
             .collect();
-        let now_us = seconds.saturating_mul(1_000_000).saturating_add(micros);
-        Ok((now_us, acks))
+        Ok((in_us(time), acks))
     }
 
     /// Forgets what these nodes have acknowledged: they are gone.

@@ -159,6 +159,11 @@ impl Setting {
     pub(super) fn variable(&self) -> String {
         format!("KEYSTEAD__{}", self.path.to_uppercase().replace('.', "__"))
     }
+
+    /// The variable that names a file with a secret's value.
+    pub(super) fn file_variable(&self) -> String {
+        format!("{}_FILE", self.variable())
+    }
 }
 
 /// What may stand where `path` was written: the end of "is not a setting".

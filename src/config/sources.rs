@@ -205,10 +205,7 @@ fn known(table: &toml::Table) -> Result<(), ConfigError> {
 
 /// The first secret that stands in a file itself, and what would name a file of its own.
 fn secret_in(table: &toml::Table) -> Option<(&'static str, String)> {
-    let own_file = |key: &str| {
-        let variable = Setting::find(key).map(Setting::variable);
-        format!("{}_FILE", variable.unwrap_or_default())
-    };
+    let own_file = |key: &str| Setting::find(key).map_or_else(String::new, Setting::file_variable);
     let issuers = table.get("issuers").and_then(toml::Value::as_array);
     let mut issuers = issuers.into_iter().flatten();
     if issuers.any(|issuer| issuer.get("hmac_secret").is_some()) {
@@ -235,8 +232,10 @@ fn secret_in(table: &toml::Table) -> Option<(&'static str, String)> {
 /// A setting's name with single underscores is a typo. Others that begin so may be somebody else's:
 /// Kubernetes sets `KEYSTEAD_PORT` for a service called keystead.
 fn refuse_mistyped(variables: &[(OsString, OsString)]) -> Result<(), ConfigError> {
-    for setting in SETTINGS {
-        let right = setting.variable();
+    let right = SETTINGS
+        .iter()
+        .flat_map(|setting| [setting.variable(), setting.file_variable()]);
+    for right in right {
         let mistyped = right.replace("__", "_");
         if variables.iter().any(|(name, _)| *name == *mistyped) {
             let problem = format!("is not a setting; write two underscores: {right}");

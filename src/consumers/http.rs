@@ -251,11 +251,8 @@ pub async fn disable_consumer(
     let consumer = consumers
         .disable(at, caller.rights.clone(), id.into_inner())
         .await?;
-    let version = consumer.version;
-    let ended = waiting
-        .until_known(ConsumerBody::new(&consumer, &caller.tenant.slug))
-        .await;
-    Ok(HttpResponse::Ok().insert_header(etag(version)).json(ended))
+    let body = ConsumerBody::new(&consumer, &caller.tenant.slug);
+    Ok(waiting.answer(consumer.version, body).await)
 }
 
 /// Lets a disabled consumer's keys be used again

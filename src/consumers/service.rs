@@ -190,15 +190,13 @@ impl Consumers {
                 if !revoke_keys {
                     catalogue::check_no_live_keys(KIND, count)?;
                 } else if count > REVOKED_MAX {
-                    return Err(Error::Conflict {
-                        conflict: Conflict::HasLiveKeys,
-                        detail: format!(
+                    return Err(catalogue::has_live_keys(
+                        count,
+                        format!(
                             "the consumer has more than {REVOKED_MAX} live keys: revoke them first, \
                              with POST /v1/keys/revoke"
                         ),
-                        existing_id: None,
-                        count: Some(count),
-                    });
+                    ));
                 }
                 check_version(before.version, expected)?;
                 if revoke_keys {

@@ -271,7 +271,7 @@ pub async fn live_keys(conn: &mut Conn, id: &ConsumerId, now: Timestamp) -> Resu
     Ok(count.unsigned_abs())
 }
 
-/// Revokes all keys of the consumer that are not revoked yet, and answers which those were.
+/// Revokes the keys that [`live_keys`] counts, and answers which those were.
 pub async fn revoke_keys(
     conn: &mut Conn,
     id: &ConsumerId,
@@ -282,7 +282,8 @@ pub async fn revoke_keys(
     Ok(each!(conn, c => diesel::update(
             api_key::table
                 .filter(api_key::consumer_id.eq(id))
-                .filter(api_key::revoked_at.is_null()),
+                .filter(api_key::revoked_at.is_null())
+                .filter(api_key::expires_at.is_null().or(api_key::expires_at.gt(now))),
         )
         .set((
             api_key::revoked_at.eq(now),

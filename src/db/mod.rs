@@ -242,6 +242,23 @@ where
     type Running = Running;
 }
 
+/// What is done on one connection.
+pub trait OnConn<R>:
+    for<'c> AsyncFnOnce(&'c mut Conn) -> R
+    + for<'c> Work<&'c mut Conn, R, Running: Send>
+    + Send
+    + 'static
+{
+}
+
+impl<F, R> OnConn<R> for F where
+    F: for<'c> AsyncFnOnce(&'c mut Conn) -> R
+        + for<'c> Work<&'c mut Conn, R, Running: Send>
+        + Send
+        + 'static
+{
+}
+
 impl Db {
     /// Prepares the pools; connects to nothing yet, so an unreachable database can be waited for.
     pub fn open(target: &Target) -> std::io::Result<Self> {
@@ -311,10 +328,7 @@ impl Db {
     where
         T: Send + 'static,
         E: From<Error> + Send + 'static,
-        for<'c> F: AsyncFnOnce(&'c mut Conn) -> std::result::Result<T, E>
-            + Work<&'c mut Conn, std::result::Result<T, E>, Running: Send>
-            + Send
-            + 'static,
+        F: OnConn<std::result::Result<T, E>>,
     {
         self.on(Lane::Read, self.wait_max, work).await
     }
@@ -325,10 +339,7 @@ impl Db {
     where
         T: Send + 'static,
         E: From<Error> + Send + 'static,
-        for<'c> F: AsyncFnOnce(&'c mut Conn) -> std::result::Result<T, E>
-            + Work<&'c mut Conn, std::result::Result<T, E>, Running: Send>
-            + Send
-            + 'static,
+        F: OnConn<std::result::Result<T, E>>,
     {
         self.on(Lane::Load, limit, work).await
     }
@@ -337,11 +348,7 @@ impl Db {
     /// is prepared there, before anybody waits for it.
     pub async fn prepare_loads<F>(&self, limit: Duration, work: F)
     where
-        for<'c> F: AsyncFnOnce(&'c mut Conn) -> Result<()>
-            + Work<&'c mut Conn, Result<()>, Running: Send>
-            + Clone
-            + Send
-            + 'static,
+        F: OnConn<Result<()>> + Clone,
     {
         let count = self.pools.load_connections();
         let all = Arc::new(Barrier::new(count));
@@ -364,10 +371,7 @@ impl Db {
     where
         T: Send + 'static,
         E: From<Error> + Send + 'static,
-        for<'c> F: AsyncFnOnce(&'c mut Conn) -> std::result::Result<T, E>
-            + Work<&'c mut Conn, std::result::Result<T, E>, Running: Send>
-            + Send
-            + 'static,
+        F: OnConn<std::result::Result<T, E>>,
     {
         self.on(Lane::Look, limit, work).await
     }
@@ -376,10 +380,7 @@ impl Db {
     where
         T: Send + 'static,
         E: From<Error> + Send + 'static,
-        for<'c> F: AsyncFnOnce(&'c mut Conn) -> std::result::Result<T, E>
-            + Work<&'c mut Conn, std::result::Result<T, E>, Running: Send>
-            + Send
-            + 'static,
+        F: OnConn<std::result::Result<T, E>>,
     {
         let db = self.clone();
         self.spawn(Some(limit), async move {
@@ -397,10 +398,7 @@ impl Db {
     where
         T: Send + 'static,
         E: From<Error> + Send + 'static,
-        for<'c> F: AsyncFnOnce(&'c mut Conn) -> std::result::Result<T, E>
-            + Work<&'c mut Conn, std::result::Result<T, E>, Running: Send>
-            + Send
-            + 'static,
+        F: OnConn<std::result::Result<T, E>>,
     {
         let db = self.clone();
         self.spawn(Some(self.wait_max), async move {

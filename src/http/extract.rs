@@ -111,10 +111,7 @@ impl<T: DeserializeOwned + 'static, const BYTES_MAX: usize> FromRequest for Body
         let gate = judge_head(req, BYTES_MAX);
         let payload = payload.take();
         Box::pin(async move {
-            let raw = read(&gate, payload, BYTES_MAX).await?;
-            if raw.is_empty() {
-                return Err(no_body());
-            }
+            let raw = read_some(&gate, payload, BYTES_MAX).await?;
             let value = json(&raw)?;
             Ok(Self { value, raw })
         })
@@ -148,10 +145,7 @@ impl<T: RefusesRepeats + 'static> FromRequest for BodyReadOnce<T> {
         let gate = judge_head(req, BODY_BYTES_MAX);
         let payload = payload.take();
         Box::pin(async move {
-            let raw = read(&gate, payload, BODY_BYTES_MAX).await?;
-            if raw.is_empty() {
-                return Err(no_body());
-            }
+            let raw = read_some(&gate, payload, BODY_BYTES_MAX).await?;
             json_body::parse_once(&raw)
                 .map(Self)
                 .map_err(|violation| Problem::invalid(vec![violation]))
@@ -159,8 +153,12 @@ impl<T: RefusesRepeats + 'static> FromRequest for BodyReadOnce<T> {
     }
 }
 
-fn no_body() -> Problem {
-    Problem::invalid_at("", "a JSON body is needed")
+async fn read_some(gate: &Gate, payload: Payload, bytes_max: usize) -> Result<Bytes, Problem> {
+    let raw = read(gate, payload, bytes_max).await?;
+    if raw.is_empty() {
+        return Err(Problem::invalid_at("", "a JSON body is needed"));
+    }
+    Ok(raw)
 }
 
 fn json<T: DeserializeOwned>(raw: &[u8]) -> Result<T, Problem> {

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use actix_web::dev::Payload;
-use actix_web::{FromRequest, HttpRequest};
+use actix_web::{FromRequest, HttpRequest, HttpResponse};
 use serde::{Deserialize, Deserializer, Serialize, de};
 use utoipa::{IntoParams, ToSchema};
 
-use super::extract::wired;
+use super::extract::{etag, wired};
 use super::gate::{Gate, Gated};
 use super::problem::Problem;
 use super::query::Params;
@@ -54,6 +54,14 @@ impl Waiting {
             None => None,
         };
         Ended { what, propagated }
+    }
+}
+
+impl Waiting {
+    /// The answer of what ended one object, of which this is the version now.
+    pub async fn answer<T: Serialize>(&self, version: i64, what: T) -> HttpResponse {
+        let ended = self.until_known(what).await;
+        HttpResponse::Ok().insert_header(etag(version)).json(ended)
     }
 }
 

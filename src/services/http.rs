@@ -246,11 +246,8 @@ pub async fn disable_service(
     let service = services
         .disable(at, caller.rights.clone(), id.into_inner())
         .await?;
-    let version = service.version;
-    let ended = waiting
-        .until_known(ServiceBody::new(&service, &caller.tenant.slug))
-        .await;
-    Ok(HttpResponse::Ok().insert_header(etag(version)).json(ended))
+    let body = ServiceBody::new(&service, &caller.tenant.slug);
+    Ok(waiting.answer(service.version, body).await)
 }
 
 /// Lets a disabled service be used again

@@ -185,9 +185,8 @@ pub async fn disable_tenant(
 ) -> Result<HttpResponse, Problem> {
     let at = caller.attribution(catalogue::reason(body.into_inner().reason, reason.0));
     let tenant = tenants.disable(at, id.into_inner()).await?;
-    let version = tenant.version;
-    let ended = waiting.until_known(TenantBody::from(&tenant)).await;
-    Ok(HttpResponse::Ok().insert_header(etag(version)).json(ended))
+    let body = TenantBody::from(&tenant);
+    Ok(waiting.answer(tenant.version, body).await)
 }
 
 /// Lets a disabled tenant's keys be used again

@@ -124,11 +124,8 @@ async fn becomes(client: &Client, key: &str, expected: &str) {
 
 /// All that stands in Redis by this pattern, with its values.
 async fn dump(link: &RedisLink, pattern: &str) -> Vec<(String, Vec<u8>)> {
-    let mut keys = redis::cmd("KEYS");
-    keys.arg(pattern);
-    let keys: Vec<String> = link.query(&keys).await.unwrap();
     let mut found = Vec::new();
-    for key in keys {
+    for key in names(link, pattern).await {
         let mut dump = redis::cmd("DUMP");
         dump.arg(&key);
         let value: Option<Vec<u8>> = link.query(&dump).await.unwrap();
@@ -149,7 +146,7 @@ async fn get(link: &RedisLink, key: &str) -> Vec<u8> {
     link.query(&get).await.unwrap()
 }
 
-/// What is called so in Redis, of which there is one.
+/// What there is in Redis by this pattern.
 async fn names(link: &RedisLink, pattern: &str) -> Vec<String> {
     let mut keys = redis::cmd("KEYS");
     keys.arg(pattern);

@@ -5,7 +5,7 @@ use actix_web::{HttpResponse, web};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::{ActOnKey, KeyWithPlaintext, answer, answer_ended, by, claim, reveal};
+use super::{ActOnKey, KeyWithPlaintext, answer, by, claim, reveal, show};
 use crate::auth::http::Holder;
 use crate::clock::Clock;
 use crate::http::extract::{AuditReason, IdempotencyKey, OptionalBody};
@@ -58,7 +58,9 @@ pub async fn revoke_self(
     let by = by(&holder, body.into_inner().reason, reason);
     let at = by.at.clone();
     let key = keys.revoke(by, holder.key().to_owned(), true).await?;
-    Ok(answer_ended(&key, &at, clock.now(), &waiting).await)
+    Ok(waiting
+        .answer(key.version, show(&key, &at, clock.now()))
+        .await)
 }
 
 /// Rotates the presented key, where `key_policy.self_rotate` allows it

@@ -146,19 +146,6 @@ fn answer(status: StatusCode, key: &Key, at: &Attribution, now: Timestamp) -> Ht
         .json(show(key, at, now))
 }
 
-/// The answer of what ends a key or a part of it.
-async fn answer_ended(
-    key: &Key,
-    at: &Attribution,
-    now: Timestamp,
-    waiting: &Waiting,
-) -> HttpResponse {
-    let ended = waiting.until_known(show(key, at, now)).await;
-    HttpResponse::Ok()
-        .insert_header(etag(key.version))
-        .json(ended)
-}
-
 /// The answer of what makes a plaintext: with it, or as a replay without.
 fn reveal(
     status: StatusCode,
@@ -339,7 +326,9 @@ pub async fn revoke_key(
     let by = by(&caller, body.into_inner().reason, reason);
     let at = by.at.clone();
     let key = keys.revoke(by, id.into_inner(), false).await?;
-    Ok(answer_ended(&key, &at, clock.now(), &waiting).await)
+    Ok(waiting
+        .answer(key.version, show(&key, &at, clock.now()))
+        .await)
 }
 
 /// Stops a key until it is enabled
@@ -364,7 +353,9 @@ pub async fn disable_key(
     let by = by(&caller, body.into_inner().reason, reason);
     let at = by.at.clone();
     let key = keys.disable(by, id.into_inner()).await?;
-    Ok(answer_ended(&key, &at, clock.now(), &waiting).await)
+    Ok(waiting
+        .answer(key.version, show(&key, &at, clock.now()))
+        .await)
 }
 
 /// Lets a disabled key work again
@@ -419,7 +410,9 @@ pub async fn revoke_secret(
     let by = by(&caller, body.into_inner().reason, reason);
     let at = by.at.clone();
     let key = keys.revoke_secret(by, id, secret).await?;
-    Ok(answer_ended(&key, &at, clock.now(), &waiting).await)
+    Ok(waiting
+        .answer(key.version, show(&key, &at, clock.now()))
+        .await)
 }
 
 /// Ends a secret at an instant, or stretches its overlap
