@@ -99,6 +99,8 @@ pub struct Metrics {
     pub change_proof_age: Gauge<f64, AtomicU64>,
     /// Keys that the node remembers.
     pub cached_keys: Gauge,
+    /// Requests answered at the edge.
+    pub answered_directly: Counter,
 }
 
 /// The counters of one operation.
@@ -210,6 +212,12 @@ impl Metrics {
             "Keys that the node remembers",
             cached_keys.clone(),
         );
+        let answered_directly = Counter::default();
+        registry.register(
+            "answered_directly",
+            "Requests answered from memory at the edge",
+            answered_directly.clone(),
+        );
         Self {
             registry: Mutex::new(registry),
             requests,
@@ -228,6 +236,7 @@ impl Metrics {
             change_position,
             change_proof_age,
             cached_keys,
+            answered_directly,
         }
     }
 

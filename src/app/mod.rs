@@ -40,6 +40,7 @@ use crate::routes;
 use crate::services::Services;
 use crate::tenants::Tenants;
 use crate::validation::Validation;
+use crate::validation::http::direct::verify_directly;
 use crate::validation::records::Records;
 
 pub use serve::{Listeners, Running, serve};
@@ -195,6 +196,7 @@ impl App {
                 .map(|net| net.0)
                 .collect(),
             time_limit: TIME_LIMIT,
+            direct: Some(verify_directly(validation.clone(), clock.clone())),
         });
         Ok(Self {
             tenants: Tenants::new(db.clone(), audit.clone()),

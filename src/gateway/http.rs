@@ -95,7 +95,7 @@ async fn judge(
     validation: &Validation,
 ) -> Result<HttpResponse, Problem> {
     let caller = gateway(req.headers(), context, validation).await?;
-    let service = settle_service(&caller, query.service.as_deref())
+    let service = settle_service(&caller.rights, query.service.as_deref())
         .map_err(|problem| Problem::new(Code::CallerNotAllowed, problem.detail().to_owned()))?;
     let presented = credential(req.headers())?;
     let request = Request {

@@ -6,6 +6,7 @@
 //! and the line in the access log.
 
 use std::any::Any;
+use std::cell::Cell;
 use std::future::{Future, Ready, ready};
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
@@ -24,6 +25,7 @@ use ipnet::IpNet;
 
 use super::client_ip::client_ip;
 use super::context::{RequestContext, X_REQUEST_ID, request_id, take_response_headers};
+use super::direct::{Direct, take_body};
 use super::headers::IDENTITY;
 use super::health::{Phase, Readiness};
 use super::operations::{Known, Operations};
@@ -63,6 +65,8 @@ pub struct EdgeSettings {
     pub operations: Operations,
     pub trusted_proxies: Vec<IpNet>,
     pub time_limit: Duration,
+    /// What is answered without routing.
+    pub direct: Option<Direct>,
 }
 
 /// The middleware; one for all workers.
@@ -132,14 +136,18 @@ where
             }
             // The request must have one owner while it is routed: after a panic or at the time
             // limit it is gone, and the answer is made without it.
-            let running = AssertUnwindSafe(async { service.call(req).await }).catch_unwind();
+            let running = AssertUnwindSafe(visit.run(req, &*service)).catch_unwind();
             match tokio::time::timeout(visit.settings.time_limit, running).await {
-                Ok(Ok(Ok(res))) => Ok(visit.end(res.map_into_boxed_body())),
+                Ok(Ok(Ok(res))) => Ok(visit.end(res)),
                 Ok(Ok(Err(error))) => Err(visit.lost(foreign(&error))),
                 Ok(Err(panic)) => {
                     visit.settings.metrics.security_events.inc("panic");
                     Err(visit.lost(panicked(panic.as_ref())))
                 }
+                Err(_elapsed) if visit.is_taking.get() => Err(visit.lost(Problem::new(
+                    Code::RequestTimeout,
+                    "the body did not arrive in time",
+                ))),
                 Err(_elapsed) => Err(visit.lost(Problem::new(
                     Code::Busy,
                     "the request took too long; what it began may still complete",
@@ -176,6 +184,8 @@ struct Visit {
     is_gateway: bool,
     /// Known before routing for paths without parameters.
     operation: Option<Arc<Known>>,
+    /// Whether the body of a request that may be answered directly is still coming.
+    is_taking: Cell<bool>,
 }
 
 impl Visit {
@@ -185,7 +195,6 @@ impl Visit {
             ip: client_ip(req.peer_addr(), req.headers(), &settings.trusted_proxies),
             peer: client_ip(req.peer_addr(), req.headers(), &[]),
         };
-        req.extensions_mut().insert(context.clone());
         Self {
             started: settings.clock.monotonic(),
             operation: settings
@@ -194,6 +203,7 @@ impl Visit {
                 .cloned(),
             method: req.method().clone(),
             is_gateway: is_gateway(req.path()),
+            is_taking: Cell::new(false),
             context,
             settings,
         }
@@ -215,6 +225,36 @@ impl Visit {
             ));
         }
         Ok(())
+    }
+
+    /// Answers directly, or asks the application.
+    async fn run<S, B>(
+        &self,
+        mut req: ServiceRequest,
+        service: &S,
+    ) -> Result<ServiceResponse<BoxBody>, Error>
+    where
+        S: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error>,
+        B: MessageBody + 'static,
+    {
+        if let Some(direct) = &self.settings.direct
+            && let Some(length) = direct.takes(&req)
+        {
+            self.is_taking.set(true);
+            let taken = take_body(&mut req, length).await;
+            self.is_taking.set(false);
+            let answer = taken
+                .whole()
+                .and_then(|body| direct.answer(&req, &self.context, body));
+            if let Some(answer) = answer {
+                self.settings.metrics.answered_directly.inc();
+                return Ok(req.into_response(answer));
+            }
+            taken.put_back(&mut req);
+        }
+        req.extensions_mut().insert(self.context.clone());
+        let res = service.call(req).await?;
+        Ok(res.map_into_boxed_body())
     }
 
     fn answer(&self, problem: &Problem) -> HttpResponse {

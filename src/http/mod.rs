@@ -4,6 +4,7 @@ pub mod client_ip;
 pub mod code;
 pub mod context;
 pub mod cors;
+pub mod direct;
 pub mod docs;
 pub mod extract;
 pub mod gate;

@@ -25,12 +25,13 @@ pub mod store;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use decide::{Check, Decision, Outcome, Request};
 use last_used::LastUsed;
-use records::Records;
+use records::{Now, Records};
 use snapshot::Subject;
 use spend::{Charges, LimitHeaders};
 
@@ -38,7 +39,7 @@ use crate::audit::TenantRef;
 use crate::clock::Clock;
 use crate::db::{self, Conn, Db};
 use crate::id::{KeyId, TenantId};
-use crate::keys::secret::Presented;
+use crate::keys::secret::{ApiKey, LookupId, Presented};
 use crate::metrics::Metrics;
 use crate::ratelimit::{Limiter, Spent, Verdict};
 use crate::rights::{self, Rights};
@@ -154,40 +155,69 @@ impl Validation {
         asked: Asked<'_>,
         request: &Request,
     ) -> Result<Answer, Failure> {
-        let answer = match self
+        let loaded = self
             .load(presented, Some(tenant), asked, request.ip)
-            .await?
-        {
-            Err(outcome) => Answer {
-                decision: Decision {
-                    outcome,
-                    missing_scopes: Vec::new(),
-                },
-                subject: None,
-                spent: None,
-            },
-            Ok(subject) => {
-                let now = self.clock.now();
-                let mut decision = decide::decide(&subject, request, now);
-                let mut spent = None;
-                if decision.outcome.is_valid() {
-                    let charged = self.spend(&subject, request.cost).await?;
-                    decision.outcome = outcome(charged.verdict);
-                    spent = Some(charged);
-                }
-                if decision.outcome.is_valid() {
-                    self.used
-                        .note(&subject.key.key_id, &subject.key.secret.id, now);
-                }
-                Answer {
-                    decision,
-                    subject: Some(subject),
-                    spent,
-                }
-            }
-        };
-        self.metrics.decisions.inc(answer.decision.outcome.code());
+            .await?;
+        let now = self.clock.now();
+        let mut answer = judge(loaded, request, now);
+        if let (Some(subject), true) = (&answer.subject, answer.decision.outcome.is_valid()) {
+            let spent = self.spend(subject, request.cost).await?;
+            answer.decision.outcome = outcome(spent.verdict);
+            answer.spent = Some(spent);
+        }
+        self.note(&answer, now);
         Ok(answer)
+    }
+
+    /// The same for a caller by its key, in the tenant of that key, if memory has all that is needed;
+    /// else `None`, and nothing was charged. `ask` settles what the caller may ask.
+    pub fn validate_now<'a>(
+        &self,
+        caller: &str,
+        peer: IpAddr,
+        presented: &str,
+        ask: impl FnOnce(&Subject) -> Option<(Cow<'a, str>, Request)>,
+    ) -> Option<(Subject, Answer)> {
+        let (now, now_us) = (self.clock.now(), Clock::uptime_us());
+        let caller = self
+            .load_now(caller, None, Asked::Management, now_us)?
+            .ok()?;
+        let by_itself = Request {
+            ip: Some(peer),
+            cost: 1,
+            ..Request::default()
+        };
+        let is_good = decide::decide(&caller, &by_itself, now).outcome.is_valid();
+        if !is_good || !Charges::of(&caller).is_empty() {
+            return None;
+        }
+        let (service, request) = ask(&caller)?;
+        let tenant = Some(&caller.tenant.id);
+        let loaded = self.load_now(presented, tenant, Asked::Service(&service), now_us)?;
+        let mut answer = judge(loaded, &request, now);
+        if let (Some(subject), true) = (&answer.subject, answer.decision.outcome.is_valid()) {
+            let charges = Charges::of(subject);
+            let spending = charges.spending(request.cost);
+            let spent = self
+                .limiter
+                .spend_local(&spending, self.limiter.now())?
+                .ok()?;
+            answer.decision.outcome = outcome(spent.verdict);
+            answer.spent = Some(spent);
+        }
+        self.used
+            .note(&caller.key.key_id, &caller.key.secret.id, now);
+        self.note(&answer, now);
+        Some((caller, answer))
+    }
+
+    /// Counts a decision and notes the use.
+    fn note(&self, answer: &Answer, now: Timestamp) {
+        if let (Some(subject), true) = (&answer.subject, answer.decision.outcome.is_valid()) {
+            self.used
+                .note(&subject.key.key_id, &subject.key.secret.id, now);
+        }
+        self.metrics.decisions.inc(answer.decision.outcome.code());
     }
 
     /// Every check and its result; nothing is charged or noted as a use.
@@ -327,6 +357,28 @@ impl Validation {
         spent.map_err(|error| Failure::CostExceedsLimit(charges.name(error.index)))
     }
 
+    /// As [`Self::load`], from memory alone; `None` if something is to be asked for.
+    fn load_now(
+        &self,
+        presented: &str,
+        tenant: Option<&TenantId>,
+        asked: Asked<'_>,
+        now_us: u64,
+    ) -> Option<Result<Subject, Outcome>> {
+        let (key, _) = match parse(presented) {
+            Ok(parsed) => parsed,
+            Err(outcome) => return Some(Err(outcome)),
+        };
+        match self.records.key_now(&key, now_us) {
+            Now::Known(key) if tenant.is_none_or(|tenant| *tenant == key.tenant_id) => {
+                let subject = self.records.join_now(key, asked.service(), now_us)?;
+                Some(Ok(subject))
+            }
+            Now::Known(_) | Now::Unknown => Some(Err(Outcome::Unknown)),
+            Now::ToBeAsked => None,
+        }
+    }
+
     /// Parses and loads; the inner error is the outcome of what is not identified.
     async fn load(
         &self,
@@ -335,13 +387,9 @@ impl Validation {
         asked: Asked<'_>,
         client: Option<IpAddr>,
     ) -> Result<Result<Subject, Outcome>, Failure> {
-        if presented.is_empty() {
-            return Ok(Err(Outcome::Missing));
-        }
-        let (key, lookup_id) = match Presented::parse(presented, &[]) {
-            Presented::Native { key, lookup_id } => (key, Some(lookup_id)),
-            Presented::Foreign(key) => (key, None),
-            Presented::Malformed => return Ok(Err(Outcome::Malformed)),
+        let (key, lookup_id) = match parse(presented) {
+            Ok(parsed) => parsed,
+            Err(outcome) => return Ok(Err(outcome)),
         };
         for _ in 0..TRIES {
             let subject = match self.records.key(&key, lookup_id.as_ref(), client).await? {
@@ -386,6 +434,37 @@ impl Validation {
             self.used.put_back(used);
         }
         written
+    }
+}
+
+/// What cannot be a key is told before anything is hashed.
+fn parse(presented: &str) -> Result<(ApiKey, Option<LookupId>), Outcome> {
+    if presented.is_empty() {
+        return Err(Outcome::Missing);
+    }
+    match Presented::parse(presented, &[]) {
+        Presented::Native { key, lookup_id } => Ok((key, Some(lookup_id))),
+        Presented::Foreign(key) => Ok((key, None)),
+        Presented::Malformed => Err(Outcome::Malformed),
+    }
+}
+
+/// The decision before anything is charged.
+fn judge(loaded: Result<Subject, Outcome>, request: &Request, now: Timestamp) -> Answer {
+    match loaded {
+        Err(outcome) => Answer {
+            decision: Decision {
+                outcome,
+                missing_scopes: Vec::new(),
+            },
+            subject: None,
+            spent: None,
+        },
+        Ok(subject) => Answer {
+            decision: decide::decide(&subject, request, now),
+            subject: Some(subject),
+            spent: None,
+        },
     }
 }
 

@@ -46,6 +46,15 @@ const PARENTS_MAX: usize = 200_000;
 /// A load that a change overtook is repeated so often.
 const TRIES: usize = 4;
 
+/// What memory alone says.
+#[derive(Debug)]
+pub enum Now<T> {
+    Known(T),
+    Unknown,
+    /// It may not be used, is due, or is not there.
+    ToBeAsked,
+}
+
 /// What a load answers to all who wait for it.
 type Loaded<T> = Result<Option<Arc<Entry<T>>>, LoadError>;
 
@@ -145,6 +154,65 @@ impl Records {
     /// How many keys are remembered.
     pub fn keys_len(&self) -> usize {
         self.0.keys.len()
+    }
+
+    /// What is remembered of a plaintext, looked up by the current pepper alone: a rotation under way
+    /// is for [`Self::key`].
+    pub fn key_now(&self, key: &ApiKey, now_us: u64) -> Now<Arc<Entry<KeySnapshot>>> {
+        let inner = &*self.0;
+        if !inner.changes.may_use(now_us) {
+            return Now::ToBeAsked;
+        }
+        let ring = inner.source.ring();
+        let mut prints = ring.prints(key);
+        let Some((_, print)) = prints.next() else {
+            return Now::ToBeAsked;
+        };
+        match inner.keys.find(&print, &inner.changes, now_us) {
+            Found::Fresh(entry) => Now::Known(entry),
+            Found::Due(_) => Now::ToBeAsked,
+            Found::Nothing => match inner.unknown.find(&print, &inner.changes, now_us) {
+                Found::Fresh(_) if prints.next().is_none() => Now::Unknown,
+                Found::Fresh(_) | Found::Due(_) | Found::Nothing => Now::ToBeAsked,
+            },
+        }
+    }
+
+    /// As [`Self::join`], from what is remembered; `None` if something is to be asked for.
+    pub fn join_now(
+        &self,
+        key: Arc<Entry<KeySnapshot>>,
+        service: Option<&str>,
+        now_us: u64,
+    ) -> Option<Subject> {
+        let inner = &*self.0;
+        let tenant = fresh(inner.tenants.find(&key.tenant_id, &inner.changes, now_us))?;
+        let consumer = fresh(
+            inner
+                .consumers
+                .find(&key.consumer_id, &inner.changes, now_us),
+        )?;
+        let asks_service = service.is_some();
+        let service = match service {
+            Some(reference) => {
+                let name = ServiceNameRef(&key.tenant_id, reference);
+                fresh(inner.services.find(&name, &inner.changes, now_us))?
+                    .value
+                    .clone()
+            }
+            None => None,
+        };
+        let refuses = |entry: &Arc<Entry<ServiceEntry>>| inner.is_out_for(entry);
+        if service.as_ref().is_some_and(refuses) {
+            return None;
+        }
+        Some(Subject {
+            key,
+            consumer,
+            tenant,
+            service,
+            asks_service,
+        })
     }
 
     /// The key of a plaintext; `None` for one that is unknown. `client` is who presents it, if that is
@@ -283,9 +351,9 @@ impl Records {
             Some(reference) => self.service(&key.tenant_id, reference, now_us).await?,
             None => None,
         };
-        if let Some(service) = &service
-            && service.service.settings.on_outage == OnOutage::Refuse
-            && self.0.reach.is_database_away()
+        if service
+            .as_ref()
+            .is_some_and(|entry| self.0.is_out_for(entry))
         {
             return Err(away());
         }
@@ -392,6 +460,11 @@ impl Records {
 }
 
 impl Inner {
+    /// Whether the service is not to be served while the database is away, and it is.
+    fn is_out_for(&self, entry: &ServiceEntry) -> bool {
+        entry.service.settings.on_outage == OnOutage::Refuse && self.reach.is_database_away()
+    }
+
     /// What a load brings, when no change has overtaken it.
     async fn settle<K, T, F>(
         &self,
@@ -427,6 +500,13 @@ impl Inner {
             }
         }
         Err(Failure::Busy)
+    }
+}
+
+fn fresh<T>(found: Found<T>) -> Option<Arc<Entry<T>>> {
+    match found {
+        Found::Fresh(entry) => Some(entry),
+        Found::Due(_) | Found::Nothing => None,
     }
 }
 

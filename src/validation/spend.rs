@@ -61,6 +61,11 @@ impl<'a> Charges<'a> {
         self.owners.push(of);
     }
 
+    /// Whether nothing limits the subject.
+    pub fn is_empty(&self) -> bool {
+        self.limits.is_empty() && self.quotas.is_empty()
+    }
+
     pub fn spending(&self, cost: u64) -> Spending<'_> {
         Spending {
             tag: &self.subject.consumer.tag,

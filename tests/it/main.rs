@@ -16,6 +16,7 @@ mod callers;
 mod catalogue;
 mod cli;
 mod cluster;
+mod direct;
 mod disk;
 mod house;
 mod keys;

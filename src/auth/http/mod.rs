@@ -246,14 +246,21 @@ fn origin(context: &RequestContext) -> Origin {
     }
 }
 
-/// 30 days before a management key ends, its answers say when.
 fn tell_expiry(req: &HttpRequest, caller: &CallerIdentity) {
     if let (Some(_), Some(end)) = (&caller.key_id, caller.expires_at)
-        && end <= now(req).plus(EXPIRY_NOTICE)
-        && let Ok(value) = HeaderValue::from_str(&end.to_string())
+        && let Some((name, value)) = expiry_notice(end, now(req))
     {
-        add_response_header(req, CALLER_EXPIRES, value);
+        add_response_header(req, name, value);
     }
+}
+
+/// 30 days before a management key ends, its answers say when.
+pub fn expiry_notice(end: Timestamp, now: Timestamp) -> Option<(HeaderName, HeaderValue)> {
+    if end > now.plus(EXPIRY_NOTICE) {
+        return None;
+    }
+    let value = HeaderValue::from_str(&end.to_string()).ok()?;
+    Some((CALLER_EXPIRES, value))
 }
 
 /// Where the caller's own limits stand.

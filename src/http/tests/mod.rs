@@ -159,6 +159,7 @@ fn parts() -> Parts {
         operations: Operations::new(&Document::openapi(), &metrics),
         trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()],
         time_limit: Duration::from_millis(200),
+        direct: None,
     });
     Parts {
         metrics,

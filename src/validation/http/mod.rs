@@ -1,5 +1,7 @@
 //! `POST /v1/verify`, `/v1/verify/batch` and `/v1/explain`.
 
+pub mod direct;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -26,9 +28,9 @@ use crate::http::json_body::{self, RefusesRepeats};
 use crate::http::problem::{Code, Problem, ProblemBody};
 use crate::id::ServiceId;
 use crate::keys::secret::UnparsedKey;
-use crate::rights::{Permission, Reach};
+use crate::rights::{Permission, Reach, Rights};
 use crate::scope::RequiredScope;
-use crate::text::Slug;
+use crate::text::{Environment, Slug};
 
 /// At most so many keys in one batch.
 const BATCH_MAX: usize = 100;
@@ -139,7 +141,7 @@ pub async fn explain_key(
     validation: web::Data<Validation>,
 ) -> Result<HttpResponse, Problem> {
     let body = body.into_inner();
-    let (service, request) = ask(&caller, body.asked())?;
+    let (service, request) = ask(&caller.rights, caller.environment.as_ref(), body.asked())?;
     let (tenant, asked) = (&caller.tenant.id, Asked::Service(&service));
     let (decision, checks) = match (&body.api_key, &body.key_id) {
         (Some(key), None) => {
@@ -194,7 +196,7 @@ async fn verify(
     key: &UnparsedKey,
     asked: VerifyAsked<'_>,
 ) -> Result<String, Problem> {
-    let (service, request) = ask(caller, asked)?;
+    let (service, request) = ask(&caller.rights, caller.environment.as_ref(), asked)?;
     let answer = validation
         .validate(
             key.expose_secret(),
@@ -209,7 +211,8 @@ async fn verify(
 
 /// Checks what is asked and settles the service: named, or the only one of the caller.
 fn ask<'a>(
-    caller: &CallerIdentity,
+    rights: &Rights,
+    own: Option<&Environment>,
     asked: VerifyAsked<'a>,
 ) -> Result<(Cow<'a, str>, Request), Problem> {
     let mut errors = Vec::new();
@@ -260,8 +263,8 @@ fn ask<'a>(
     if !errors.is_empty() {
         return Err(Problem::invalid(errors));
     }
-    let service = settle_service(caller, asked.service)?;
-    let environment = match (asked.environment, &caller.environment) {
+    let service = settle_service(rights, asked.service)?;
+    let environment = match (asked.environment, own) {
         (Some(environment), _) => AskedEnvironment::Is(environment.clone()),
         (None, Some(own)) => AskedEnvironment::Is(own.clone()),
         (None, None) => AskedEnvironment::ServiceDefault,
@@ -296,7 +299,7 @@ fn check_context(context: &BTreeMap<String, String>, errors: &mut Vec<Violation>
 
 /// The service to judge for: named and within the caller's scope, or the only one it has.
 pub fn settle_service<'a>(
-    caller: &CallerIdentity,
+    rights: &Rights,
     named: Option<&'a str>,
 ) -> Result<Cow<'a, str>, Problem> {
     match named {
@@ -304,7 +307,7 @@ pub fn settle_service<'a>(
             // A name that is no slug is no service; only who may verify for all is told so.
             let slug = Slug::parse(reference).ok();
             let is_name = slug.is_some() || ServiceId::parse(reference).is_some();
-            if caller.rights.allows(Permission::Verify, slug.as_ref()) {
+            if rights.allows(Permission::Verify, slug.as_ref()) {
                 // All that can be no service's name are one, which is looked for once.
                 Ok(if is_name { reference } else { NO_SERVICE }.into())
             } else {
@@ -313,7 +316,7 @@ pub fn settle_service<'a>(
                 ))
             }
         }
-        None => match caller.rights.services_for(Permission::Verify) {
+        None => match rights.services_for(Permission::Verify) {
             Reach::Only(mut services) if services.len() == 1 => {
                 Ok(services.remove(0).as_str().to_owned().into())
             }

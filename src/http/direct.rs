@@ -1,0 +1,158 @@
+//! Requests that are answered at the edge, without routing, extractors and middlewares: the few
+//! operations that services ask with every request of theirs, when memory has all that is needed.
+//!
+//! Who answers directly may decline whatever is not plain: the request then takes the ordinary way,
+//! where everything is judged and told as ever, so an answer given here is the one given there.
+
+use std::fmt;
+use std::sync::Arc;
+
+use actix_web::dev::{Payload, ServiceRequest};
+use actix_web::error::PayloadError;
+use actix_web::http::Method;
+use actix_web::http::header::{self, HeaderName};
+use actix_web::web::{Bytes, BytesMut};
+use actix_web::{HttpMessage as _, HttpResponse};
+use futures_util::{StreamExt as _, stream};
+
+use super::context::RequestContext;
+
+/// Larger bodies take the ordinary way.
+const BODY_BYTES_MAX: usize = 8 * 1024;
+
+const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+
+/// Headers that change nothing for an operation that reads none of them.
+const MEANINGLESS: [&str; 11] = [
+    "accept",
+    "accept-encoding",
+    "accept-language",
+    "connection",
+    "host",
+    "traceparent",
+    "tracestate",
+    "user-agent",
+    "x-forwarded-for",
+    "x-forwarded-proto",
+    // Read by the edge itself.
+    "x-request-id",
+];
+
+/// A request that is as plain as can be: a JSON body of known length, one credential, and no header
+/// that could mean something.
+pub struct Plain<'a> {
+    pub context: &'a RequestContext,
+    /// The one line of `x-api-key`.
+    pub key: &'a str,
+    pub body: &'a [u8],
+}
+
+/// Who answers `POST` of one path directly, or declines with `None` before anything has happened.
+#[derive(Clone)]
+pub struct Direct {
+    path: &'static str,
+    answer: Arc<dyn Fn(Plain<'_>) -> Option<HttpResponse> + Send + Sync>,
+}
+
+impl fmt::Debug for Direct {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Direct")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Direct {
+    pub fn new(
+        path: &'static str,
+        answer: impl Fn(Plain<'_>) -> Option<HttpResponse> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            path,
+            answer: Arc::new(answer),
+        }
+    }
+
+    /// The length of the body of a request that may be answered directly.
+    pub(super) fn takes(&self, req: &ServiceRequest) -> Option<usize> {
+        if req.path() != self.path
+            || *req.method() != Method::POST
+            || !req.query_string().is_empty()
+        {
+            return None;
+        }
+        let mut length = None;
+        let (mut keys, mut is_json) = (0, false);
+        for (name, value) in req.headers() {
+            if *name == X_API_KEY {
+                keys += 1;
+            } else if *name == header::CONTENT_LENGTH {
+                length = value.to_str().ok()?.parse().ok();
+            } else if *name == header::CONTENT_TYPE {
+                // Two lines of it are as odd as another type.
+                if is_json || value.as_bytes() != b"application/json" {
+                    return None;
+                }
+                is_json = true;
+            } else if !MEANINGLESS.contains(&name.as_str()) {
+                return None;
+            }
+        }
+        length.filter(|length| keys == 1 && is_json && (1..=BODY_BYTES_MAX).contains(length))
+    }
+
+    pub(super) fn answer(
+        &self,
+        req: &ServiceRequest,
+        context: &RequestContext,
+        body: &[u8],
+    ) -> Option<HttpResponse> {
+        let key = req.headers().get(&X_API_KEY)?.to_str().ok()?;
+        (self.answer)(Plain { context, key, body })
+    }
+}
+
+/// Takes the body off a request; what comes of it stays in memory, so that it can be put back.
+pub(super) async fn take_body(req: &mut ServiceRequest, length: usize) -> Taken {
+    let mut rest = req.take_payload();
+    let (mut bytes, mut error) = (Bytes::new(), None);
+    while bytes.len() < length {
+        match rest.next().await {
+            // A small body comes as one chunk and is not copied.
+            Some(Ok(chunk)) if bytes.is_empty() => bytes = chunk,
+            Some(Ok(chunk)) => {
+                let mut longer = BytesMut::from(bytes);
+                longer.extend_from_slice(&chunk);
+                bytes = longer.freeze();
+            }
+            Some(Err(broken)) => {
+                error = Some(broken);
+                break;
+            }
+            None => break,
+        }
+    }
+    Taken { bytes, error, rest }
+}
+
+/// A body, or the beginning of one that broke off.
+pub(super) struct Taken {
+    bytes: Bytes,
+    error: Option<PayloadError>,
+    rest: Payload,
+}
+
+impl Taken {
+    /// Nothing if it broke off.
+    pub(super) fn whole(&self) -> Option<&[u8]> {
+        self.error.is_none().then_some(&*self.bytes)
+    }
+
+    pub(super) fn put_back(self, req: &mut ServiceRequest) {
+        let taken = [Some(Ok(self.bytes)), self.error.map(Err)];
+        let payload = stream::iter(taken.into_iter().flatten()).chain(self.rest);
+        req.set_payload(Payload::Stream {
+            payload: Box::pin(payload),
+        });
+    }
+}

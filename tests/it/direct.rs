@@ -1,0 +1,232 @@
+//! What the edge answers from memory is what the ordinary way answers, to the byte.
+
+use serde_json::{Value, json};
+
+use crate::support::{Answer, Client, Home, Server, both, text};
+
+both!(
+    an_answer_from_the_edge_is_that_of_the_ordinary_way,
+    what_the_edge_cannot_answer_alone_takes_the_ordinary_way,
+);
+
+/// It means nothing, but that the edge cannot know.
+const ODD: &str = "x-odd";
+
+struct World {
+    _server: Server,
+    owner: Client,
+    caller: Client,
+    /// By what is special about them.
+    keys: Vec<(&'static str, String)>,
+}
+
+impl World {
+    async fn new(home: &Home) -> Self {
+        let server = home.serve().await;
+        let owner = server.owner();
+        let scopes = json!([{"name": "invoice:read"}, {"name": "invoice:send"}]);
+        for slug in ["invoicing", "orders", "closed"] {
+            let service = json!({"slug": slug, "scopes": scopes});
+            owner.create("/v1/services", service).await;
+        }
+        owner.create("/v1/consumers", json!({"slug": "acme"})).await;
+        let gateway = json!({
+            "name": "gateway", "consumer": "acme", "ttl": "20d",
+            "grants": [{"service": "keystead", "scopes": ["verify"]}],
+        });
+        let gateway = owner.create("/v1/keys", gateway).await;
+        let mut this = Self {
+            caller: server.client().with_key(&text(&gateway, "/api_key")),
+            _server: server,
+            owner,
+            keys: Vec::new(),
+        };
+        let limit = |n: u32| json!({"rate_limits": [{"name": "few", "limit": n, "period": "1h"}]});
+        this.issue(
+            "plain",
+            json!({"metadata": {"plan": "é\"gold"}, "tags": ["a"]}),
+        )
+        .await;
+        this.issue("of one place", json!({"allowed_ips": ["203.0.113.0/24"]}))
+            .await;
+        this.issue("limited", limit(1000)).await;
+        this.issue("used up", limit(1)).await;
+        this.issue(
+            "counted",
+            json!({"quota": {"limit": 1000, "period": "month"}}),
+        )
+        .await;
+        for (name, action) in [("revoked", "revoke"), ("disabled", "disable")] {
+            let id = this.issue(name, json!({})).await;
+            act(&this.owner, &format!("/v1/keys/{id}/{action}")).await;
+        }
+        act(&this.owner, "/v1/services/closed/disable").await;
+        this
+    }
+
+    /// A key with what is special about it; answers its id.
+    async fn issue(&mut self, name: &'static str, more: Value) -> String {
+        let mut new = json!({
+            "name": name, "consumer": "acme",
+            "grants": [
+                {"service": "invoicing", "scopes": ["invoice:read"]},
+                {"service": "closed", "scopes": ["invoice:read"]},
+            ],
+        });
+        for (member, value) in more.as_object().unwrap() {
+            new[member] = value.clone();
+        }
+        let made = self.owner.create("/v1/keys", new).await;
+        self.keys.push((name, text(&made, "/api_key")));
+        text(&made, "/key/id")
+    }
+
+    async fn answered_directly(&self) -> u64 {
+        let metrics = self.caller.anonymous().get("/metrics").send().await;
+        let line = metrics
+            .text
+            .lines()
+            .find_map(|line| line.strip_prefix("keystead_answered_directly_total "))
+            .unwrap()
+            .to_owned();
+        line.parse().unwrap()
+    }
+}
+
+async fn act(client: &Client, path: &str) {
+    client.post(path).json(json!({})).send().await.expect(200);
+}
+
+/// The same request by both ways, and how many of the two the edge answered.
+async fn ask(world: &World, body: &str) -> (Answer, Answer, u64) {
+    let request = || {
+        world
+            .caller
+            .post("/v1/verify")
+            .header("x-request-id", "the-same")
+            .json_text(body.to_owned())
+    };
+    let before = world.answered_directly().await;
+    let edge = request().send().await;
+    let ordinary = request().header(ODD, "1").send().await;
+    (edge, ordinary, world.answered_directly().await - before)
+}
+
+/// Counters go down with each request and clocks go on.
+fn still(answer: &Answer) -> String {
+    let mut body = answer.body.clone();
+    for limit in body["rate_limits"].as_array_mut().into_iter().flatten() {
+        limit["remaining"] = json!("some");
+        limit["reset_after_ms"] = json!("some");
+    }
+    for counted in ["/quota/remaining", "/retry_after_ms"] {
+        if let Some(value) = body.pointer_mut(counted) {
+            *value = json!("some");
+        }
+    }
+    let mut headers: Vec<String> = answer
+        .headers
+        .iter()
+        .filter(|(name, _)| *name != "date")
+        .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
+        .filter(|line| !line.starts_with("content-length"))
+        .collect();
+    headers.sort();
+    format!("{} {body} {headers:?}", answer.status)
+}
+
+async fn an_answer_from_the_edge_is_that_of_the_ordinary_way(home: Home) {
+    let world = World::new(&home).await;
+    let mut strangers = vec![
+        ("malformed", "ks_live_no".to_owned()),
+        ("none", String::new()),
+    ];
+    let (_, plain) = &world.keys[0];
+    let other = if plain.ends_with('0') { "1" } else { "0" };
+    strangers.push(("mistyped", format!("{}{other}", &plain[..plain.len() - 1])));
+    let mut codes = std::collections::BTreeSet::new();
+    for (name, key) in world.keys.iter().chain(&strangers) {
+        for asked in [
+            json!({"service": "invoicing"}),
+            json!({"service": "invoicing", "required_scopes": ["invoice:read"]}),
+            json!({"service": "invoicing", "required_scopes": ["invoice:send"]}),
+            json!({"service": "invoicing", "any_scopes": ["invoice:*"], "ip": "203.0.113.7"}),
+            json!({"service": "invoicing", "ip": "198.51.100.1", "cost": 0}),
+            json!({"service": "invoicing", "environment": "test"}),
+            json!({"service": "orders"}),
+            json!({"service": "closed"}),
+            json!({"service": "nowhere"}),
+        ] {
+            let mut body = asked.clone();
+            body["api_key"] = json!(key);
+            let body = body.to_string();
+            // The first use of anything is for the ordinary way.
+            let (first, second, _) = ask(&world, &body).await;
+            let (edge, ordinary, direct) = ask(&world, &body).await;
+            assert_eq!(direct, 1, "{name} {asked}: {}", edge.body);
+            assert_eq!(still(&edge), still(&ordinary), "{name} {asked}");
+            if *name != "used up" {
+                assert_eq!(still(&first), still(&second), "{name} {asked}");
+            }
+            codes.insert(edge.code().to_owned());
+        }
+    }
+    assert_eq!(
+        codes.into_iter().collect::<Vec<_>>(),
+        [
+            "disabled",
+            "insufficient_scope",
+            "ip_not_allowed",
+            "malformed",
+            "missing",
+            "rate_limited",
+            "revoked",
+            "valid",
+            "wrong_environment",
+            "wrong_service"
+        ]
+    );
+}
+
+async fn what_the_edge_cannot_answer_alone_takes_the_ordinary_way(home: Home) {
+    let world = World::new(&home).await;
+    let (_, key) = &world.keys[0];
+    let good = json!({"api_key": key, "service": "invoicing"}).to_string();
+    ask(&world, &good).await;
+    assert_eq!(ask(&world, &good).await.2, 1);
+    for body in [
+        "{",
+        r#"{"api_key": "a", "api_key": "b"}"#,
+        r#"{"api_key": "a", "service": "invoicing", "odd": 1}"#,
+        r#"{"api_key": "a", "service": "invoicing", "cost": -1}"#,
+        r#"{"api_key": "a", "service": "invoicing", "any_scopes": []}"#,
+        r#"{"api_key": "a"}"#,
+    ] {
+        let (edge, ordinary, direct) = ask(&world, body).await;
+        assert_eq!(direct, 0, "{body}");
+        assert_eq!(edge.status, 400, "{body}: {}", edge.body);
+        assert_eq!(edge.body, ordinary.body, "{body}");
+    }
+    // Neither is a caller that is no good, or has limits of its own.
+    let before = world.answered_directly().await;
+    let verify = |client: Client| {
+        let good = good.clone();
+        async move { client.post("/v1/verify").json_text(good).send().await }
+    };
+    let stranger = world.caller.with_key("ks_live_no");
+    assert_eq!(verify(stranger).await.code(), "invalid_credential");
+    let no_caller = world.caller.with_key(key);
+    assert_eq!(verify(no_caller).await.code(), "invalid_credential");
+    let limited = json!({
+        "name": "limited gateway", "consumer": "acme",
+        "rate_limits": [{"name": "calls", "limit": 3, "period": "1h"}],
+        "grants": [{"service": "keystead", "scopes": ["verify:invoicing"]}],
+    });
+    let limited = world.owner.create("/v1/keys", limited).await;
+    let limited = world.caller.with_key(&text(&limited, "/api_key"));
+    for _ in 0..3 {
+        assert_eq!(verify(limited.clone()).await.status, 200);
+    }
+    assert_eq!(verify(limited).await.code(), "rate_limited");
+    assert_eq!(world.answered_directly().await, before);
+}
