@@ -31,3 +31,4 @@ mod schema;
 mod security;
 mod starting;
 mod support;
+mod usage;
