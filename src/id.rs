@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::clock::Clock;
 use crate::entropy::Entropy;
+use crate::time::Timestamp;
 
 /// 26 base32 characters: 130 bits for the 128 of a UUID, so the first is 0 to 7.
 const ENCODED_LEN: usize = 26;
@@ -23,9 +24,9 @@ fn inline(text: &str) -> Option<[u8; LEN]> {
     text.as_bytes().try_into().ok()
 }
 
-fn generate(prefix: &str, clock: &Clock, entropy: &Entropy) -> [u8; LEN] {
-    let millis = clock.now().millis().unsigned_abs();
-    let uuid = uuid::Builder::from_unix_timestamp_millis(millis, &entropy.bytes()).into_uuid();
+fn generate(prefix: &str, at: Timestamp, random: &[u8; 10]) -> [u8; LEN] {
+    let millis = at.millis().unsigned_abs();
+    let uuid = uuid::Builder::from_unix_timestamp_millis(millis, random).into_uuid();
     let mut text = ulid::Ulid::from_bytes(uuid.into_bytes()).to_string();
     text.make_ascii_lowercase();
     let mut id = [b'_'; LEN];
@@ -62,7 +63,12 @@ macro_rules! id {
             pub const PREFIX: &'static str = $prefix;
 
             pub fn new(clock: &Clock, entropy: &Entropy) -> Self {
-                Self(generate($prefix, clock, entropy))
+                Self::made_of(clock.now(), &entropy.bytes())
+            }
+
+            /// The id of this time and these bytes, the same each time.
+            pub fn made_of(at: Timestamp, random: &[u8; 10]) -> Self {
+                Self(generate($prefix, at, random))
             }
 
             /// `None` unless `text` is an id of this very kind.
@@ -160,6 +166,10 @@ id!(
 id!(
     /// An audit line.
     AuditId, "aud"
+);
+id!(
+    /// A use of a key, or an attempt at one.
+    EventId, "evt"
 );
 
 #[cfg(test)]

@@ -41,4 +41,5 @@ pub mod telemetry;
 pub mod tenants;
 pub mod text;
 pub mod time;
+pub mod usage;
 pub mod validation;

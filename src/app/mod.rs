@@ -53,6 +53,8 @@ pub struct App {
     pub clock: Clock,
     pub entropy: Entropy,
     pub db: Db,
+    /// Where the usage ledger is: `db` itself, or a file beside it.
+    pub usage_db: Db,
     pub audit: Audit,
     pub master: Arc<MasterKeys>,
     pub peppers: Arc<Peppers>,
@@ -105,6 +107,8 @@ impl App {
         let issuers = Arc::new(issuers);
         let db = Db::open(config.database.url.target())
             .map_err(|error| format!("database.url cannot be opened: {error}"))?;
+        let usage_db = Db::open_usage(config.database.url.target(), &db)
+            .map_err(|error| format!("the usage ledger cannot be opened: {error}"))?;
         let codes: Vec<&'static str> = Code::ALL.iter().map(|code| code.slug()).collect();
         let metrics = Arc::new(Metrics::new(&codes));
         let redis = match &config.redis.url {
@@ -215,6 +219,7 @@ impl App {
             clock,
             entropy,
             db,
+            usage_db,
             audit,
             peppers,
             hasher,
@@ -231,6 +236,11 @@ impl App {
             readiness,
             edge,
         })
+    }
+
+    /// Brings the schema of both databases up to date; answers the versions applied now.
+    pub(crate) async fn migrate(&self) -> db::Result<Vec<String>> {
+        db::migrate_all(&self.db, &self.usage_db).await
     }
 
     /// Gives every answer this long to begin. For tests of what happens at the limit.

@@ -87,7 +87,7 @@ impl App {
         {
             return Err(StartError::Wrong(format!("redis.url is refused: {text}")));
         }
-        let applied = self.db.migrate().await?;
+        let applied = self.migrate().await?;
         if !applied.is_empty() {
             tracing::info!(
                 migrations = applied.join(", "),

@@ -97,7 +97,7 @@ fn owner_key(config: Config, ttl: Span) -> Result<(), Failure> {
         .map_err(|error| Failure::Failed(format!("logging cannot start: {error}")))?;
     let app = App::build(config, master, Clock::System, Entropy::System).map_err(Failure::Usage)?;
     let made = maintenance::wait_for(async {
-        app.db.migrate().await?;
+        app.migrate().await?;
         owner::make(&app, ttl).await
     })?;
     telemetry.flush();
@@ -139,7 +139,9 @@ fn migrate(config: &Config) -> Result<(), Failure> {
     }
     let db = Db::open(target)
         .map_err(|error| Failure::Usage(format!("database.url cannot be opened: {error}")))?;
-    let applied = maintenance::wait_for(db.migrate())??;
+    let usage_db = Db::open_usage(target, &db)
+        .map_err(|error| Failure::Usage(format!("the usage ledger cannot be opened: {error}")))?;
+    let applied = maintenance::wait_for(db::migrate_all(&db, &usage_db))??;
     if applied.is_empty() {
         return print("the schema is up to date\n");
     }

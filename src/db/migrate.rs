@@ -9,9 +9,10 @@ use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
 use crate::each;
 
-use super::{Conn, Error, Pools, Result, WAIT_MAX};
+use super::{Conn, Content, Error, Pools, Result, WAIT_MAX};
 
 const SQLITE: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
+const SQLITE_USAGE: EmbeddedMigrations = embed_migrations!("migrations/sqlite_usage");
 const POSTGRES: EmbeddedMigrations = embed_migrations!("migrations/postgres");
 
 /// Any number that no other program takes an advisory lock on: "keystead" in ASCII.
@@ -26,6 +27,17 @@ pub(super) async fn run(pools: &Pools) -> Result<Vec<String>> {
         }
         Pools::Postgres { .. } => None,
     };
+    let source = match pools {
+        Pools::Sqlite {
+            content: Content::Main,
+            ..
+        } => SQLITE,
+        Pools::Sqlite {
+            content: Content::Usage,
+            ..
+        } => SQLITE_USAGE,
+        Pools::Postgres { .. } => POSTGRES,
+    };
     let mut conn = pools.lease(super::Lane::Write, WAIT_MAX).await?;
     let (lock, unlock) = match &conn {
         Conn::Sqlite(_) => (String::new(), String::new()),
@@ -39,7 +51,7 @@ pub(super) async fn run(pools: &Pools) -> Result<Vec<String>> {
     if !lock.is_empty() {
         conn.batch(&lock).await?;
     }
-    if is_up_to_date(&mut conn).await {
+    if is_up_to_date(&mut conn, &source).await {
         conn.batch(&unlock).await?;
         conn.discard();
         return Ok(Vec::new());
@@ -48,11 +60,11 @@ pub(super) async fn run(pools: &Pools) -> Result<Vec<String>> {
     match conn {
         Conn::Sqlite(object) => {
             let mut harness = AsyncMigrationHarness::new(Object::take(object));
-            pending(&mut harness, SQLITE)
+            pending(&mut harness, source)
         }
         Conn::Postgres(object) => {
             let mut harness = AsyncMigrationHarness::new(Object::take(object));
-            let done = pending(&mut harness, POSTGRES);
+            let done = pending(&mut harness, source);
             let mut conn = harness.into_inner();
             diesel_async::SimpleAsyncConnection::batch_execute(&mut conn, &unlock).await?;
             done
@@ -62,15 +74,15 @@ pub(super) async fn run(pools: &Pools) -> Result<Vec<String>> {
 
 /// Whether there is nothing to do. Asked first, because diesel makes its table even if it is there,
 /// and a user that may not change the schema may not even try.
-async fn is_up_to_date(conn: &mut Conn) -> bool {
+async fn is_up_to_date(conn: &mut Conn, source: &EmbeddedMigrations) -> bool {
     #[derive(diesel::QueryableByName)]
     struct Applied {
         #[diesel(sql_type = diesel::sql_types::Text)]
         version: String,
     }
     let known = match conn {
-        Conn::Sqlite(_) => versions::<diesel::sqlite::Sqlite>(&SQLITE),
-        Conn::Postgres(_) => versions::<diesel::pg::Pg>(&POSTGRES),
+        Conn::Sqlite(_) => versions::<diesel::sqlite::Sqlite>(source),
+        Conn::Postgres(_) => versions::<diesel::pg::Pg>(source),
     };
     let query = "SELECT version FROM __diesel_schema_migrations";
     let applied: QueryResult<Vec<Applied>> =

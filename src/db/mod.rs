@@ -193,6 +193,7 @@ enum Pools {
         loads: Pool<SqliteConn>,
         looks: Pool<SqliteConn>,
         path: PathBuf,
+        content: Content,
     },
     Postgres {
         pool: Pool<AsyncPgConnection>,
@@ -209,6 +210,16 @@ enum Lane {
     Load,
     Look,
 }
+
+/// Which tables a file of `SQLite` has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Content {
+    Main,
+    Usage,
+}
+
+/// The name of the file beside an embedded database that the usage ledger is in.
+const USAGE_FILE: &str = "usage.db";
 
 /// The database, cheap to clone.
 #[derive(Clone)]
@@ -262,6 +273,22 @@ impl<F, R> OnConn<R> for F where
 impl Db {
     /// Prepares the pools; connects to nothing yet, so an unreachable database can be waited for.
     pub fn open(target: &Target) -> std::io::Result<Self> {
+        Self::open_with(target, Content::Main)
+    }
+
+    /// The database of the usage ledger: `main` itself in `PostgreSQL`. In `SQLite` a file beside it
+    /// with a writer of its own, so that no batch of uses ever stands before a revocation.
+    pub fn open_usage(target: &Target, main: &Self) -> std::io::Result<Self> {
+        match target {
+            Target::Sqlite { path } => {
+                let path = path.with_file_name(USAGE_FILE);
+                Self::open_with(&Target::Sqlite { path }, Content::Usage)
+            }
+            Target::Postgres { .. } => Ok(main.clone()),
+        }
+    }
+
+    fn open_with(target: &Target, content: Content) -> std::io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .max_blocking_threads(16)
@@ -277,6 +304,7 @@ impl Db {
                     loads: sqlite::readers(path),
                     looks: sqlite::readers(path),
                     path: path.clone(),
+                    content,
                 }
             }
             Target::Postgres { url } => Pools::Postgres {
@@ -455,6 +483,18 @@ impl Db {
             }
         }
     }
+}
+
+/// Brings the database and the one of the usage ledger up to date; answers the versions applied now.
+///
+/// # Errors
+/// As [`Db::migrate`].
+pub async fn migrate_all(main: &Db, usage: &Db) -> Result<Vec<String>> {
+    let mut applied = main.migrate().await?;
+    if usage.is_sqlite() {
+        applied.extend(usage.migrate().await?);
+    }
+    Ok(applied)
 }
 
 /// An open write transaction. Dropped unfinished, by a panic, it closes its connection.

@@ -202,6 +202,137 @@ diesel::table! {
     }
 }
 
+diesel::table! {
+    usage_head (id) {
+        id -> Integer,
+        seq -> BigInt,
+    }
+}
+
+diesel::table! {
+    usage_batch (node, number) {
+        node -> Text,
+        number -> BigInt,
+        /// In the order of the commits; null only inside the transaction.
+        seq -> Nullable<BigInt>,
+        first_at -> BigInt,
+        last_at -> BigInt,
+        events -> BigInt,
+        shed -> BigInt,
+        stored_at -> BigInt,
+    }
+}
+
+diesel::table! {
+    usage_event (tenant_id, at, id) {
+        tenant_id -> Text,
+        at -> BigInt,
+        id -> Text,
+        node -> Text,
+        batch -> BigInt,
+        /// Empty with the next three when no key was identified.
+        key_id -> Text,
+        secret_id -> Text,
+        superseded -> Integer,
+        consumer_id -> Text,
+        service -> Text,
+        environment -> Text,
+        operation -> Text,
+        outcome -> Text,
+        ip -> Nullable<Text>,
+        caller -> Text,
+        request_id -> Text,
+        token_id -> Nullable<Text>,
+        subject -> Nullable<Text>,
+        actor -> Nullable<Text>,
+        /// JSON: what is shown and not asked for.
+        detail -> Text,
+    }
+}
+
+diesel::table! {
+    usage_minute (tenant_id, start, key_id, secret_id, superseded, service, outcome, operation, caller) {
+        tenant_id -> Text,
+        start -> BigInt,
+        key_id -> Text,
+        secret_id -> Text,
+        superseded -> Integer,
+        service -> Text,
+        outcome -> Text,
+        operation -> Text,
+        caller -> Text,
+        consumer_id -> Text,
+        uses -> BigInt,
+        cost -> BigInt,
+    }
+}
+
+diesel::table! {
+    usage_hour (tenant_id, start, key_id, secret_id, superseded, service, outcome, operation, caller) {
+        tenant_id -> Text,
+        start -> BigInt,
+        key_id -> Text,
+        secret_id -> Text,
+        superseded -> Integer,
+        service -> Text,
+        outcome -> Text,
+        operation -> Text,
+        caller -> Text,
+        consumer_id -> Text,
+        uses -> BigInt,
+        cost -> BigInt,
+    }
+}
+
+diesel::table! {
+    usage_day (tenant_id, start, service, outcome, operation) {
+        tenant_id -> Text,
+        start -> BigInt,
+        service -> Text,
+        outcome -> Text,
+        operation -> Text,
+        uses -> BigInt,
+        cost -> BigInt,
+    }
+}
+
+diesel::table! {
+    usage_ip (tenant_id, day, key_id, ip) {
+        tenant_id -> Text,
+        day -> BigInt,
+        key_id -> Text,
+        ip -> Text,
+        uses -> BigInt,
+        first_at -> BigInt,
+        last_at -> BigInt,
+    }
+}
+
+diesel::table! {
+    usage_scope (tenant_id, day, key_id, service, scope) {
+        tenant_id -> Text,
+        day -> BigInt,
+        key_id -> Text,
+        service -> Text,
+        scope -> Text,
+        uses -> BigInt,
+        last_at -> BigInt,
+    }
+}
+
+diesel::table! {
+    usage_stranger (tenant_id, hour, caller, service, outcome, operation, ip) {
+        tenant_id -> Text,
+        hour -> BigInt,
+        caller -> Text,
+        service -> Text,
+        outcome -> Text,
+        operation -> Text,
+        ip -> Text,
+        uses -> BigInt,
+    }
+}
+
 diesel::allow_tables_to_appear_in_same_query!(
     tenant, service, consumer, api_key, key_grant, key_tag, secret, pepper
 );

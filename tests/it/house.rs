@@ -39,12 +39,13 @@ const ROOTS: &[&str] = &["app", "cli", "lib", "main", "routes"];
 /// Each feature, and the features it points at. Arrows add up: what my neighbour may use, I may.
 const ARROWS: &[(&str, &[&str])] = &[
     ("audit", &[]),
+    ("usage", &["audit"]),
     ("idempotency", &["audit"]),
     ("services", &["idempotency", "audit"]),
     ("consumers", &["idempotency", "audit"]),
     ("tenants", &["services", "idempotency", "audit"]),
     ("keys", &["services", "consumers", "tenants"]),
-    ("validation", &["keys"]),
+    ("validation", &["keys", "usage"]),
     ("auth", &["validation"]),
     ("gateway", &["validation"]),
     ("http", &[]),

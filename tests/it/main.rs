@@ -32,3 +32,4 @@ mod schema;
 mod security;
 mod starting;
 mod support;
+mod usage;

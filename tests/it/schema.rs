@@ -4,6 +4,7 @@
 //! `column tenant.slug text not null` or `index secret_key on secret (key_id)`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use diesel::prelude::*;
 use diesel::sql_types::Text;
@@ -39,15 +40,20 @@ async fn the_queries_are_compiled_for_the_tables_there_are(home: Home) {
 both!(nodes_that_start_together_migrate_once);
 async fn nodes_that_start_together_migrate_once(home: Home) {
     let empty = home.empty().await;
-    let nodes: Vec<Db> = (0..5).map(|_| empty.db()).collect();
-    let applied = futures_util::future::join_all(nodes.iter().map(Db::migrate)).await;
+    let nodes: Vec<(Db, Db)> = (0..5).map(|_| (empty.db(), empty.usage_db())).collect();
+    let starts = nodes.iter().map(|(db, usage)| db::migrate_all(db, usage));
+    let applied = futures_util::future::join_all(starts).await;
     let mut versions: Vec<String> = Vec::new();
     for node in applied {
         versions.extend(node.expect("every node starts"));
     }
-    let known = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations/sqlite"))
-        .unwrap()
-        .count();
+    let folders: &[&str] = match empty.backend {
+        Backend::Sqlite => &["sqlite", "sqlite_usage"],
+        Backend::Postgres => &["postgres"],
+    };
+    let migrations = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
+    let known = |folder| std::fs::read_dir(migrations.join(folder)).unwrap().count();
+    let known: usize = folders.iter().map(known).sum();
     assert_eq!(versions.len(), known, "{versions:?}");
     assert_eq!(live(&empty).await, live(&home).await);
     assert!(empty.db().migrate().await.unwrap().is_empty());
@@ -72,14 +78,15 @@ async fn live(home: &Home) -> BTreeSet<String> {
     };
     let mut facts = BTreeSet::new();
     for query in queries {
-        let rows = home
-            .eyes()
-            .read(async move |conn: &mut Conn| -> db::Result<Vec<Fact>> {
-                Ok(each!(conn, c => diesel::sql_query(query).load(c).await)?)
-            })
-            .await
-            .unwrap_or_else(|error| panic!("{error:?}: {query}"));
-        facts.extend(rows.into_iter().map(|row| row.fact));
+        for eyes in [home.eyes(), home.usage_eyes()] {
+            let rows = eyes
+                .read(async move |conn: &mut Conn| -> db::Result<Vec<Fact>> {
+                    Ok(each!(conn, c => diesel::sql_query(query).load(c).await)?)
+                })
+                .await
+                .unwrap_or_else(|error| panic!("{error:?}: {query}"));
+            facts.extend(rows.into_iter().map(|row| row.fact));
+        }
     }
     facts
 }
@@ -113,8 +120,8 @@ const POSTGRES: [&str; 3] = [
     r"SELECT 'column ' || t.relname || '.' || c.attname || ' ' || format_type(c.atttypid, c.atttypmod)
            || CASE WHEN c.attnotnull THEN ' not null' ELSE '' END AS fact
        FROM pg_class t JOIN pg_attribute c ON c.attrelid = t.oid
-       WHERE t.relnamespace = 'public'::regnamespace AND t.relkind = 'r'
-         AND c.attnum > 0 AND NOT c.attisdropped AND t.relname NOT LIKE '\_\_%'",
+       WHERE t.relnamespace = 'public'::regnamespace AND t.relkind IN ('r', 'p')
+         AND c.attnum > 0 AND NOT c.attisdropped AND NOT t.relispartition AND t.relname NOT LIKE '\_\_%'",
     r"SELECT CASE WHEN i.indisprimary THEN 'primary key'
                    WHEN k.oid IS NOT NULL THEN 'unique'
                    ELSE CASE WHEN i.indisunique THEN 'unique ' ELSE '' END || 'index ' || n.relname
@@ -126,7 +133,8 @@ const POSTGRES: [&str; 3] = [
        FROM pg_index i
        JOIN pg_class t ON t.oid = i.indrelid JOIN pg_class n ON n.oid = i.indexrelid
        LEFT JOIN pg_constraint k ON k.conindid = i.indexrelid AND k.contype = 'u'
-       WHERE t.relnamespace = 'public'::regnamespace AND t.relname NOT LIKE '\_\_%'",
+       WHERE t.relnamespace = 'public'::regnamespace AND NOT t.relispartition
+         AND t.relname NOT LIKE '\_\_%'",
     r"SELECT 'foreign key ' || t.relname || '.' || c.attname || ' to ' || f.relname || '.' || g.attname
            AS fact
        FROM pg_constraint k

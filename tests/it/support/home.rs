@@ -30,6 +30,7 @@ pub struct Home {
     dir: PathBuf,
     /// The test's own eyes on the database, opened at the first look.
     eyes: Arc<OnceLock<Db>>,
+    usage_eyes: Arc<OnceLock<Db>>,
 }
 
 /// The same for all nodes of all tests.
@@ -86,6 +87,15 @@ impl Home {
         self.eyes.get_or_init(|| self.db())
     }
 
+    /// The same for the usage ledger, which may be a database of its own.
+    pub fn usage_eyes(&self) -> &Db {
+        self.usage_eyes.get_or_init(|| self.usage_db())
+    }
+
+    pub fn usage_db(&self) -> Db {
+        Db::open_usage(&self.target(), self.eyes()).expect("a home's usage ledger opens")
+    }
+
     pub fn target(&self) -> Target {
         Target::parse(&self.database_url).expect("the support made the URL")
     }
@@ -100,12 +110,18 @@ impl Home {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let database_url = match self.backend {
-            Backend::Sqlite => sqlite_url(&self.dir.join(format!("empty-{count}.db"))),
+            Backend::Sqlite => {
+                // A folder of its own, because the usage ledger is a file beside it.
+                let dir = self.dir.join(format!("empty-{count}"));
+                std::fs::create_dir(&dir).expect("the home is writable");
+                sqlite_url(&dir.join("keystead.db"))
+            }
             Backend::Postgres => postgres::create_empty(&self.database_url, count).await,
         };
         Self {
             database_url,
             eyes: Arc::default(),
+            usage_eyes: Arc::default(),
             ..self.clone()
         }
     }
@@ -140,6 +156,7 @@ where
             },
             dir: dir.path().to_owned(),
             eyes: Arc::default(),
+            usage_eyes: Arc::default(),
         };
         let outcome = AssertUnwindSafe(test(home.clone())).catch_unwind().await;
         if backend == Backend::Postgres {

@@ -23,7 +23,7 @@ mod throwaway;
 
 use std::time::Duration;
 
-use keystead::db::{Db, Target};
+use keystead::db::{Db, Target, migrate_all};
 
 pub use client::{Answer, Client, Request};
 pub use home::{Backend, Home, MASTER_KEY, run};
@@ -62,7 +62,8 @@ pub fn setting(name: &str) -> Option<String> {
 pub async fn migrate(url: &str) -> Vec<String> {
     let target = Target::parse(url).expect("the support made the URL");
     let db = Db::open(&target).expect("it opens");
-    db.migrate().await.expect("the migrations run")
+    let usage = Db::open_usage(&target, &db).expect("it opens");
+    migrate_all(&db, &usage).await.expect("the migrations run")
 }
 
 /// Asks until the answer is yes. For what happens in real time in another process.

@@ -3,7 +3,7 @@
 use diesel::QueryableByName;
 use diesel::sql_types::Text;
 use diesel_async::RunQueryDsl;
-use keystead::db::{self, Conn};
+use keystead::db::{self, Conn, Db};
 use keystead::each;
 
 use super::{Backend, Home};
@@ -15,8 +15,11 @@ struct Line {
 }
 
 async fn lines(home: &Home, query: String) -> Vec<String> {
-    let rows: db::Result<Vec<Line>> = home
-        .eyes()
+    lines_of(home.eyes(), query).await
+}
+
+pub async fn lines_of(db: &Db, query: String) -> Vec<String> {
+    let rows: db::Result<Vec<Line>> = db
         .read(async move |conn: &mut Conn| {
             Ok(each!(conn, c => diesel::sql_query(&query).load(c).await)?)
         })
@@ -48,6 +51,11 @@ pub async fn changes_since(home: &Home, before: &[String]) -> Vec<String> {
 pub async fn rows_of(home: &Home, tenant: &str) -> Vec<String> {
     let mut rows = Vec::new();
     for (table, columns) in crate::schema::tables() {
+        let eyes = if table.starts_with("usage_") {
+            home.usage_eyes()
+        } else {
+            home.eyes()
+        };
         let has = |name: &str| columns.iter().any(|(column, _)| column == name);
         let whose = if table == "tenant" {
             format!("id = '{tenant}'")
@@ -73,7 +81,7 @@ pub async fn rows_of(home: &Home, tenant: &str) -> Vec<String> {
             "SELECT '{table} ' || {} AS line FROM {table} WHERE {whose}",
             values.join(" || ")
         );
-        rows.extend(lines(home, query).await);
+        rows.extend(lines_of(eyes, query).await);
     }
     rows.sort();
     rows

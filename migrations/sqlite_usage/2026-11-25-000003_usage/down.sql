@@ -1,0 +1,9 @@
+DROP TABLE usage_stranger;
+DROP TABLE usage_scope;
+DROP TABLE usage_ip;
+DROP TABLE usage_day;
+DROP TABLE usage_hour;
+DROP TABLE usage_minute;
+DROP TABLE usage_event;
+DROP TABLE usage_batch;
+DROP TABLE usage_head;

@@ -1,0 +1,7 @@
+//! The ledger in the database: batches are written whole and once, and read again by lists,
+//! summaries and exports.
+
+pub mod batch;
+pub mod partition;
+mod rows;
+mod strangers;

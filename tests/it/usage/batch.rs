@@ -1,0 +1,192 @@
+//! Batches are stored whole, and once.
+
+use futures_util::future::join_all;
+use keystead::db::{self, Conn};
+use keystead::time::Timestamp;
+use keystead::usage::store::batch::{self as stored, Written};
+use keystead::usage::{CountLine, Events, Record, Rules};
+
+use super::{HOUR, batch, lines, number, record, store, try_store};
+use crate::support::{Home, both};
+
+both!(
+    a_batch_sent_again_counts_once,
+    the_same_batch_sent_by_many_at_once_counts_once,
+    a_batch_that_fails_leaves_nothing,
+    batches_of_many_nodes_take_numbers_without_gaps,
+    every_use_is_counted_whatever_events_a_service_keeps,
+    strangers_fill_a_bounded_number_of_rows,
+    a_text_that_a_database_cannot_hold_keeps_no_batch_out,
+    an_address_and_a_scope_keep_their_first_and_last_use,
+);
+
+const USES: &str = "SELECT COALESCE(SUM(uses), 0) FROM usage_hour";
+const EVENTS: &str = "SELECT COUNT(*) FROM usage_event";
+
+async fn a_batch_sent_again_counts_once(home: Home) {
+    let (db, rules) = (home.usage_db(), Rules::default());
+    let first = batch(
+        "a",
+        1,
+        (0..50).map(|at| record(HOUR + at, "key_1")).collect(),
+    );
+    let written = store(&db, &first, &rules).await;
+    assert_eq!(written, Written::Stored { seq: 1, events: 50 });
+    let ids = lines(&home, "SELECT id AS line FROM usage_event ORDER BY id").await;
+    assert_eq!(store(&db, &first, &rules).await, Written::Again);
+    assert_eq!(number(&home, EVENTS).await, 50);
+    assert_eq!(number(&home, USES).await, 50);
+    assert_eq!(
+        number(&home, "SELECT SUM(cost) FROM usage_day").await,
+        2 * 50
+    );
+    assert!(ids.iter().all(|id| id.starts_with("evt_")), "{ids:?}");
+
+    // The number is of the node: another's is another batch.
+    let other = batch("b", 1, vec![record(HOUR, "key_1")]);
+    let written = store(&db, &other, &rules).await;
+    assert_eq!(written, Written::Stored { seq: 2, events: 1 });
+    assert_eq!(number(&home, USES).await, 51);
+}
+
+async fn the_same_batch_sent_by_many_at_once_counts_once(home: Home) {
+    let batch = batch(
+        "a",
+        7,
+        (0..200).map(|at| record(HOUR + at, "key_1")).collect(),
+    );
+    let dbs: Vec<_> = (0..8).map(|_| home.usage_db()).collect();
+    let rules = Rules::default();
+    let written = join_all(dbs.iter().map(|db| store(db, &batch, &rules))).await;
+    let again = written.iter().filter(|one| **one == Written::Again).count();
+    assert_eq!(again, 7, "{written:?}");
+    assert_eq!(number(&home, EVENTS).await, 200);
+    assert_eq!(number(&home, USES).await, 200);
+}
+
+async fn a_batch_that_fails_leaves_nothing(home: Home) {
+    let db = home.usage_db();
+    let first = batch("a", 1, vec![record(HOUR, "key_1")]);
+    let torn = first.clone();
+    let failed: db::Result<()> = db
+        .write(async move |conn: &mut Conn| {
+            stored::write(conn, &torn, &Rules::default(), Timestamp::from_millis(HOUR)).await?;
+            Err(db::Error::Busy)
+        })
+        .await;
+    assert!(failed.is_err());
+    for table in ["event", "batch", "minute", "hour", "day", "ip", "scope"] {
+        let count = format!("SELECT COUNT(*) FROM usage_{table}");
+        assert_eq!(number(&home, &count).await, 0, "{table}");
+    }
+    let written = store(&db, &first, &Rules::default()).await;
+    assert_eq!(written, Written::Stored { seq: 1, events: 1 });
+}
+
+async fn batches_of_many_nodes_take_numbers_without_gaps(home: Home) {
+    let sent = (0..8_i64).map(|node| {
+        let db = home.usage_db();
+        async move {
+            for number in 0..10 {
+                // All nodes count the same keys, in another order each.
+                let records = (0..20).map(|i| {
+                    let at = HOUR + (i * (node + 3)) % 20 * 60_000 * 7;
+                    record(at, &format!("key_{}", (i + node) % 20))
+                });
+                let batch = batch(&format!("node-{node}"), number, records.collect());
+                store(&db, &batch, &Rules::default()).await;
+            }
+        }
+    });
+    join_all(sent).await;
+    assert_eq!(number(&home, USES).await, 8 * 10 * 20);
+    let seqs = "SELECT CAST(seq AS TEXT) AS line FROM usage_batch ORDER BY seq";
+    let numbers: Vec<String> = (1..=80).map(|seq| seq.to_string()).collect();
+    assert_eq!(lines(&home, seqs).await, numbers);
+}
+
+async fn every_use_is_counted_whatever_events_a_service_keeps(home: Home) {
+    let mut rules = Rules::default();
+    rules.set("ten_1", "some", Events::Refused);
+    rules.set("ten_1", "silent", Events::None);
+    let mut records = Vec::new();
+    for service in ["billing", "some", "silent"] {
+        for outcome in ["valid", "insufficient_scope"] {
+            records.push(Record {
+                service: service.to_owned(),
+                outcome: outcome.to_owned(),
+                ..record(HOUR, "key_1")
+            });
+        }
+    }
+    let mut batch = batch("a", 1, records);
+    batch.shed = 5;
+    batch.counts_only.push(CountLine {
+        record: record(HOUR + 1, "key_1"),
+        uses: 5,
+    });
+    store(&home.usage_db(), &batch, &rules).await;
+    let kept =
+        "SELECT service || ' ' || outcome AS line FROM usage_event ORDER BY service, outcome";
+    assert_eq!(
+        lines(&home, kept).await,
+        [
+            "billing insufficient_scope",
+            "billing valid",
+            "some insufficient_scope"
+        ]
+    );
+    for table in ["minute", "hour", "day"] {
+        let sum = format!("SELECT SUM(uses) FROM usage_{table}");
+        assert_eq!(number(&home, &sum).await, 11, "{table}");
+    }
+    assert_eq!(number(&home, "SELECT shed FROM usage_batch").await, 5);
+}
+
+async fn strangers_fill_a_bounded_number_of_rows(home: Home) {
+    let db = home.usage_db();
+    for number in 0..3 {
+        let records = (0..900).map(|i| Record {
+            key: None,
+            outcome: "unknown".to_owned(),
+            ip: Some(format!("2001:db8::{number}:{i:x}")),
+            ..record(HOUR + i, "")
+        });
+        let batch = batch("a", number, records.collect());
+        store(&db, &batch, &Rules::default()).await;
+    }
+    let rows = "SELECT COUNT(*) FROM usage_stranger";
+    assert_eq!(number(&home, rows).await, 1_001);
+    let uses = "SELECT SUM(uses) FROM usage_stranger";
+    assert_eq!(number(&home, uses).await, 2_700);
+    assert_eq!(number(&home, USES).await, 2_700);
+    assert_eq!(number(&home, EVENTS).await, 0);
+    let rows = "SELECT COUNT(*) FROM usage_hour";
+    assert_eq!(number(&home, rows).await, 1);
+}
+
+async fn a_text_that_a_database_cannot_hold_keeps_no_batch_out(home: Home) {
+    let mut odd = record(HOUR, "key_1");
+    odd.user_agent = Some("a\0b\u{2028}\"\\'\n\u{1b}[2J".to_owned());
+    odd.context.insert("k\0".to_owned(), "v\0".to_owned());
+    odd.caller = "https://issuer|a\0b".to_owned();
+    odd.cost = u64::MAX;
+    let odd = batch("a", 1, vec![odd.clone(), odd]);
+    let written = try_store(&home.usage_db(), &odd, &Rules::default()).await;
+    assert_eq!(written.unwrap(), Written::Stored { seq: 1, events: 2 });
+    assert_eq!(number(&home, USES).await, 2);
+}
+
+async fn an_address_and_a_scope_keep_their_first_and_last_use(home: Home) {
+    let db = home.usage_db();
+    for (number, at) in [(1, 500), (2, 100), (3, 900)] {
+        let batch = batch("a", number, vec![record(HOUR + at, "key_1")]);
+        store(&db, &batch, &Rules::default()).await;
+    }
+    let seen = "SELECT ip || ' ' || uses || ' ' || (first_at - 1795593600000) || ' ' \
+                || (last_at - 1795593600000) AS line FROM usage_ip";
+    assert_eq!(lines(&home, seen).await, ["192.0.2.1 3 100 900"]);
+    let used = "SELECT scope || ' ' || uses || ' ' || (last_at - 1795593600000) AS line \
+                FROM usage_scope";
+    assert_eq!(lines(&home, used).await, ["invoice:* 3 900"]);
+}
