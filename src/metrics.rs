@@ -101,6 +101,18 @@ pub struct Metrics {
     pub cached_keys: Gauge,
     /// Requests answered at the edge.
     pub answered_directly: Counter,
+    pub usage: UsageMetrics,
+}
+
+/// What becomes of the uses that a node records.
+#[derive(Clone, Debug, Default)]
+pub struct UsageMetrics {
+    /// Waiting in the journal.
+    pub journal_bytes: Gauge,
+    /// Uses that left a count and no event, for lack of room.
+    pub shed: Gauge<u64, AtomicU64>,
+    /// Blocks of uses that could not be read.
+    pub lost: Gauge<u64, AtomicU64>,
 }
 
 /// The counters of one operation.
@@ -218,6 +230,22 @@ impl Metrics {
             "Requests answered from memory at the edge",
             answered_directly.clone(),
         );
+        let usage = UsageMetrics::default();
+        registry.register(
+            "usage_journal_bytes",
+            "Bytes of recorded uses that wait for the ledger",
+            usage.journal_bytes.clone(),
+        );
+        registry.register(
+            "usage_events_shed",
+            "Uses that left a count and no event, for lack of room, since the start",
+            usage.shed.clone(),
+        );
+        registry.register(
+            "usage_blocks_lost",
+            "Blocks of uses that could not be read, since the start",
+            usage.lost.clone(),
+        );
         Self {
             registry: Mutex::new(registry),
             requests,
@@ -237,6 +265,7 @@ impl Metrics {
             change_proof_age,
             cached_keys,
             answered_directly,
+            usage,
         }
     }
 

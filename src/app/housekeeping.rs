@@ -11,6 +11,8 @@ use crate::http::health::{CUT_OFF, Phase};
 use crate::idempotency;
 use crate::keys::pepper_store;
 use crate::time::Span;
+use crate::usage::Rules;
+use crate::usage::ledger::{FLUSH_EVERY, STORE_EVERY};
 
 /// `last_used` is true to the minute.
 const LAST_USED_EVERY: Duration = Duration::from_secs(10);
@@ -121,6 +123,29 @@ pub(super) fn start(app: &App) -> Tasks {
     tasks.push(runtime.spawn(app.nodes.clone().stay()));
     let this = app.clone();
     tasks.push(runtime.spawn(async move {
+        let mut timer = every(FLUSH_EVERY);
+        loop {
+            timer.tick().await;
+            if this.is_starting() {
+                continue;
+            }
+            report("uses are kept later", this.ledger.flush().await);
+        }
+    }));
+    let this = app.clone();
+    tasks.push(runtime.spawn(async move {
+        let mut timer = every(STORE_EVERY);
+        loop {
+            timer.tick().await;
+            if this.is_starting() {
+                continue;
+            }
+            let stored = this.ledger.store(&Rules::default()).await;
+            report("uses are stored later", stored.map(drop));
+        }
+    }));
+    let this = app.clone();
+    tasks.push(runtime.spawn(async move {
         let mut changed = this.follower.pepper_changes();
         while changed.changed().await.is_ok() {
             report("peppers are looked at later", this.tend_peppers().await);
@@ -164,6 +189,10 @@ impl App {
         self.metrics.change_position.set(self.changes.position());
         let age = self.reach.proof_age();
         self.metrics.change_proof_age.set(age.as_secs_f64());
+        let usage = &self.metrics.usage;
+        usage.journal_bytes.set(self.ledger.waiting_bytes());
+        usage.shed.set(self.ledger.shed());
+        usage.lost.set(self.ledger.lost());
         let keys = i64::try_from(self.validation.remembered()).unwrap_or(i64::MAX);
         self.metrics.cached_keys.set(keys);
     }

@@ -39,6 +39,7 @@ use crate::redis_link::RedisLink;
 use crate::routes;
 use crate::services::Services;
 use crate::tenants::Tenants;
+use crate::usage::{Ledger, Recorder};
 use crate::validation::Validation;
 use crate::validation::http::direct::verify_directly;
 use crate::validation::records::Records;
@@ -55,6 +56,7 @@ pub struct App {
     pub db: Db,
     /// Where the usage ledger is: `db` itself, or a file beside it.
     pub usage_db: Db,
+    pub ledger: Ledger,
     pub audit: Audit,
     pub master: Arc<MasterKeys>,
     pub peppers: Arc<Peppers>,
@@ -109,6 +111,14 @@ impl App {
             .map_err(|error| format!("database.url cannot be opened: {error}"))?;
         let usage_db = Db::open_usage(config.database.url.target(), &db)
             .map_err(|error| format!("the usage ledger cannot be opened: {error}"))?;
+        let journal = config
+            .create_data_dir()
+            .map_err(|error| error.to_string())
+            .and_then(|()| {
+                Db::open_journal(config.data_dir.join("usage-journal.db"))
+                    .map_err(|error| format!("data_dir: the journal of uses: {error}"))
+            })?;
+        let recorder = Arc::new(Recorder::new(true));
         let codes: Vec<&'static str> = Code::ALL.iter().map(|code| code.slug()).collect();
         let metrics = Arc::new(Metrics::new(&codes));
         let redis = match &config.redis.url {
@@ -127,6 +137,13 @@ impl App {
         let relay = redis
             .as_ref()
             .map(|redis| Relay::new(redis.clone(), seal.clone(), history.clone(), node.clone()));
+        let ledger = Ledger::new(
+            Arc::clone(&recorder),
+            journal,
+            usage_db.clone(),
+            clock.clone(),
+            hex::encode(entropy.bytes::<8>()),
+        );
         let audit = Audit::new(db.clone(), clock.clone(), entropy.clone(), &master)
             .counted(Arc::clone(&metrics))
             .noted_in(changes.clone(), relay.clone());
@@ -183,6 +200,7 @@ impl App {
             clock.clone(),
             records,
             limiter.clone(),
+            Arc::clone(&recorder),
             Arc::clone(&metrics),
         );
         let readiness = Arc::new(Readiness::new());
@@ -220,6 +238,7 @@ impl App {
             entropy,
             db,
             usage_db,
+            ledger,
             audit,
             peppers,
             hasher,

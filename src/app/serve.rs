@@ -23,9 +23,13 @@ use crate::http::health::{self, Phase};
 use crate::http::{docs, health::read_metrics};
 use crate::routes;
 use crate::telemetry::LostLines;
+use crate::usage::Rules;
 
 /// How long requests under way may take at the stop.
 const SHUTDOWN_SECONDS: u64 = 10;
+
+/// How long the ledger is given for the last uses.
+const STORE_AT_STOP_MAX: Duration = Duration::from_secs(3);
 
 /// The first pause before the start is tried again; it doubles to [`RETRY_MAX`], so that the node is
 /// ready within two seconds of its database.
@@ -206,9 +210,24 @@ impl App {
     }
 
     /// Writes what is still held in memory.
+    /// What was recorded is in the journal then, and in the ledger if that takes it in time: the rest goes
+    /// there after the next start.
+    async fn finish_uses(&self) {
+        if let Err(error) = self.ledger.flush().await {
+            tracing::error!(target: "security", %error, "the last uses could not be kept");
+        }
+        let rules = Rules::default();
+        match tokio::time::timeout(STORE_AT_STOP_MAX, self.ledger.store(&rules)).await {
+            Ok(Ok(_stored)) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the last uses wait in the journal"),
+            Err(_elapsed) => tracing::warn!("the last uses wait in the journal"),
+        }
+    }
+
     async fn finish(&self) {
         self.nodes.leave().await;
         self.refusals.stop().await;
+        self.finish_uses().await;
         if let Err(error) = self.validation.flush_last_used().await {
             tracing::warn!(%error, "the last uses could not be written");
         }

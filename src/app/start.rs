@@ -94,6 +94,7 @@ impl App {
                 "brought the schema up to date"
             );
         }
+        self.ledger.begin().await?;
         let tenant = self
             .tenants
             .ensure_default(&self.clock, &self.entropy)

@@ -1,5 +1,6 @@
 //! The one who calls, authenticated: what a handler is given.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -85,6 +86,14 @@ impl CallerIdentity {
             rights: self.rights.intersect(&person.rights),
             ..self
         })
+    }
+
+    /// The id of its management key, or the issuer and subject of a person.
+    pub fn name(&self) -> Cow<'_, str> {
+        match &self.key_id {
+            Some(key) => Cow::Borrowed(key.as_str()),
+            None => Cow::Owned(self.actor.name()),
+        }
     }
 
     /// Whether it may act in other tenants than its own.

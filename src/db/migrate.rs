@@ -13,6 +13,7 @@ use super::{Conn, Content, Error, Pools, Result, WAIT_MAX};
 
 const SQLITE: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
 const SQLITE_USAGE: EmbeddedMigrations = embed_migrations!("migrations/sqlite_usage");
+const SQLITE_JOURNAL: EmbeddedMigrations = embed_migrations!("migrations/sqlite_journal");
 const POSTGRES: EmbeddedMigrations = embed_migrations!("migrations/postgres");
 
 /// Any number that no other program takes an advisory lock on: "keystead" in ASCII.
@@ -36,6 +37,10 @@ pub(super) async fn run(pools: &Pools) -> Result<Vec<String>> {
             content: Content::Usage,
             ..
         } => SQLITE_USAGE,
+        Pools::Sqlite {
+            content: Content::Journal,
+            ..
+        } => SQLITE_JOURNAL,
         Pools::Postgres { .. } => POSTGRES,
     };
     let mut conn = pools.lease(super::Lane::Write, WAIT_MAX).await?;

@@ -216,6 +216,7 @@ enum Lane {
 enum Content {
     Main,
     Usage,
+    Journal,
 }
 
 /// The name of the file beside an embedded database that the usage ledger is in.
@@ -286,6 +287,11 @@ impl Db {
             }
             Target::Postgres { .. } => Ok(main.clone()),
         }
+    }
+
+    /// The journal of a node's uses, a file whatever the database is.
+    pub fn open_journal(path: PathBuf) -> std::io::Result<Self> {
+        Self::open_with(&Target::Sqlite { path }, Content::Journal)
     }
 
     fn open_with(target: &Target, content: Content) -> std::io::Result<Self> {
@@ -428,8 +434,31 @@ impl Db {
         E: From<Error> + Send + 'static,
         F: OnConn<std::result::Result<T, E>>,
     {
+        self.write_within(Some(self.wait_max), work).await
+    }
+
+    /// As [`Self::write`], for who must know how it ended before trying again: waits to the end.
+    pub async fn write_to_end<T, E, F>(&self, work: F) -> std::result::Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+        F: OnConn<std::result::Result<T, E>>,
+    {
+        self.write_within(None, work).await
+    }
+
+    async fn write_within<T, E, F>(
+        &self,
+        wait: Option<Duration>,
+        work: F,
+    ) -> std::result::Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+        F: OnConn<std::result::Result<T, E>>,
+    {
         let db = self.clone();
-        self.spawn(Some(self.wait_max), async move {
+        self.spawn(wait, async move {
             let mut tx = db.begin().await?;
             let done = work(tx.conn()).await;
             tx.end(done).await

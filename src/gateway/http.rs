@@ -12,6 +12,7 @@ use utoipa::IntoParams;
 
 use crate::auth::CallerIdentity;
 use crate::auth::http::caller_by_key;
+use crate::clock::Clock;
 use crate::http::context::RequestContext;
 use crate::http::headers::IDENTITY;
 use crate::http::problem::{Code, Problem};
@@ -19,11 +20,13 @@ use crate::http::query::Query;
 use crate::keys::secret::Presented;
 use crate::scope::RequiredScope;
 use crate::text::Environment;
+use crate::usage::record::Operation;
 use crate::validation::decide::{AskedEnvironment, Outcome, Request};
 use crate::validation::http::{limit_headers, refused, settle_service, used_up};
+use crate::validation::recorded::Asking;
 use crate::validation::snapshot::Subject;
 use crate::validation::spend::LimitHeaders;
-use crate::validation::{Answer, Asked, Validation};
+use crate::validation::{Answer, Validation};
 
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const X_KEYSTEAD_CALLER: HeaderName = HeaderName::from_static("x-keystead-caller");
@@ -94,6 +97,7 @@ async fn judge(
     context: &RequestContext,
     validation: &Validation,
 ) -> Result<HttpResponse, Problem> {
+    let began_us = Clock::uptime_us();
     let caller = gateway(req.headers(), context, validation).await?;
     let service = settle_service(&caller.rights, query.service.as_deref())
         .map_err(|problem| Problem::new(Code::CallerNotAllowed, problem.detail().to_owned()))?;
@@ -113,9 +117,21 @@ async fn judge(
         ip: context.forwarded_ip(),
         cost: 1,
     };
-    let asked = Asked::Service(&service);
+    let name = caller.name();
+    let text = |name| req.headers().get(name).and_then(|line| line.to_str().ok());
+    let asking = Asking {
+        operation: Operation::Authorize,
+        caller: &name,
+        request_id: &context.request_id,
+        method: Some(req.method().as_str()),
+        path: None,
+        user_agent: text(header::USER_AGENT),
+        context: None,
+        began_us,
+    };
+    let tenant = &caller.tenant.id;
     let answer = validation
-        .validate(presented, &caller.tenant.id, asked, &request)
+        .validate(presented, tenant, &service, &request, &asking)
         .await?;
     let limits = match (&answer.subject, &answer.spent) {
         (Some(subject), Some(spent)) => LimitHeaders::of(subject, spent),

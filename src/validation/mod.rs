@@ -6,7 +6,7 @@
 //!    from memory as a rule, see [`records`];
 //! 3. **decide**: [`decide::decide`], pure, in the order of the codes;
 //! 4. **spend**: what passed is charged to all its limits, or to none;
-//! 5. **record**: the use is noted in memory.
+//! 5. **record**: the use is noted in memory, see [`recorded`].
 //!
 //! Wrong keys never reach argon2 while fingerprints are computable. Only where a key's lookup id
 //! has secrets under a pepper that is lost is its verifier run, in a bounded pool.
@@ -17,6 +17,7 @@ pub mod decide;
 mod failures;
 pub mod http;
 pub mod last_used;
+pub mod recorded;
 pub mod records;
 pub mod snapshot;
 mod source;
@@ -31,6 +32,7 @@ use std::sync::Arc;
 
 use decide::{Check, Decision, Outcome, Request};
 use last_used::LastUsed;
+use recorded::Asking;
 use records::{Now, Records};
 use snapshot::Subject;
 use spend::{Charges, LimitHeaders};
@@ -45,6 +47,7 @@ use crate::ratelimit::{Limiter, Spent, Verdict};
 use crate::rights::{self, Rights};
 use crate::text::Environment;
 use crate::time::Timestamp;
+use crate::usage::Recorder;
 
 /// What a change overtakes is loaded again so often.
 const TRIES: usize = 4;
@@ -123,6 +126,7 @@ pub struct Validation {
     records: Records,
     limiter: Limiter,
     used: Arc<LastUsed>,
+    recorder: Arc<Recorder>,
     metrics: Arc<Metrics>,
 }
 
@@ -132,6 +136,7 @@ impl Validation {
         clock: Clock,
         records: Records,
         limiter: Limiter,
+        recorder: Arc<Recorder>,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
@@ -140,6 +145,7 @@ impl Validation {
             records,
             limiter,
             used: Arc::default(),
+            recorder,
             metrics,
         }
     }
@@ -152,9 +158,11 @@ impl Validation {
         &self,
         presented: &str,
         tenant: &TenantId,
-        asked: Asked<'_>,
+        service: &str,
         request: &Request,
+        asking: &Asking<'_>,
     ) -> Result<Answer, Failure> {
+        let asked = Asked::Service(service);
         let loaded = self
             .load(presented, Some(tenant), asked, request.ip)
             .await?;
@@ -165,7 +173,7 @@ impl Validation {
             answer.decision.outcome = outcome(spent.verdict);
             answer.spent = Some(spent);
         }
-        self.note(&answer, now);
+        self.note((tenant, service), request, &answer, asking, now);
         Ok(answer)
     }
 
@@ -176,6 +184,7 @@ impl Validation {
         caller: &str,
         peer: IpAddr,
         presented: &str,
+        asking: Asking<'_>,
         ask: impl FnOnce(&Subject) -> Option<(Cow<'a, str>, Request)>,
     ) -> Option<(Subject, Answer)> {
         let (now, now_us) = (self.clock.now(), Clock::uptime_us());
@@ -192,8 +201,9 @@ impl Validation {
             return None;
         }
         let (service, request) = ask(&caller)?;
-        let tenant = Some(&caller.tenant.id);
-        let loaded = self.load_now(presented, tenant, Asked::Service(&service), now_us)?;
+        let tenant = &caller.tenant.id;
+        let asked = Asked::Service(&service);
+        let loaded = self.load_now(presented, Some(tenant), asked, now_us)?;
         let mut answer = judge(loaded, &request, now);
         if let (Some(subject), true) = (&answer.subject, answer.decision.outcome.is_valid()) {
             let charges = Charges::of(subject);
@@ -207,17 +217,29 @@ impl Validation {
         }
         self.used
             .note(&caller.key.key_id, &caller.key.secret.id, now);
-        self.note(&answer, now);
+        let asking = Asking {
+            caller: caller.key.key_id.as_str(),
+            ..asking
+        };
+        self.note((tenant, &service), &request, &answer, &asking, now);
         Some((caller, answer))
     }
 
-    /// Counts a decision and notes the use.
-    fn note(&self, answer: &Answer, now: Timestamp) {
+    /// Counts a decision, notes the last use and records it.
+    fn note(
+        &self,
+        place: (&TenantId, &str),
+        request: &Request,
+        answer: &Answer,
+        asking: &Asking<'_>,
+        now: Timestamp,
+    ) {
         if let (Some(subject), true) = (&answer.subject, answer.decision.outcome.is_valid()) {
             self.used
                 .note(&subject.key.key_id, &subject.key.secret.id, now);
         }
         self.metrics.decisions.inc(answer.decision.outcome.code());
+        recorded::record(&self.recorder, asking, place, request, answer, now);
     }
 
     /// Every check and its result; nothing is charged or noted as a use.

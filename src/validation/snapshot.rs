@@ -18,7 +18,7 @@ use crate::limits::{Quota, RateLimit, RateLimits};
 use crate::metadata::Metadata;
 use crate::ratelimit::{CounterId, HashTag, QuotaCharge};
 use crate::rights::Rights;
-use crate::scope::Scope;
+use crate::scope::{RequiredScope, Scope};
 use crate::services::Service;
 use crate::tenants::Tenant;
 use crate::text::{Environment, Name, Slug, Tag};
@@ -243,6 +243,14 @@ impl Subject {
             .grants
             .iter()
             .find(|grant| grant.service_id == service.id)
+    }
+
+    /// Whether what is granted on the service asked for is enough for this scope.
+    pub fn has(&self, required: &RequiredScope) -> bool {
+        match (self.grant(), &self.service) {
+            (Some(grant), Some(service)) => service.catalogue.satisfied(&grant.scopes, required),
+            (_, _) => false,
+        }
     }
 
     /// What the key may do in the administration, when `keystead` is the service asked for.

@@ -2,6 +2,7 @@
 //! summaries and exports.
 
 pub mod batch;
+pub mod journal;
 pub mod partition;
 mod rows;
 mod strangers;

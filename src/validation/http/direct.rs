@@ -6,7 +6,7 @@
 use actix_web::HttpResponse;
 use actix_web::http::header::ContentType;
 
-use super::ask;
+use super::{ask, asking};
 use crate::auth::http::expiry_notice;
 use crate::clock::Clock;
 use crate::http::direct::{Direct, Plain};
@@ -22,11 +22,13 @@ pub fn verify_directly(validation: Validation, clock: Clock) -> Direct {
 }
 
 fn answer_now(validation: &Validation, clock: &Clock, plain: &Plain<'_>) -> Option<HttpResponse> {
+    let began_us = Clock::uptime_us();
     let body = json_body::parse_once::<VerifyRequest>(plain.body).ok()?;
     let (caller, decided) = validation.validate_now(
         plain.key,
         plain.context.ip,
         body.api_key.expose_secret(),
+        asking("", &plain.context.request_id, &body.asked(), began_us),
         |caller| {
             ask(
                 &caller.rights(),

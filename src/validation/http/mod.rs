@@ -18,10 +18,12 @@ use super::body::{
     CheckTold, ExplainAnswer, ExplainRequest, VerifyAnswer, VerifyAsked, VerifyBatch, VerifyRequest,
 };
 use super::decide::{AskedEnvironment, Check, Outcome, Request};
+use super::recorded::Asking;
 use super::spend::LimitHeaders;
 use super::{Asked, AuthFailure, Failure, Validation};
 use crate::auth::CallerIdentity;
 use crate::auth::http::{Caller, perm};
+use crate::clock::Clock;
 use crate::error::Violation;
 use crate::http::extract::{Body, BodyReadOnce};
 use crate::http::json_body::{self, RefusesRepeats};
@@ -31,6 +33,7 @@ use crate::keys::secret::UnparsedKey;
 use crate::rights::{Permission, Reach, Rights};
 use crate::scope::RequiredScope;
 use crate::text::{Environment, Slug};
+use crate::usage::record::Operation;
 
 /// At most so many keys in one batch.
 const BATCH_MAX: usize = 100;
@@ -196,17 +199,35 @@ async fn verify(
     key: &UnparsedKey,
     asked: VerifyAsked<'_>,
 ) -> Result<String, Problem> {
+    let began_us = Clock::uptime_us();
     let (service, request) = ask(&caller.rights, caller.environment.as_ref(), asked)?;
-    let answer = validation
-        .validate(
-            key.expose_secret(),
-            &caller.tenant.id,
-            Asked::Service(&service),
-            &request,
-        )
-        .await?;
+    let name = caller.name();
     let request_id = caller.request_id.as_deref().unwrap_or_default();
+    let asking = asking(&name, request_id, &asked, began_us);
+    let tenant = &caller.tenant.id;
+    let answer = validation
+        .validate(key.expose_secret(), tenant, &service, &request, &asking)
+        .await?;
     Ok(answer::write(&answer, request_id))
+}
+
+/// What is recorded of a verification beside what is asked.
+fn asking<'a>(
+    caller: &'a str,
+    request_id: &'a str,
+    asked: &VerifyAsked<'a>,
+    began_us: u64,
+) -> Asking<'a> {
+    Asking {
+        operation: Operation::Verify,
+        caller,
+        request_id,
+        method: asked.method,
+        path: asked.path,
+        user_agent: None,
+        context: asked.context,
+        began_us,
+    }
 }
 
 /// Checks what is asked and settles the service: named, or the only one of the caller.

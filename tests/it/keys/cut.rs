@@ -9,8 +9,8 @@ use keystead::id::TenantId;
 use keystead::scope::RequiredScope;
 use keystead::text::Slug;
 use keystead::time::Timestamp;
+use keystead::validation::Failure;
 use keystead::validation::decide::Request;
-use keystead::validation::{Asked, Failure};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
@@ -291,10 +291,13 @@ async fn judge(node: &Server, tenant: &TenantId, key: &str) -> String {
         required_scopes: vec![RequiredScope::parse("invoice:read").unwrap()],
         ..Request::default()
     };
-    let asked = Asked::Service("invoicing");
+    let asking = crate::support::asking();
     let validation = &node.app.validation;
     loop {
-        match validation.validate(key, tenant, asked, &request).await {
+        match validation
+            .validate(key, tenant, "invoicing", &request, &asking)
+            .await
+        {
             Ok(answer) => return answer.decision.outcome.code().to_owned(),
             // A machine that is busy: asked again, as a client does.
             Err(Failure::Late | Failure::Busy) => {}

@@ -200,8 +200,8 @@ async fn wrong_keys_never_run_argon2(home: Home) {
     use keystead::entropy::Entropy;
     use keystead::keys::secret::{ApiKey, LookupId};
     use keystead::text::{Environment, Prefix};
+    use keystead::validation::Failure;
     use keystead::validation::decide::{Outcome, Request};
-    use keystead::validation::{Asked, Failure};
 
     let server = home.serve().await;
     let owner = server.owner();
@@ -231,11 +231,12 @@ async fn wrong_keys_never_run_argon2(home: Home) {
                 ApiKey::generate(&prefix, &live, &lookup, &Entropy::System)
             })
             .collect();
-        let asked = Asked::Service("invoicing");
+        let asking = crate::support::asking();
         let validation = &server.app.validation;
         let judge = async |key: &ApiKey| {
             loop {
-                let judged = validation.validate(key.expose_secret(), &tenant.id, asked, &request);
+                let (key, tenant) = (key.expose_secret(), &tenant.id);
+                let judged = validation.validate(key, tenant, "invoicing", &request, &asking);
                 match judged.await {
                     // A hundred at once on a slow machine: the look-up goes on, ask again.
                     Err(Failure::Late | Failure::Busy) => {}

@@ -49,6 +49,20 @@ macro_rules! both {
 }
 pub(crate) use both;
 
+/// What a test that asks the validation itself has recorded.
+pub fn asking() -> keystead::validation::recorded::Asking<'static> {
+    keystead::validation::recorded::Asking {
+        operation: keystead::usage::Operation::Verify,
+        caller: "a test",
+        request_id: "of-a-test",
+        method: None,
+        path: None,
+        user_agent: None,
+        context: None,
+        began_us: 0,
+    }
+}
+
 /// An environment variable, if it is set to something.
 #[expect(
     clippy::disallowed_methods,

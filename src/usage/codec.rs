@@ -1,0 +1,238 @@
+//! How a use is written down on the spot: appended to a buffer of bytes, so that the request that it
+//! is about is done with it in a microsecond. It is read again when it is stored.
+//!
+//! The bytes are postcard's, one use behind the other, and live in the journal of a node, where the
+//! next version of this program may find them: a block begins with the version of the form.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::record::{Identified, Operation, Record};
+use crate::time::Timestamp;
+
+/// The form of the blocks written now.
+pub const FORM: u8 = 1;
+
+/// A path is kept so far.
+const PATH_BYTES_MAX: usize = 256;
+
+const USER_AGENT_BYTES_MAX: usize = 256;
+
+/// A use as whoever validated it describes it. Borrowed: nothing is copied but into the buffer.
+#[derive(Debug, Serialize)]
+pub struct Use<'a, S: Serialize> {
+    pub at: i64,
+    pub tenant_id: &'a str,
+    pub key: Option<UsedKey<'a>>,
+    /// The slug; empty when there is no such service.
+    pub service: &'a str,
+    pub environment: &'a str,
+    pub operation: Operation,
+    pub outcome: &'a str,
+    pub required_scopes: &'a [S],
+    pub any_scopes: &'a [S],
+    /// Which of `any_scopes` was met.
+    pub met: Option<&'a S>,
+    pub cost: u64,
+    pub ip: Option<IpAddr>,
+    pub method: Option<&'a str>,
+    pub path: Option<&'a str>,
+    pub user_agent: Option<&'a str>,
+    pub context: Option<&'a BTreeMap<String, String>>,
+    pub caller: &'a str,
+    pub request_id: &'a str,
+    pub latency_us: u64,
+}
+
+/// Whose use it was.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct UsedKey<'a> {
+    pub key_id: &'a str,
+    pub secret_id: &'a str,
+    pub superseded: bool,
+    pub consumer_id: &'a str,
+}
+
+/// [`Use`] as it is read.
+#[derive(Deserialize)]
+struct Read {
+    at: i64,
+    tenant_id: String,
+    key: Option<ReadKey>,
+    service: String,
+    environment: String,
+    operation: Operation,
+    outcome: String,
+    required_scopes: Vec<String>,
+    any_scopes: Vec<String>,
+    met: Option<String>,
+    cost: u64,
+    ip: Option<IpAddr>,
+    method: Option<String>,
+    path: Option<String>,
+    user_agent: Option<String>,
+    context: Option<BTreeMap<String, String>>,
+    caller: String,
+    request_id: String,
+    latency_us: u64,
+}
+
+#[derive(Deserialize)]
+struct ReadKey {
+    key_id: String,
+    secret_id: String,
+    superseded: bool,
+    consumer_id: String,
+}
+
+/// What was not written by us, or is not whole.
+#[derive(Debug, thiserror::Error)]
+#[error("a block of uses cannot be read: {0}")]
+pub struct Unreadable(String);
+
+/// Appends a use to a block.
+pub fn append<S: Serialize>(block: &mut Vec<u8>, used: &Use<'_, S>) {
+    let whole = block.len();
+    if let Err(error) = postcard::to_io(used, &mut *block) {
+        // A vector takes all there is: this is a defect of ours, and costs this one use.
+        block.truncate(whole);
+        tracing::error!(%error, "a use could not be written down");
+    }
+}
+
+/// The uses of a block, in the order in which they were appended.
+///
+/// # Errors
+/// [`Unreadable`] where it breaks off; what stands before that is lost with it.
+pub fn read(form: u8, mut block: &[u8]) -> Result<Vec<Record>, Unreadable> {
+    if form != FORM {
+        return Err(Unreadable(format!(
+            "it has the form {form}, known is {FORM}"
+        )));
+    }
+    let mut records = Vec::new();
+    while !block.is_empty() {
+        let (one, rest) = postcard::take_from_bytes::<Read>(block)
+            .map_err(|error| Unreadable(error.to_string()))?;
+        records.push(one.into());
+        block = rest;
+    }
+    Ok(records)
+}
+
+impl From<Read> for Record {
+    fn from(read: Read) -> Self {
+        let mut used_scopes = Vec::new();
+        if read.outcome == super::record::VALID {
+            used_scopes.clone_from(&read.required_scopes);
+            used_scopes.extend(read.met);
+            used_scopes.sort_unstable();
+            used_scopes.dedup();
+        }
+        Self {
+            at: Timestamp::from_millis(read.at),
+            tenant_id: read.tenant_id,
+            key: read.key.map(|key| Identified {
+                key_id: key.key_id,
+                secret_id: key.secret_id,
+                superseded: key.superseded,
+                consumer_id: key.consumer_id,
+            }),
+            service: read.service,
+            environment: read.environment,
+            operation: read.operation,
+            outcome: read.outcome,
+            required_scopes: read.required_scopes,
+            any_scopes: read.any_scopes,
+            cost: read.cost,
+            used_scopes,
+            ip: read.ip.map(|ip| ip.to_string()),
+            method: read.method,
+            path: read.path.map(without_query),
+            user_agent: read.user_agent.map(|text| cut(text, USER_AGENT_BYTES_MAX)),
+            context: read.context.unwrap_or_default(),
+            token_id: None,
+            subject: None,
+            actor: None,
+            caller: read.caller,
+            request_id: read.request_id,
+            latency_us: read.latency_us,
+        }
+    }
+}
+
+fn without_query(path: String) -> String {
+    let end = path.find(['?', '#']).unwrap_or(path.len());
+    cut(path, PATH_BYTES_MAX.min(end))
+}
+
+/// At most so many bytes of a text, whole characters.
+fn cut(mut text: String, bytes_max: usize) -> String {
+    text.truncate(text.floor_char_boundary(bytes_max));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn used<'a>(path: &'a str, outcome: &'a str, scopes: &'a [String]) -> Use<'a, String> {
+        Use {
+            at: 1_764_000_000_123,
+            tenant_id: "ten_a",
+            key: Some(UsedKey {
+                key_id: "key_a",
+                secret_id: "sec_a",
+                superseded: true,
+                consumer_id: "con_a",
+            }),
+            service: "invoicing",
+            environment: "live",
+            operation: Operation::Verify,
+            outcome,
+            required_scopes: scopes,
+            any_scopes: &[],
+            met: scopes.first(),
+            cost: 3,
+            ip: Some("2001:db8::1".parse().unwrap()),
+            method: Some("GET"),
+            path: Some(path),
+            user_agent: None,
+            context: None,
+            caller: "key_b",
+            request_id: "abc",
+            latency_us: 17,
+        }
+    }
+
+    #[test]
+    fn what_is_written_down_is_read_again_in_its_order() {
+        let scopes = ["a:read".to_owned(), "b:read".to_owned()];
+        let mut block = Vec::new();
+        append(&mut block, &used("/invoices/7?secret=x", "valid", &scopes));
+        append(
+            &mut block,
+            &used(&"é".repeat(200), "insufficient_scope", &scopes),
+        );
+        let read = read(FORM, &block).unwrap();
+        assert_eq!(read.len(), 2);
+        assert_eq!(read[0].path.as_deref(), Some("/invoices/7"));
+        assert_eq!(read[0].used_scopes, scopes);
+        assert_eq!(read[0].ip.as_deref(), Some("2001:db8::1"));
+        assert_eq!(read[0].at.millis(), 1_764_000_000_123);
+        assert_eq!(read[1].path.as_ref().unwrap().len(), 256);
+        // What was refused used nothing.
+        assert!(read[1].used_scopes.is_empty());
+    }
+
+    #[test]
+    fn a_block_that_breaks_off_or_has_another_form_is_not_guessed_at() {
+        let mut block = Vec::new();
+        append(&mut block, &used("/", "valid", &[]));
+        assert!(read(FORM, &block[..block.len() - 1]).is_err());
+        assert!(read(FORM + 1, &block).is_err());
+        assert!(read(FORM, &[]).unwrap().is_empty());
+    }
+}

@@ -1,0 +1,143 @@
+//! Uses of which only the counts are kept: what does not matter for a count is gone, and what is then
+//! the same is one line with a number.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde::{Deserialize, Serialize};
+
+use super::record::{CountLine, Identified, Operation, Record};
+use crate::time::Timestamp;
+
+const MINUTE_MS: i64 = 60_000;
+
+/// Beyond so many lines addresses are left out, so that they stay bounded by what there is to count.
+const LINES_MAX: usize = 100_000;
+
+/// Counted uses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Folded(HashMap<Line, u64>);
+
+/// All that counts are kept by.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+struct Line {
+    minute: i64,
+    tenant_id: String,
+    key: Option<(String, String, bool, String)>,
+    service: String,
+    environment: String,
+    operation: Operation,
+    outcome: String,
+    cost: u64,
+    used_scopes: Vec<String>,
+    ip: Option<String>,
+    caller: String,
+}
+
+impl Folded {
+    pub fn add(&mut self, record: Record) {
+        self.count(record.into(), 1);
+    }
+
+    pub fn merge(&mut self, other: Self) {
+        for (line, uses) in other.0 {
+            self.count(line, uses);
+        }
+    }
+
+    fn count(&mut self, mut line: Line, uses: u64) {
+        if self.0.len() >= LINES_MAX && !self.0.contains_key(&line) {
+            line.ip = None;
+        }
+        let counted = self.0.entry(line).or_default();
+        *counted = counted.saturating_add(uses);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// How many uses it stands for.
+    pub fn uses(&self) -> u64 {
+        self.0.values().sum()
+    }
+
+    pub fn lines(self) -> Vec<CountLine> {
+        let lines = self.0.into_iter();
+        lines
+            .map(|(line, uses)| CountLine {
+                record: line.into(),
+                uses,
+            })
+            .collect()
+    }
+
+    /// # Errors
+    /// None that a vector could give.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, postcard::Error> {
+        let lines: Vec<(&Line, &u64)> = self.0.iter().collect();
+        postcard::to_extend(&lines, Vec::new())
+    }
+
+    /// # Errors
+    /// What [`Self::to_bytes`] has not written.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, postcard::Error> {
+        let lines: Vec<(Line, u64)> = postcard::from_bytes(bytes)?;
+        Ok(Self(lines.into_iter().collect()))
+    }
+}
+
+impl From<Record> for Line {
+    fn from(record: Record) -> Self {
+        Self {
+            minute: record.at.millis().div_euclid(MINUTE_MS),
+            tenant_id: record.tenant_id,
+            key: record
+                .key
+                .map(|key| (key.key_id, key.secret_id, key.superseded, key.consumer_id)),
+            service: record.service,
+            environment: record.environment,
+            operation: record.operation,
+            outcome: record.outcome,
+            cost: record.cost,
+            used_scopes: record.used_scopes,
+            ip: record.ip,
+            caller: record.caller,
+        }
+    }
+}
+
+impl From<Line> for Record {
+    fn from(line: Line) -> Self {
+        Self {
+            at: Timestamp::from_millis(line.minute.saturating_mul(MINUTE_MS)),
+            tenant_id: line.tenant_id,
+            key: line
+                .key
+                .map(|(key_id, secret_id, superseded, consumer_id)| Identified {
+                    key_id,
+                    secret_id,
+                    superseded,
+                    consumer_id,
+                }),
+            service: line.service,
+            environment: line.environment,
+            operation: line.operation,
+            outcome: line.outcome,
+            required_scopes: Vec::new(),
+            any_scopes: Vec::new(),
+            cost: line.cost,
+            used_scopes: line.used_scopes,
+            ip: line.ip,
+            method: None,
+            path: None,
+            user_agent: None,
+            context: BTreeMap::new(),
+            token_id: None,
+            subject: None,
+            actor: None,
+            caller: line.caller,
+            request_id: String::new(),
+            latency_us: 0,
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! The way of a use from the buffers into the ledger.
+//!
+//! 1. **collect**: five times a second the buffers are taken and kept in the journal of this node. What
+//!    was answered longer ago than that survives the end of the process, whatever ends it.
+//! 2. **store**: block by block the journal goes into the ledger, each block as one batch that the ledger
+//!    takes once; then it leaves the journal. A crash between the two is a batch that is sent again.
+//!
+//! A journal that is full keeps counts in the place of events: how many is told, and nothing is lost
+//! of what is counted.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+
+use super::codec;
+use super::fold::Folded;
+use super::record::Batch;
+use super::recorder::{Collected, Recorder};
+use super::rules::{Refusals, Rules};
+use super::store::batch::{self, Written};
+use super::store::journal::{self, Block, NewBlock};
+use crate::clock::Clock;
+use crate::db::{self, Conn, Db};
+
+/// A kill loses at most so much.
+pub const FLUSH_EVERY: Duration = Duration::from_millis(200);
+
+/// How often it is looked whether the journal has something for the ledger.
+pub const STORE_EVERY: Duration = Duration::from_millis(250);
+
+/// From here on only counts are kept.
+const JOURNAL_BYTES_MAX: i64 = 1024 * 1024 * 1024;
+
+const USES: &str = "uses";
+const FOLDED: &str = "folded";
+
+/// How many uses a block could not be read for, at least: it does not say.
+const UNREADABLE: u64 = 1;
+
+/// Keeps what a node records, cheap to clone.
+#[derive(Clone)]
+pub struct Ledger(Arc<Inner>);
+
+struct Inner {
+    recorder: Arc<Recorder>,
+    journal: Db,
+    ledger: Db,
+    clock: Clock,
+    /// New with each start, so that no number of this node is ever another block's.
+    node: String,
+    waiting_bytes: AtomicI64,
+    shed: AtomicU64,
+    lost: AtomicU64,
+    /// One at a time: blocks leave in their order.
+    storing: Mutex<Refusals>,
+    /// What was taken from the buffers and is not in the journal yet.
+    flushing: Mutex<Collected>,
+}
+
+impl Ledger {
+    pub fn new(
+        recorder: Arc<Recorder>,
+        journal: Db,
+        ledger: Db,
+        clock: Clock,
+        node: String,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            recorder,
+            journal,
+            ledger,
+            clock,
+            node,
+            waiting_bytes: AtomicI64::new(0),
+            shed: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
+            storing: Mutex::default(),
+            flushing: Mutex::default(),
+        }))
+    }
+
+    /// Makes the journal's table, and sees what waits in it from before.
+    ///
+    /// # Errors
+    /// The journal's.
+    pub async fn begin(&self) -> db::Result<()> {
+        self.0.journal.migrate().await?;
+        self.measure().await
+    }
+
+    /// Step 1. What cannot be kept now is kept the next time.
+    ///
+    /// # Errors
+    /// The journal's.
+    pub async fn flush(&self) -> db::Result<()> {
+        let inner = &*self.0;
+        let mut collected = inner.flushing.lock().await;
+        collected.merge(inner.recorder.take());
+        if collected.is_empty() {
+            return Ok(());
+        }
+        if inner.waiting_bytes.load(Ordering::Relaxed) > JOURNAL_BYTES_MAX {
+            self.fold(&mut collected);
+        }
+        let new = |kind, block| NewBlock {
+            node: inner.node.clone(),
+            kind,
+            form: i32::from(codec::FORM),
+            block,
+        };
+        let mut blocks = Vec::new();
+        if !collected.block.is_empty() {
+            blocks.push(new(USES, collected.block.clone()));
+        }
+        if !collected.folded.is_empty() {
+            match collected.folded.to_bytes() {
+                Ok(bytes) => blocks.push(new(FOLDED, bytes)),
+                Err(error) => tracing::error!(%error, "counted uses could not be written down"),
+            }
+        }
+        let bytes: usize = blocks.iter().map(|block| block.block.len()).sum();
+        inner
+            .journal
+            .write_to_end(async move |conn: &mut Conn| journal::append(conn, blocks).await)
+            .await?;
+        *collected = Collected::default();
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        inner.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Step 2, until the journal is empty. Answers how many batches it stored.
+    ///
+    /// # Errors
+    /// The ledger's or the journal's; what was not stored waits.
+    pub async fn store(&self, rules: &Rules) -> db::Result<usize> {
+        let inner = &*self.0;
+        let mut refusals = inner.storing.lock().await;
+        let mut stored = 0;
+        loop {
+            let read = async move |conn: &mut Conn| journal::first(conn).await;
+            let first: Option<Block> = inner.journal.read(read).await?;
+            let Some(block) = first else {
+                return Ok(stored);
+            };
+            let number = block.number;
+            let bytes = i64::try_from(block.block.len()).unwrap_or(i64::MAX);
+            if let Some(mut batch) = self.batch(&block) {
+                refusals.fold(&mut batch);
+                stored += usize::from(self.store_batch(batch, rules).await?);
+            }
+            let remove = async move |conn: &mut Conn| journal::remove(conn, number).await;
+            inner.journal.write_to_end(remove).await?;
+            inner.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether it was not stored before.
+    async fn store_batch(&self, batch: Batch, rules: &Rules) -> db::Result<bool> {
+        let (rules, now) = (rules.clone(), self.0.clock.now());
+        let write = async move |conn: &mut Conn| batch::write(conn, &batch, &rules, now).await;
+        let written = self.0.ledger.write_to_end(write).await?;
+        Ok(matches!(written, Written::Stored { .. }))
+    }
+
+    /// `None` for a block that cannot be read: it would stand before all others for ever.
+    fn batch(&self, block: &Block) -> Option<Batch> {
+        let mut batch = Batch {
+            node: block.node.clone(),
+            number: block.number,
+            records: Vec::new(),
+            shed: 0,
+            counts_only: Vec::new(),
+        };
+        let read = if block.kind == FOLDED {
+            Folded::from_bytes(&block.block)
+                .map_err(|error| error.to_string())
+                .map(|folded| {
+                    batch.shed = folded.uses();
+                    batch.counts_only = folded.lines();
+                })
+        } else {
+            let form = u8::try_from(block.form).unwrap_or_default();
+            codec::read(form, &block.block)
+                .map_err(|error| error.to_string())
+                .map(|records| batch.records = records)
+        };
+        if let Err(error) = read {
+            self.0.lost.fetch_add(UNREADABLE, Ordering::Relaxed);
+            tracing::error!(
+                target: "security",
+                number = block.number,
+                bytes = block.block.len(),
+                error,
+                "gave up a block of uses that cannot be read"
+            );
+            return None;
+        }
+        Some(batch)
+    }
+
+    fn fold(&self, collected: &mut Collected) {
+        let block = std::mem::take(&mut collected.block);
+        match codec::read(codec::FORM, &block) {
+            Ok(records) => {
+                let count = u64::try_from(records.len()).unwrap_or(u64::MAX);
+                self.0.shed.fetch_add(count, Ordering::Relaxed);
+                for record in records {
+                    collected.folded.add(record);
+                }
+                tracing::warn!(
+                    target: "security",
+                    events = count,
+                    "the journal is full: uses leave counts and no events"
+                );
+            }
+            Err(error) => tracing::error!(%error, "uses could not be folded"),
+        }
+    }
+
+    async fn measure(&self) -> db::Result<()> {
+        let read = async move |conn: &mut Conn| journal::bytes(conn).await;
+        let bytes = self.0.journal.read(read).await?;
+        self.0.waiting_bytes.store(bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// How many bytes wait in the journal.
+    pub fn waiting_bytes(&self) -> i64 {
+        self.0.waiting_bytes.load(Ordering::Relaxed)
+    }
+
+    /// How many uses left a count and no event, for lack of room.
+    pub fn shed(&self) -> u64 {
+        self.0.shed.load(Ordering::Relaxed) + self.0.recorder.shed()
+    }
+
+    /// How many blocks were given up.
+    pub fn lost(&self) -> u64 {
+        self.0.lost.load(Ordering::Relaxed)
+    }
+}

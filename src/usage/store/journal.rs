@@ -1,0 +1,68 @@
+//! What a node has recorded and the ledger does not have yet: a file of its own, so that neither a
+//! database that is away nor the end of this process loses it.
+
+use diesel::prelude::*;
+use diesel_async::RunQueryDsl;
+
+use crate::db::schema::usage_journal;
+use crate::db::{self, Conn};
+use crate::each;
+
+/// A block of uses, as it was collected.
+#[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable)]
+#[diesel(table_name = usage_journal)]
+pub struct Block {
+    pub number: i64,
+    /// Whose number it is.
+    pub node: String,
+    pub kind: String,
+    pub form: i32,
+    pub block: Vec<u8>,
+}
+
+/// A block to be kept.
+#[derive(Clone, Debug, Insertable)]
+#[diesel(table_name = usage_journal)]
+pub struct NewBlock {
+    pub node: String,
+    pub kind: &'static str,
+    pub form: i32,
+    pub block: Vec<u8>,
+}
+
+pub async fn append(conn: &mut Conn, blocks: Vec<NewBlock>) -> db::Result<()> {
+    for block in blocks {
+        each!(&mut *conn, c => diesel::insert_into(usage_journal::table)
+            .values(&block)
+            .execute(c)
+            .await)?;
+    }
+    Ok(())
+}
+
+/// The oldest block.
+pub async fn first(conn: &mut Conn) -> db::Result<Option<Block>> {
+    Ok(each!(conn, c => usage_journal::table
+        .order(usage_journal::number)
+        .select(Block::as_select())
+        .first(c)
+        .await
+        .optional())?)
+}
+
+pub async fn remove(conn: &mut Conn, number: i64) -> db::Result<()> {
+    each!(conn, c => diesel::delete(usage_journal::table.find(number))
+        .execute(c)
+        .await)?;
+    Ok(())
+}
+
+/// How many bytes of blocks are waiting.
+pub async fn bytes(conn: &mut Conn) -> db::Result<i64> {
+    use diesel::dsl::sql;
+    use diesel::sql_types::BigInt;
+    Ok(each!(conn, c => usage_journal::table
+        .select(sql::<BigInt>("COALESCE(SUM(LENGTH(block)), 0)"))
+        .first(c)
+        .await)?)
+}

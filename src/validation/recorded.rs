@@ -1,0 +1,81 @@
+//! What is recorded of a validation, whatever was decided.
+
+use std::collections::BTreeMap;
+
+use super::Answer;
+use super::decide::{AskedEnvironment, Request};
+use crate::clock::Clock;
+use crate::id::TenantId;
+use crate::time::Timestamp;
+use crate::usage::Recorder;
+use crate::usage::codec::{Use, UsedKey};
+use crate::usage::record::Operation;
+
+/// Who asked, from where and about what: told by whoever asks, and recorded as it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Asking<'a> {
+    pub operation: Operation,
+    /// The id of a management key, or issuer and subject.
+    pub caller: &'a str,
+    pub request_id: &'a str,
+    pub method: Option<&'a str>,
+    pub path: Option<&'a str>,
+    pub user_agent: Option<&'a str>,
+    pub context: Option<&'a BTreeMap<String, String>>,
+    /// When it began, see [`Clock::uptime_us`].
+    pub began_us: u64,
+}
+
+pub(super) fn record(
+    recorder: &Recorder,
+    asking: &Asking<'_>,
+    (tenant, service): (&TenantId, &str),
+    request: &Request,
+    answer: &Answer,
+    now: Timestamp,
+) {
+    let subject = answer.subject.as_ref();
+    // Of a service that is not there the name is not kept: there may be any number of them.
+    let service = match subject {
+        Some(subject) => subject
+            .service
+            .as_ref()
+            .map_or("", |entry| entry.service.slug.as_str()),
+        None => service,
+    };
+    let environment = match (subject, &request.environment) {
+        (Some(subject), _) => subject.key.environment.as_str(),
+        (None, AskedEnvironment::Is(environment)) => environment.as_str(),
+        (None, AskedEnvironment::Any | AskedEnvironment::ServiceDefault) => "",
+    };
+    let any_scopes = request.any_scopes.as_deref().unwrap_or_default();
+    let met = subject
+        .filter(|_| answer.decision.outcome.is_valid())
+        .and_then(|subject| any_scopes.iter().find(|scope| subject.has(scope)));
+    recorder.record(&Use {
+        at: now.millis(),
+        tenant_id: tenant.as_str(),
+        key: subject.map(|subject| UsedKey {
+            key_id: subject.key.key_id.as_str(),
+            secret_id: subject.key.secret.id.as_str(),
+            superseded: subject.key.secret.superseded,
+            consumer_id: subject.key.consumer_id.as_str(),
+        }),
+        service,
+        environment,
+        operation: asking.operation,
+        outcome: answer.decision.outcome.code(),
+        required_scopes: &request.required_scopes,
+        any_scopes,
+        met,
+        cost: request.cost,
+        ip: request.ip,
+        method: asking.method,
+        path: asking.path,
+        user_agent: asking.user_agent,
+        context: asking.context,
+        caller: asking.caller,
+        request_id: asking.request_id,
+        latency_us: Clock::uptime_us().saturating_sub(asking.began_us),
+    });
+}

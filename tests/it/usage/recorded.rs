@@ -1,0 +1,233 @@
+//! What was answered is in the ledger, once, whatever ends the node that answered it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::{lines, number};
+use crate::support::{
+    Backend, Client, Fault, Home, Process, Proxy, both, run, setting, text, until,
+};
+
+both!(
+    every_decision_is_counted_and_those_of_known_keys_are_events,
+    a_kill_loses_at_most_one_flush_and_doubles_nothing,
+    a_node_that_is_told_to_stop_loses_nothing,
+);
+
+const BOUND: Duration = Duration::from_secs(20);
+
+/// More than the interval at which uses are kept, on a machine that does other things too.
+const FLUSHED: Duration = Duration::from_millis(600);
+
+/// A caller and a key to ask about.
+struct Asker {
+    caller: Client,
+    key: String,
+}
+
+impl Asker {
+    async fn new(owner: &Client) -> Self {
+        let service = json!({"slug": "invoicing", "scopes": [{"name": "invoice:read"}]});
+        owner.create("/v1/services", service).await;
+        owner.create("/v1/consumers", json!({"slug": "acme"})).await;
+        let grant = |service: &str, scope: &str| {
+            json!({
+                "name": scope, "consumer": "acme",
+                "grants": [{"service": service, "scopes": [scope]}],
+            })
+        };
+        let caller = owner
+            .create("/v1/keys", grant("keystead", "verify:invoicing"))
+            .await;
+        let key = owner
+            .create("/v1/keys", grant("invoicing", "invoice:read"))
+            .await;
+        Self {
+            caller: owner.with_key(&text(&caller, "/api_key")),
+            key: text(&key, "/api_key"),
+        }
+    }
+
+    /// The code of the answer, if there is one.
+    async fn ask(&self, key: &str, request_id: &str) -> Option<String> {
+        let body = json!({
+            "api_key": key, "ip": "203.0.113.7", "method": "GET", "path": "/invoices/7?page=2",
+            "required_scopes": ["invoice:read"], "context": {"region": "eu"},
+        });
+        let request = self
+            .caller
+            .post("/v1/verify")
+            .header("x-request-id", request_id);
+        let answer = request.json(body).try_send().await?;
+        (answer.status == 200).then(|| answer.code().to_owned())
+    }
+}
+
+async fn events(home: &Home) -> Vec<String> {
+    lines(home, "SELECT request_id AS line FROM usage_event").await
+}
+
+async fn counted(home: &Home) -> i64 {
+    number(home, "SELECT COALESCE(SUM(uses), 0) FROM usage_hour").await
+}
+
+async fn every_decision_is_counted_and_those_of_known_keys_are_events(home: Home) {
+    let server = home.serve().await;
+    let asker = Asker::new(&server.owner()).await;
+    for n in 0..20 {
+        let code = asker.ask(&asker.key, &format!("good-{n}")).await;
+        assert_eq!(code.as_deref(), Some("valid"));
+    }
+    for n in 0..5 {
+        assert_eq!(
+            asker.ask("ks_live_no", &format!("bad-{n}")).await.unwrap(),
+            "malformed"
+        );
+    }
+    until(BOUND, "all is stored", async || counted(&home).await == 25).await;
+    let mut told = events(&home).await;
+    told.sort();
+    let mut expected: Vec<String> = (0..20).map(|n| format!("good-{n}")).collect();
+    expected.sort();
+    assert_eq!(told, expected);
+    let strangers = "SELECT COALESCE(SUM(uses), 0) FROM usage_stranger";
+    assert_eq!(number(&home, strangers).await, 5);
+    let told = lines(
+        &home,
+        "SELECT service || ' ' || environment || ' ' || operation || ' ' || outcome || ' ' || ip \
+         AS line FROM usage_event WHERE request_id = 'good-3'",
+    )
+    .await;
+    assert_eq!(told, ["invoicing live verify valid 203.0.113.7"]);
+    let detail = lines(
+        &home,
+        "SELECT CAST(detail AS TEXT) AS line FROM usage_event WHERE request_id = 'good-3'",
+    )
+    .await;
+    let detail: serde_json::Value = serde_json::from_str(&detail[0]).unwrap();
+    assert_eq!(detail["path"], "/invoices/7");
+    assert_eq!(detail["context"], json!({"region": "eu"}));
+    let secrets = lines(
+        &home,
+        "SELECT CAST(detail AS TEXT) AS line FROM usage_event",
+    )
+    .await;
+    assert!(secrets.iter().all(|line| !line.contains("ks_live_")));
+}
+
+/// Asks until there is no answer; answers when each answer came.
+async fn ask_until_gone(asker: &Asker, prefix: &str, at_most: usize) -> BTreeMap<String, Instant> {
+    let mut answered = BTreeMap::new();
+    for n in 0..at_most {
+        let id = format!("{prefix}-{n}");
+        if asker.ask(&asker.key, &id).await.is_none() {
+            break;
+        }
+        answered.insert(id, Instant::now());
+    }
+    answered
+}
+
+async fn a_kill_loses_at_most_one_flush_and_doubles_nothing(home: Home) {
+    let mut node = home.spawn(&[]).await;
+    let address = node.address.clone();
+    let again = [("SERVER__LISTEN", address.as_str())];
+    let asker = Asker::new(&node.owner()).await;
+    let kills = if setting("KEYSTEAD_TEST_LONG").is_some() {
+        50
+    } else {
+        4
+    };
+    let (mut kept, mut sent) = (BTreeSet::new(), BTreeSet::new());
+    for kill in 0..kills {
+        let prefix = format!("kill-{kill}");
+        let asking = ask_until_gone(&asker, &prefix, 100_000);
+        let killing = async {
+            tokio::time::sleep(Duration::from_millis(900 + kill * 173 % 700)).await;
+            node.signal("KILL");
+            Instant::now()
+        };
+        let (answered, killed) = tokio::join!(asking, killing);
+        node.ended(BOUND).await;
+        assert!(answered.len() > 20, "{}", answered.len());
+        // One request may have been decided and its answer lost.
+        sent.insert(format!("{prefix}-{}", answered.len()));
+        for (id, at) in answered {
+            if at + FLUSHED < killed {
+                kept.insert(id.clone());
+            }
+            sent.insert(id);
+        }
+        node = home.spawn(&again).await;
+    }
+    assert!(
+        kept.len() > 20 * usize::try_from(kills).unwrap(),
+        "{}",
+        kept.len()
+    );
+    let is_there = async || {
+        let there: BTreeSet<String> = events(&home).await.into_iter().collect();
+        kept.is_subset(&there)
+    };
+    until(BOUND, "what was kept is stored", is_there).await;
+    stop(node).await;
+    let there = events(&home).await;
+    let distinct: BTreeSet<String> = there.iter().cloned().collect();
+    assert_eq!(there.len(), distinct.len(), "some are there twice");
+    assert!(distinct.is_subset(&sent), "some were never sent");
+    assert_eq!(counted(&home).await, i64::try_from(there.len()).unwrap());
+}
+
+async fn stop(mut node: Process) {
+    node.signal("TERM");
+    assert!(node.ended(BOUND).await.success());
+}
+
+async fn a_node_that_is_told_to_stop_loses_nothing(home: Home) {
+    let node = home.spawn(&[("SERVER__DRAIN_DELAY", "0s")]).await;
+    let asker = Asker::new(&node.owner()).await;
+    let asking = ask_until_gone(&asker, "stop", 100_000);
+    let stopping = async {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        stop(node).await;
+    };
+    let (answered, ()) = tokio::join!(asking, stopping);
+    assert!(answered.len() > 20, "{}", answered.len());
+    let there: BTreeSet<String> = events(&home).await.into_iter().collect();
+    let missing: Vec<&String> = answered.keys().filter(|id| !there.contains(*id)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+    assert_eq!(events(&home).await.len(), there.len());
+}
+
+#[test]
+fn uses_wait_in_the_journal_while_the_database_is_away() {
+    run(Backend::Postgres, |home: Home| async move {
+        let mut proxy = Proxy::before(home.database_address()).await;
+        let url = home.database_url_at(proxy.address);
+        let node = home.spawn(&[("DATABASE__URL", &url)]).await;
+        let asker = Asker::new(&node.owner()).await;
+        assert!(asker.ask(&asker.key, "before").await.is_some());
+        proxy.set(Fault::Refuse).await;
+        let mut answered = 1;
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(4) {
+            let id = format!("away-{answered}");
+            assert_eq!(
+                asker.ask(&asker.key, &id).await.as_deref(),
+                Some("valid"),
+                "{id}"
+            );
+            answered += 1;
+        }
+        proxy.set(Fault::None).await;
+        until(BOUND, "all of them are stored", async || {
+            counted(&home).await == answered
+        })
+        .await;
+        let there = events(&home).await;
+        assert_eq!(i64::try_from(there.len()).unwrap(), answered);
+        assert_eq!(there.iter().collect::<BTreeSet<_>>().len(), there.len());
+    });
+}
