@@ -39,6 +39,7 @@ use crate::redis_link::RedisLink;
 use crate::routes;
 use crate::services::Services;
 use crate::tenants::Tenants;
+use crate::usage::Usage;
 use crate::validation::Validation;
 use crate::validation::records::Records;
 
@@ -54,6 +55,7 @@ pub struct App {
     pub db: Db,
     /// Where the usage ledger is: `db` itself, or a file beside it.
     pub usage_db: Db,
+    pub usage: Usage,
     pub audit: Audit,
     pub master: Arc<MasterKeys>,
     pub peppers: Arc<Peppers>,
@@ -210,6 +212,7 @@ impl App {
                 let _on_its_runtime = db.runtime().enter();
                 Refusals::start(audit.clone())
             },
+            usage: Usage::new(usage_db.clone(), clock.clone()),
             cursors: CursorKey::new(&master.first),
             document: Document::new(&document),
             config: Arc::new(config),

@@ -2,6 +2,8 @@
 //! summaries and exports.
 
 pub mod batch;
+pub mod events;
 pub mod partition;
 mod rows;
 mod strangers;
+pub mod summary;
