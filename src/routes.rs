@@ -16,6 +16,7 @@ use crate::http::{docs, health, openapi, operations};
 use crate::keys::http as keys;
 use crate::services::http as services;
 use crate::tenants::http as tenants;
+use crate::usage::http as usage;
 use crate::validation::http as validation;
 
 #[expect(
@@ -151,6 +152,13 @@ pub fn api(app: &mut ServiceConfig) {
         vec![post().to(keys::holder::rotate_self)],
     );
 
+    at("/v1/usage/events", vec![get().to(usage::list_usage_events)]);
+    at("/v1/usage/summary", vec![get().to(usage::summarize_usage)]);
+    at(
+        "/v1/usage/export",
+        vec![get().to(usage::export::export_usage_events)],
+    );
+
     at("/v1/audit/events", vec![get().to(audit::list_audit_events)]);
     at("/v1/audit/verify", vec![post().to(audit::verify_audit)]);
 }
@@ -201,6 +209,9 @@ pub fn api(app: &mut ServiceConfig) {
     validation::verify_keys,
     validation::explain_key,
     gateway::authorize_request,
+    usage::list_usage_events,
+    usage::summarize_usage,
+    usage::export::export_usage_events,
     audit::list_audit_events,
     audit::verify_audit,
     health::check_liveness,

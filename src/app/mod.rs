@@ -39,7 +39,7 @@ use crate::redis_link::RedisLink;
 use crate::routes;
 use crate::services::Services;
 use crate::tenants::Tenants;
-use crate::usage::{Ledger, Recorder};
+use crate::usage::{Ledger, Recorder, Usage};
 use crate::validation::Validation;
 use crate::validation::http::direct::verify_directly;
 use crate::validation::records::Records;
@@ -57,6 +57,7 @@ pub struct App {
     /// Where the usage ledger is: `db` itself, or a file beside it.
     pub usage_db: Db,
     pub ledger: Ledger,
+    pub usage: Usage,
     pub audit: Audit,
     pub master: Arc<MasterKeys>,
     pub peppers: Arc<Peppers>,
@@ -230,6 +231,7 @@ impl App {
                 let _on_its_runtime = db.runtime().enter();
                 Refusals::start(audit.clone())
             },
+            usage: Usage::new(usage_db.clone(), clock.clone()),
             cursors: CursorKey::new(&master.first),
             document: Document::new(&document),
             config: Arc::new(config),

@@ -3,6 +3,7 @@
 use percent_encoding::percent_decode_str;
 
 use super::problem::{Code, Problem};
+use crate::id::KeyId;
 
 /// Parameters that only ever carry a credential, in lowercase.
 const CREDENTIAL_NAMES: [&str; 6] = [
@@ -25,11 +26,12 @@ pub fn refuse_credentials(query: &str) -> Result<(), Problem> {
         // What is not UTF-8 is looked at as far as it is.
         let name = percent_decode_str(name).decode_utf8_lossy();
         let value = percent_decode_str(value).decode_utf8_lossy();
-        CREDENTIAL_NAMES
+        let is_credential = CREDENTIAL_NAMES
             .iter()
-            .any(|credential| name.eq_ignore_ascii_case(credential))
-            || has_key_shape(&value)
-            || has_key_shape(&name)
+            .any(|credential| name.eq_ignore_ascii_case(credential));
+        // The filter of a list: an id tells nothing and opens nothing.
+        let is_id = name == "key" && KeyId::parse(&value).is_some();
+        (is_credential && !is_id) || has_key_shape(&value) || has_key_shape(&name)
     });
     if found {
         return Err(Problem::new(
@@ -75,6 +77,9 @@ mod tests {
             "%61pi_key=x",
             "x-api-key",
             "token=",
+            "key=x",
+            "KEY=key_01jd8k3v9we5m8t7q2x4z6y0ab",
+            "token=key_01jd8k3v9we5m8t7q2x4z6y0ab",
             &format!("name={key}"),
             &format!("name={}", key.replace('_', "%5F")),
             &key,
@@ -87,6 +92,7 @@ mod tests {
             "",
             "name=x",
             "keys=1",
+            "key=key_01jd8k3v9we5m8t7q2x4z6y0ab",
             "lookup_id=aaaaaaaaaaaa",
             "q=ks_live_a_b",
         ] {

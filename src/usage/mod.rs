@@ -7,13 +7,80 @@
 pub mod codec;
 pub mod counts;
 pub mod fold;
+pub mod http;
 pub mod ledger;
+pub mod query;
 pub mod record;
 pub mod recorder;
 pub mod rules;
 pub mod store;
+pub mod summary;
+
+use crate::clock::Clock;
+use crate::db::{self, Conn, Db};
+use crate::page::{Page, PageRequest, Position};
+use crate::time::Span;
+
+use query::Order;
+use store::events::{self, StoredEvent, Wanted};
+use store::summary::{Sum, SumRow};
 
 pub use ledger::Ledger;
 pub use record::{Batch, CountLine, Identified, Operation, Record};
 pub use recorder::Recorder;
 pub use rules::{Events, Refusals, Rules};
+
+/// How far back a list looks that names no beginning.
+pub const EVENTS_RETENTION: Span = Span::days(30);
+
+/// The ledger as it is read, cheap to clone.
+#[derive(Clone)]
+pub struct Usage {
+    db: Db,
+    clock: Clock,
+}
+
+impl Usage {
+    /// `db` is that of the ledger.
+    pub fn new(db: Db, clock: Clock) -> Self {
+        Self { db, clock }
+    }
+
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    pub async fn events(
+        &self,
+        wanted: Wanted,
+        order: Order,
+        page: PageRequest,
+    ) -> db::Result<Page<StoredEvent>> {
+        self.db
+            .read(async move |conn: &mut Conn| match order {
+                Order::Newest => events::newest(conn, &wanted, &page).await,
+                Order::Stored => events::stored(conn, &wanted, &page).await,
+            })
+            .await
+    }
+
+    /// Up to `limit` events behind `after`, newest first.
+    pub async fn some_events(
+        &self,
+        wanted: Wanted,
+        after: Option<Position>,
+        limit: i64,
+    ) -> db::Result<Vec<StoredEvent>> {
+        self.db
+            .read(async move |conn: &mut Conn| {
+                events::walk(conn, &wanted, after.as_ref(), limit).await
+            })
+            .await
+    }
+
+    pub async fn sum(&self, what: Sum) -> db::Result<Vec<SumRow>> {
+        self.db
+            .read(async move |conn: &mut Conn| store::summary::sum(conn, &what).await)
+            .await
+    }
+}

@@ -2,7 +2,9 @@
 //! summaries and exports.
 
 pub mod batch;
+pub mod events;
 pub mod journal;
 pub mod partition;
 mod rows;
 mod strangers;
+pub mod summary;

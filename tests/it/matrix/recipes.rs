@@ -238,6 +238,14 @@ pub fn recipe(operation: &str) -> Option<Recipe> {
             .ids(consumer)
             .after("disable_consumer")
             .leaves(&["consumer.enable"]),
+        // Usage
+        "list_usage_events" => scope("usage:read").query(|world| format!("key={}", world.key_id)),
+        "summarize_usage" => {
+            scope("usage:read").query(|world| format!("key={}&group_by=outcome", world.key_id))
+        }
+        "export_usage_events" => scope("usage:read")
+            .query(|world| format!("key={}", world.key_id))
+            .leaves(&["usage.export"]),
         // Audit
         "list_audit_events" => {
             scope("audit:read").query(|world| format!("target={}", world.key_id))

@@ -1,0 +1,316 @@
+//! Lists of events. Newest first they are walked back in windows of time that double, so that
+//! `PostgreSQL` looks into few partitions; as they were stored, from batch to batch by its number.
+
+use diesel::dsl::sql;
+use diesel::prelude::*;
+use diesel::sql_types::{Bool, Text};
+use diesel_async::RunQueryDsl;
+
+use crate::db::schema::{usage_batch, usage_event};
+use crate::db::{self, Conn};
+use crate::each;
+use crate::page::{Page, PageRequest, Position};
+use crate::time::Timestamp;
+use crate::usage::counts::HOUR_MS;
+use crate::usage::query::EventFilter;
+
+/// How many batches one page in stored order looks through.
+const BATCHES_MAX: i64 = 500;
+
+/// Whose events, and which of them.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    pub tenant_id: String,
+    /// The slugs of the services that the caller may read of; `None` for all.
+    pub services: Option<Vec<String>>,
+    pub filter: EventFilter,
+    /// Nothing is older.
+    pub oldest: Timestamp,
+    pub now: Timestamp,
+}
+
+/// An event as it is stored.
+#[derive(Clone, Debug, Queryable)]
+pub struct StoredEvent {
+    pub tenant_id: String,
+    pub at: Timestamp,
+    pub id: String,
+    pub node: String,
+    pub batch: i64,
+    pub key_id: String,
+    pub secret_id: String,
+    pub superseded: i32,
+    pub consumer_id: String,
+    pub service: String,
+    pub environment: String,
+    pub operation: String,
+    pub outcome: String,
+    pub ip: Option<String>,
+    pub caller: String,
+    pub request_id: String,
+    pub token_id: Option<String>,
+    pub subject: Option<String>,
+    pub actor: Option<String>,
+    /// JSON of [`Detail`](super::batch::Detail).
+    pub detail: String,
+}
+
+impl StoredEvent {
+    fn position(&self) -> Position {
+        Position {
+            at: self.at,
+            id: self.id.clone(),
+        }
+    }
+}
+
+/// Which events of the wanted ones, and in which order.
+enum Part<'a> {
+    /// Newest first: from `low` up to `high`, behind `after`.
+    Window {
+        low: i64,
+        high: i64,
+        after: Option<&'a Position>,
+    },
+    /// Oldest first: those of one batch, behind the id `after`.
+    Batch {
+        node: &'a str,
+        number: i64,
+        low: i64,
+        high: i64,
+        after: &'a str,
+    },
+}
+
+/// A page, newest first.
+pub async fn newest(
+    conn: &mut Conn,
+    wanted: &Wanted,
+    page: &PageRequest,
+) -> db::Result<Page<StoredEvent>> {
+    let rows = walk(conn, wanted, page.after.as_ref(), page.fetch()).await?;
+    Ok(page.page(rows, StoredEvent::position))
+}
+
+/// Up to `limit` events behind `after`, newest first; fewer when there are no more.
+pub async fn walk(
+    conn: &mut Conn,
+    wanted: &Wanted,
+    after: Option<&Position>,
+    limit: i64,
+) -> db::Result<Vec<StoredEvent>> {
+    let mut rows = Vec::new();
+    let oldest = wanted.filter.from.map_or(0, Timestamp::millis);
+    let oldest = oldest.max(wanted.oldest.millis());
+    // A clock that is ahead may have stamped what is not yet.
+    let mut high = wanted.filter.to.map_or(i64::MAX, Timestamp::millis);
+    let mut end = high.min(wanted.now.millis());
+    if let Some(after) = after {
+        high = high.min(after.at.millis().saturating_add(1));
+        end = end.min(high);
+    }
+    let mut span = HOUR_MS;
+    let mut is_first = true;
+    while high > oldest {
+        let low = end.saturating_sub(span).max(oldest);
+        let left = limit.saturating_sub(i64::try_from(rows.len()).unwrap_or(i64::MAX));
+        let part = Part::Window { low, high, after };
+        rows.extend(load(conn, wanted, &part, left).await?);
+        if i64::try_from(rows.len()).unwrap_or(i64::MAX) >= limit {
+            break;
+        }
+        (high, end) = (low, low);
+        if !is_first {
+            span = span.saturating_mul(2);
+        }
+        is_first = false;
+    }
+    Ok(rows)
+}
+
+/// A page in the order of storing. There is always a next one: an empty page says that nothing has
+/// been stored since.
+pub async fn stored(
+    conn: &mut Conn,
+    wanted: &Wanted,
+    page: &PageRequest,
+) -> db::Result<Page<StoredEvent>> {
+    let (mut seq, mut after) = match &page.after {
+        Some(position) => (position.at.millis(), position.id.clone()),
+        None => (0, String::new()),
+    };
+    let limit = i64::from(page.limit);
+    let mut items: Vec<StoredEvent> = Vec::new();
+    for (number, batch) in batches(conn, wanted, seq).await? {
+        if number != seq {
+            after.clear();
+        }
+        seq = number;
+        let left = limit - i64::try_from(items.len()).unwrap_or(i64::MAX);
+        let part = Part::Batch {
+            node: &batch.0,
+            number: batch.1,
+            low: batch.2,
+            high: batch.3,
+            after: &after,
+        };
+        let rows = load(conn, wanted, &part, left).await?;
+        let is_full = i64::try_from(rows.len()).unwrap_or(i64::MAX) >= left;
+        if let Some(last) = rows.last() {
+            after.clone_from(&last.id);
+        }
+        items.extend(rows);
+        if is_full {
+            break;
+        }
+    }
+    let next = Position {
+        at: Timestamp::from_millis(seq),
+        id: after,
+    };
+    Ok(Page {
+        items,
+        next: Some(next),
+    })
+}
+
+/// Node, number, first and last time.
+type BatchSpan = (String, i64, i64, i64);
+
+/// The batches from the number `seq` on, which may have been read in part.
+async fn batches(conn: &mut Conn, wanted: &Wanted, seq: i64) -> db::Result<Vec<(i64, BatchSpan)>> {
+    let rows: Vec<(Option<i64>, BatchSpan)> = each!(conn, c => {
+        let mut query = usage_batch::table
+            .filter(usage_batch::seq.ge(seq))
+            .filter(usage_batch::events.gt(0))
+            .into_boxed();
+        if let Some(from) = wanted.filter.from {
+            query = query.filter(usage_batch::last_at.ge(from.millis()));
+        }
+        if let Some(to) = wanted.filter.to {
+            query = query.filter(usage_batch::first_at.lt(to.millis()));
+        }
+        query
+            .order(usage_batch::seq)
+            .limit(BATCHES_MAX)
+            .select((
+                usage_batch::seq,
+                (
+                    usage_batch::node,
+                    usage_batch::number,
+                    usage_batch::first_at,
+                    usage_batch::last_at,
+                ),
+            ))
+            .load(c)
+            .await
+    })?;
+    Ok(rows
+        .into_iter()
+        .filter_map(|(seq, batch)| seq.map(|seq| (seq, batch)))
+        .collect())
+}
+
+async fn load(
+    conn: &mut Conn,
+    wanted: &Wanted,
+    part: &Part<'_>,
+    limit: i64,
+) -> db::Result<Vec<StoredEvent>> {
+    let filter = &wanted.filter;
+    let context = match conn {
+        Conn::Sqlite(_) => "(detail -> 'context' ->> ",
+        Conn::Postgres(_) => "(detail::json -> 'context' ->> ",
+    };
+    // Both are found by an index of their own, which no planner shall pass by for the tenant's.
+    let is_narrow = filter.key.is_some() || filter.request_id.is_some();
+    Ok(each!(conn, c => {
+        let mut query = usage_event::table.into_boxed();
+        if is_narrow && matches!(part, Part::Window { .. }) {
+            query = query.filter(usage_event::tenant_id.concat("").eq(&wanted.tenant_id));
+        } else {
+            query = query.filter(usage_event::tenant_id.eq(&wanted.tenant_id));
+        }
+        match part {
+            Part::Window { low, high, after } => {
+                query = query
+                    .filter(usage_event::at.ge(*low))
+                    .filter(usage_event::at.lt(*high))
+                    .order((usage_event::at.desc(), usage_event::id.desc()));
+                if let Some(after) = after {
+                    let at = after.at.millis();
+                    query = query.filter(
+                        usage_event::at
+                            .lt(at)
+                            .or(usage_event::at.eq(at).and(usage_event::id.lt(&after.id))),
+                    );
+                }
+            }
+            Part::Batch { node, number, low, high, after } => {
+                query = query
+                    .filter(usage_event::at.between(*low, *high))
+                    .filter(usage_event::node.eq(*node))
+                    .filter(usage_event::batch.eq(*number))
+                    .filter(usage_event::id.gt(*after))
+                    .order((usage_event::at.asc(), usage_event::id.asc()));
+            }
+        }
+        if let Some(from) = filter.from {
+            query = query.filter(usage_event::at.ge(from.millis()));
+        }
+        if let Some(to) = filter.to {
+            query = query.filter(usage_event::at.lt(to.millis()));
+        }
+        if let Some(services) = &wanted.services {
+            query = query.filter(usage_event::service.eq_any(services));
+        }
+        if let Some(key) = &filter.key {
+            query = query.filter(usage_event::key_id.eq(key));
+        }
+        if let Some(secret) = &filter.secret {
+            query = query.filter(usage_event::secret_id.eq(secret));
+        }
+        if let Some(superseded) = filter.superseded {
+            query = query.filter(usage_event::superseded.eq(i32::from(superseded)));
+        }
+        if let Some(consumer) = &filter.consumer {
+            query = query.filter(usage_event::consumer_id.eq(consumer));
+        }
+        if let Some(service) = &filter.service {
+            query = query.filter(usage_event::service.eq(service));
+        }
+        if let Some(environment) = &filter.environment {
+            query = query.filter(usage_event::environment.eq(environment));
+        }
+        if let Some(operation) = filter.operation {
+            query = query.filter(usage_event::operation.eq(operation.as_str()));
+        }
+        if let Some(outcome) = &filter.outcome {
+            query = query.filter(usage_event::outcome.eq(outcome));
+        }
+        if let Some(ip) = filter.ip {
+            query = query.filter(usage_event::ip.eq(ip.to_canonical().to_string()));
+        }
+        if let Some(caller) = &filter.caller {
+            query = query.filter(usage_event::caller.eq(caller));
+        }
+        if let Some(request_id) = &filter.request_id {
+            query = query.filter(usage_event::request_id.eq(request_id));
+        }
+        if let Some(token_id) = &filter.token_id {
+            query = query.filter(usage_event::token_id.eq(token_id));
+        }
+        if let Some(subject) = &filter.subject {
+            query = query.filter(usage_event::subject.eq(subject));
+        }
+        for (name, value) in &filter.context {
+            query = query.filter(
+                sql::<Bool>(context)
+                    .bind::<Text, _>(name)
+                    .sql(") = ")
+                    .bind::<Text, _>(value),
+            );
+        }
+        query.limit(limit).load(c).await
+    })?)
+}

@@ -1,0 +1,424 @@
+//! What is asked of the ledger over HTTP: lists, summaries, exports, and who may ask.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use keystead::db::{self, Conn, Db};
+use keystead::time::{Span, Timestamp};
+use keystead::usage::store::batch as stored;
+use keystead::usage::{Batch, Operation, Record, Rules};
+use serde_json::{Value, json};
+
+use super::{HOUR, batch, record, store};
+use crate::support::{Client, Home, Server, both, text};
+
+both!(
+    each_filter_finds_its_events,
+    pages_go_back_in_time_and_hold_every_event_once,
+    in_stored_order_nothing_is_missed_while_slow_writers_write,
+    a_summary_counts_by_what_is_asked_and_fills_gaps,
+    who_may_read_of_one_service_reads_of_no_other,
+    another_tenants_usage_is_not_there,
+    an_export_is_a_line_an_event_and_holds_no_formula,
+    a_wrong_parameter_is_named,
+);
+
+/// A node and a ledger of its tenant.
+struct Ledger {
+    server: Server,
+    owner: Client,
+    tenant: String,
+    home: Home,
+}
+
+impl Ledger {
+    async fn new(home: &Home) -> Self {
+        let server = home.serve().await;
+        let owner = server.owner();
+        let made = owner
+            .create("/v1/consumers", json!({"slug": "a-team"}))
+            .await;
+        assert_eq!(made["slug"], "a-team");
+        let tenant = super::lines_of(
+            home.eyes(),
+            "SELECT id AS line FROM tenant WHERE slug = 'default'".to_owned(),
+        )
+        .await;
+        Self {
+            server,
+            owner,
+            tenant: tenant[0].clone(),
+            home: home.clone(),
+        }
+    }
+
+    /// Milliseconds before now, which `at` counts back from.
+    fn ago(&self, ms: i64) -> i64 {
+        self.server.clock.now().millis() - ms
+    }
+
+    fn record(&self, ago_ms: i64, key: &str) -> Record {
+        Record {
+            tenant_id: self.tenant.clone(),
+            ..record(self.ago(ago_ms), key)
+        }
+    }
+
+    async fn store(&self, batch: &Batch) {
+        store(&self.home.usage_db(), batch, &Rules::default()).await;
+    }
+
+    async fn items(&self, query: &str) -> Vec<Value> {
+        let answer = self
+            .owner
+            .get(&format!("/v1/usage/events?{query}"))
+            .send()
+            .await
+            .expect(200);
+        answer["items"].as_array().expect("items").clone()
+    }
+
+    async fn found(&self, query: &str) -> Vec<String> {
+        let items = self.items(query).await;
+        items.iter().map(|item| text(item, "/request_id")).collect()
+    }
+}
+
+const KEY: &str = "key_01jd8k3v9we5m8t7q2x4z6y0ab";
+
+async fn each_filter_finds_its_events(home: Home) {
+    let ledger = Ledger::new(&home).await;
+    let plain = || ledger.record(1_000, "key_other");
+    let mut records = vec![Record {
+        request_id: "plain".to_owned(),
+        ..plain()
+    }];
+    let mut mine = ledger.record(3 * 3_600_000, KEY);
+    let key = mine.key.as_mut().unwrap();
+    key.secret_id = "sec_mine".to_owned();
+    key.consumer_id = "con_mine".to_owned();
+    key.superseded = true;
+    mine.service = "shipping".to_owned();
+    mine.environment = "test".to_owned();
+    mine.operation = Operation::Token;
+    mine.outcome = "insufficient_scope".to_owned();
+    mine.ip = Some("2001:db8::1".to_owned());
+    mine.caller = "https://idp.example|me".to_owned();
+    mine.request_id = "mine".to_owned();
+    mine.token_id = Some("jti-1".to_owned());
+    mine.subject = Some("ann".to_owned());
+    mine.context.insert("region".to_owned(), "us".to_owned());
+    mine.context.insert("a b.c".to_owned(), "x".to_owned());
+    let at = mine.at;
+    records.push(mine);
+    ledger.store(&batch("a", 1, records)).await;
+    for query in [
+        &format!("key={KEY}"),
+        "secret=sec_mine",
+        "consumer=con_mine",
+        "superseded=true",
+        "service=shipping",
+        "environment=test",
+        "operation=token",
+        "outcome=insufficient_scope",
+        "ip=2001:db8::1",
+        "caller=https://idp.example%7Cme",
+        "request_id=mine",
+        "token_id=jti-1",
+        "subject=ann",
+        "context.region=us",
+        "context.a%20b.c=x",
+        &format!("from={at}&to={}", at.plus(Span::seconds(1))),
+        &format!("key={KEY}&outcome=insufficient_scope&context.region=us&order=stored"),
+    ] {
+        assert_eq!(ledger.found(query).await, ["mine"], "{query}");
+    }
+    for query in ["context.region=xx", "context.nothing=us", "subject=bob"] {
+        assert!(ledger.found(query).await.is_empty(), "{query}");
+    }
+    assert_eq!(ledger.found("").await, ["plain", "mine"]);
+    assert_eq!(ledger.found("superseded=false").await, ["plain"]);
+    let event = &ledger.items("request_id=mine").await[0];
+    assert_eq!(event["path"], "/invoices/1");
+    assert_eq!(event["required_scopes"], json!(["invoice:read"]));
+    assert_eq!(event["context"], json!({"a b.c": "x", "region": "us"}));
+}
+
+async fn pages_go_back_in_time_and_hold_every_event_once(home: Home) {
+    let ledger = Ledger::new(&home).await;
+    // A few in each of many hours, and some at the same millisecond.
+    let records: Vec<Record> = (0..60_i64)
+        .map(|i| Record {
+            request_id: format!("r{i}"),
+            ..ledger.record((i / 4) * (i / 4) * 3_000_000, KEY)
+        })
+        .collect();
+    ledger.store(&batch("a", 1, records)).await;
+    let (mut seen, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = ledger
+            .owner
+            .get(&format!("/v1/usage/events?key={KEY}&limit=7{cursor}"))
+            .send()
+            .await
+            .expect(200);
+        let items = page["items"].as_array().unwrap().clone();
+        seen.extend(
+            items
+                .iter()
+                .map(|item| (text(item, "/at"), text(item, "/id"))),
+        );
+        // What comes later is on no page of the past.
+        ledger
+            .store(&batch("b", seen.len() as i64, vec![ledger.record(0, KEY)]))
+            .await;
+        match page["next_cursor"].as_str() {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => break,
+        }
+    }
+    let mut sorted = seen.clone();
+    sorted.sort();
+    sorted.dedup();
+    sorted.reverse();
+    assert_eq!(seen.len(), 60);
+    assert_eq!(seen, sorted);
+}
+
+/// Stores a batch in a transaction that stays open: others begin meanwhile and commit before.
+async fn slow_store(db: &Db, batch: &Batch, pause_ms: u64) -> db::Result<()> {
+    let batch = batch.clone();
+    db.write(async move |conn: &mut Conn| {
+        let now = Timestamp::from_millis(HOUR);
+        stored::write(conn, &batch, &Rules::default(), now).await?;
+        tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+        Ok(())
+    })
+    .await
+}
+
+async fn in_stored_order_nothing_is_missed_while_slow_writers_write(home: Home) {
+    let ledger = Ledger::new(&home).await;
+    let rounds = 12;
+    let writers = (0..8_i64).map(|writer| {
+        let (ledger, db) = (&ledger, home.usage_db());
+        async move {
+            for round in 0..rounds {
+                let records = (0..5).map(|i| Record {
+                    request_id: format!("{writer}-{round}-{i}"),
+                    ..ledger.record((writer * 7_919 + round * 104_729 + i) % 9_000_000, KEY)
+                });
+                let batch = batch(&format!("n{writer}"), round, records.collect());
+                let pause = (writer * 31 + round * 17) % 60;
+                // Who sends a batch sends it until it is stored.
+                while slow_store(&db, &batch, pause as u64).await.is_err() {}
+            }
+        }
+    });
+    let read = async {
+        let (mut seen, mut cursor) = (Vec::new(), String::new());
+        let mut idle = 0;
+        while idle < 25 {
+            let page = ledger
+                .owner
+                .get(&format!("/v1/usage/events?order=stored&limit=11{cursor}"))
+                .send()
+                .await
+                .expect(200);
+            let items = page["items"].as_array().unwrap().clone();
+            idle = if items.is_empty() { idle + 1 } else { 0 };
+            if items.is_empty() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            seen.extend(items.iter().map(|item| text(item, "/request_id")));
+            cursor = format!("&cursor={}", text(&page, "/next_cursor"));
+        }
+        seen
+    };
+    let (mut seen, _) = futures_util::future::join(read, join_all(writers)).await;
+    let count = seen.len();
+    seen.sort();
+    seen.dedup();
+    assert_eq!((seen.len(), count), (8 * 12 * 5, 8 * 12 * 5));
+}
+
+async fn a_summary_counts_by_what_is_asked_and_fills_gaps(home: Home) {
+    let ledger = Ledger::new(&home).await;
+    let mut records = vec![ledger.record(0, KEY), ledger.record(1, KEY)];
+    records.push(Record {
+        outcome: "rate_limited".to_owned(),
+        ip: Some("192.0.2.9".to_owned()),
+        used_scopes: Vec::new(),
+        ..ledger.record(2 * 86_400_000, "key_other")
+    });
+    ledger.store(&batch("a", 1, records)).await;
+    let ask = async |query: &str| {
+        let path = format!("/v1/usage/summary?{query}");
+        ledger.owner.get(&path).send().await.expect(200).clone()
+    };
+    let days = ask("group_by=outcome&bucket=day").await;
+    let groups = days["groups"].as_array().unwrap();
+    assert_eq!(groups.len(), 2, "{days}");
+    assert_eq!(groups[0]["group"], json!({"outcome": "valid"}));
+    assert_eq!(
+        (&groups[0]["uses"], &groups[0]["cost"]),
+        (&json!(2), &json!(4))
+    );
+    let points = groups[1]["points"].as_array().unwrap();
+    assert!((30..=32).contains(&points.len()), "{}", points.len());
+    let uses: i64 = points
+        .iter()
+        .map(|point| point["uses"].as_i64().unwrap())
+        .sum();
+    assert_eq!(uses, 1);
+
+    let total = ask("").await;
+    assert_eq!(total["groups"][0]["uses"], 3);
+    assert_eq!(total["groups"][0]["group"], json!({}));
+    let by_key = ask(&format!("group_by=key&group_by=outcome&key={KEY}")).await;
+    assert_eq!(
+        by_key["groups"][0]["group"],
+        json!({"key": KEY, "outcome": "valid"})
+    );
+    for (query, groups) in [
+        ("group_by=ip", 2),
+        ("group_by=scope&bucket=day", 1),
+        ("group_by=caller&bucket=hour", 1),
+        ("group_by=secret&group_by=consumer&bucket=minute", 1),
+        ("group_by=service", 1),
+        ("outcome=nothing&group_by=service", 0),
+    ] {
+        let found = ask(query).await;
+        assert_eq!(
+            found["groups"].as_array().unwrap().len(),
+            groups,
+            "{query}: {found}"
+        );
+    }
+}
+
+async fn who_may_read_of_one_service_reads_of_no_other(home: Home) {
+    let ledger = Ledger::new(&home).await;
+    let shipping = Record {
+        service: "shipping".to_owned(),
+        ..ledger.record(0, KEY)
+    };
+    ledger
+        .store(&batch("a", 1, vec![ledger.record(0, KEY), shipping]))
+        .await;
+    let issued = ledger
+        .owner
+        .create(
+            "/v1/keys",
+            json!({
+                "name": "reader", "consumer": "a-team",
+                "grants": [{"service": "keystead", "scopes": ["usage:read:billing"]}],
+            }),
+        )
+        .await;
+    let reader = ledger.server.client().with_key(&text(&issued, "/api_key"));
+    let page = reader.get("/v1/usage/events").send().await.expect(200);
+    let items = page["items"].as_array().unwrap().clone();
+    assert_eq!(items.len(), 1);
+    assert_eq!(items[0]["service"], "billing");
+    let sums = reader
+        .get("/v1/usage/summary?group_by=service")
+        .send()
+        .await;
+    let sums = sums.expect(200);
+    assert_eq!(sums["groups"].as_array().unwrap().len(), 1);
+    assert_eq!(sums["groups"][0]["uses"], 1);
+    for refused in [
+        "/v1/usage/events?service=shipping",
+        "/v1/usage/summary?service=shipping",
+        "/v1/usage/export?service=shipping",
+    ] {
+        reader.get(refused).send().await.expect(403);
+    }
+    let ips = reader.get("/v1/usage/summary?group_by=ip").send().await;
+    ips.expect(400);
+}
+
+async fn another_tenants_usage_is_not_there(home: Home) {
+    let ledger = Ledger::new(&home).await;
+    ledger
+        .store(&batch("a", 1, vec![record(ledger.ago(0), KEY)]))
+        .await;
+    for query in ["", &format!("key={KEY}"), "order=stored"] {
+        assert!(ledger.found(query).await.is_empty(), "{query}");
+    }
+    let sum = ledger
+        .owner
+        .get("/v1/usage/summary")
+        .send()
+        .await
+        .expect(200);
+    assert_eq!(sum["groups"][0]["uses"], 0);
+}
+
+async fn an_export_is_a_line_an_event_and_holds_no_formula(home: Home) {
+    let ledger = Ledger::new(&home).await;
+    let records = (0..4_500_i64).map(|i| Record {
+        user_agent: Some("=HYPERLINK(\"http://evil\")\n{\"level\":\"info\"}\u{2028}".to_owned()),
+        path: Some("@SUM(A1)".to_owned()),
+        ..ledger.record(i * 1_000 + 1, KEY)
+    });
+    ledger.store(&batch("a", 1, records.collect())).await;
+    let get = async |format: &str| {
+        let path = format!("/v1/usage/export?format={format}&key={KEY}");
+        let answer = ledger.owner.get(&path).send().await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        answer.text
+    };
+    let lines = get("ndjson").await;
+    let ids: std::collections::BTreeSet<String> = lines
+        .lines()
+        .map(|line| text(&serde_json::from_str(line).expect("JSON"), "/id"))
+        .collect();
+    assert_eq!((lines.lines().count(), ids.len()), (4_500, 4_500));
+
+    let table = get("csv").await;
+    assert_eq!(table.lines().count(), 4_501);
+    let mut reader = csv::Reader::from_reader(table.as_bytes());
+    let mut rows = 0;
+    for row in reader.records() {
+        rows += 1;
+        for cell in &row.expect("CSV") {
+            assert!(
+                !cell.starts_with(['=', '+', '-', '@', '\t', '\r']),
+                "{cell}"
+            );
+        }
+    }
+    assert_eq!(rows, 4_500);
+}
+
+async fn a_wrong_parameter_is_named(home: Home) {
+    let ledger = Ledger::new(&home).await;
+    for (query, pointer) in [
+        ("events?from=yesterday", "from"),
+        ("events?operation=fly", "operation"),
+        ("events?superseded=1", "superseded"),
+        ("events?ip=1.2.3", "ip"),
+        ("events?order=up", "order"),
+        (
+            "events?from=2026-01-02T00:00:00Z&to=2026-01-01T00:00:00Z",
+            "from",
+        ),
+        ("export?format=xml", "format"),
+        ("summary?bucket=week", "bucket"),
+        ("summary?group_by=colour", "group_by/0"),
+        ("summary?bucket=minute&from=2020-01-01T00:00:00Z", "from"),
+        ("summary?group_by=ip&bucket=hour", "bucket"),
+        ("events?colour=red", "colour"),
+    ] {
+        let path = format!("/v1/usage/{query}");
+        let problem = ledger.owner.get(&path).send().await.expect(400);
+        assert_eq!(
+            problem["errors"][0]["pointer"], pointer,
+            "{query}: {problem}"
+        );
+    }
+    let key = ledger.owner.get("/v1/usage/events?key=secret").send().await;
+    assert_eq!(key.expect(400)["code"], "credential_in_query");
+}
