@@ -5,7 +5,7 @@
 //!    hash to its hash. One that does not is named by what stands around it;
 //! 3. on the way it is held against the checkpoints, and at its end it must have reached the last one.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader};
@@ -145,6 +145,9 @@ struct OfflineWalk {
     checks: Checks,
     /// The numbers that the records say they have, sorted.
     numbers: Vec<i64>,
+    /// Numbers whose records stood before their place, and whose places others took.
+    early: BTreeSet<i64>,
+    late: BTreeSet<i64>,
     from_seq: i64,
     next: i64,
     /// What the next line must follow; unknown behind one that does not hold.
@@ -163,6 +166,8 @@ impl OfflineWalk {
             tenant,
             checks,
             numbers,
+            early: BTreeSet::new(),
+            late: BTreeSet::new(),
             from_seq: next,
             next,
             prev_hash: Some(cut.map_or_else(|| GENESIS.to_vec(), |cut| cut.hash)),
@@ -194,6 +199,9 @@ impl OfflineWalk {
     /// Step 2, with the two lines behind it.
     fn take(&mut self, line: &Line, then: Option<&Line>, after: Option<&Line>) {
         self.checked += 1;
+        if line.is_sound && self.passes_early(line) {
+            return;
+        }
         let due = self.next;
         if line.tenant.is_some() && line.tenant != self.tenant {
             let detail = "it is of another tenant's trail".to_owned();
@@ -255,10 +263,11 @@ impl OfflineWalk {
         if self.copies(due) > 0 {
             let detail = format!("it holds the record of number {said}");
             self.fault(due, line, Fault::Swapped, detail);
-            // One that was only moved up leaves the others in order.
-            let moved_up = then.is_some_and(|then| then.said == Some(due));
+            self.early.insert(said);
             self.prev_hash = None;
-            if !moved_up {
+            // One that was only moved up leaves the others in order.
+            if then.is_none_or(|then| then.said != Some(due)) {
+                self.late.insert(due);
                 self.next = due.saturating_add(1);
             }
             return;
@@ -275,21 +284,35 @@ impl OfflineWalk {
         self.step(said, line, true);
     }
 
-    /// An earlier one: the other half of a swap, a copy, or one that lies before the cut.
+    /// An earlier one: one that was moved down, a copy, or one that lies before the cut.
     fn take_earlier(&mut self, line: &Line, said: i64) {
-        let due = self.next;
-        if said < self.from_seq {
-            let detail = format!("the chain starts at {}", self.from_seq);
-            self.fault(said, line, Fault::Inserted, detail);
-        } else if self.copies(said) > 1 || self.copies(due) > 0 {
-            let detail = format!("it is one more for number {said}");
-            self.fault(said, line, Fault::Inserted, detail);
-        } else {
-            let detail = format!("it holds the record of number {said}");
-            self.fault(due, line, Fault::Swapped, detail);
-            self.next = due.saturating_add(1);
-            self.prev_hash = None;
+        if self.late.remove(&said) {
+            // Where it is missing was named.
+            return;
         }
+        let detail = if said < self.from_seq {
+            format!("the chain starts at {}", self.from_seq)
+        } else {
+            format!("it is one more for number {said}")
+        };
+        self.fault(said, line, Fault::Inserted, detail);
+    }
+
+    /// Steps over numbers whose records stood before. Answers whether this line is the other half of
+    /// a swap, and is done with.
+    fn passes_early(&mut self, line: &Line) -> bool {
+        while self.early.contains(&self.next) && line.said != Some(self.next) {
+            let place = self.next;
+            self.early.remove(&place);
+            self.next = place.saturating_add(1);
+            self.prev_hash = None;
+            if let Some(said) = line.said.filter(|said| self.late.remove(said)) {
+                let detail = format!("it holds the record of number {said}");
+                self.fault(place, line, Fault::Swapped, detail);
+                return true;
+            }
+        }
+        false
     }
 
     /// Goes on behind the line with number `seq`.
