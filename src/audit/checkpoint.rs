@@ -65,6 +65,14 @@ impl Audit {
             let Some(Ok(slug)) = slug.as_deref().map(Slug::parse) else {
                 continue;
             };
+            match self.is_due(&id, every).await {
+                Ok(true) => {}
+                Ok(false) => continue,
+                Err(error) => {
+                    failed = failed.or(Some(error));
+                    continue;
+                }
+            }
             match self.sign_end(&TenantRef { id, slug }, Some(every)).await {
                 Ok(Some(made)) => signed += usize::from(made.is_new),
                 Ok(None) => {}
@@ -72,6 +80,25 @@ impl Audit {
             }
         }
         failed.map_or(Ok(signed), Err)
+    }
+
+    /// Asked before anything is written: as a rule nothing is due.
+    async fn is_due(&self, tenant: &TenantId, every: Span) -> db::Result<bool> {
+        let (tenant, now) = (tenant.clone(), self.clock.now());
+        self.db
+            .read(async move |conn: &mut Conn| {
+                let last = checkpoint::last(conn, &tenant, StatementKind::Checkpoint).await?;
+                let Some((head, _)) = store::head(conn, &tenant).await? else {
+                    return Ok(true);
+                };
+                db::Result::Ok(match last {
+                    None => head.seq > 0,
+                    Some(last) if last.seq < head.seq => now.since(last.at) >= every,
+                    // Another hash, or a chain that has become shorter, is told as a fault.
+                    Some(last) => last.head().as_ref() != Some(&head),
+                })
+            })
+            .await
     }
 
     /// The statements about a chain, newest first.

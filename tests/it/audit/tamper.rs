@@ -218,7 +218,7 @@ async fn an_inserted_record_is_named(home: Home) {
             .sql(
                 "INSERT INTO audit_event SELECT tenant_id, 6, 'aud_forged', at, actor, via, action, \
                  target_kind, target_id, outcome, request_id, ip, record, prev_hash, hash, \
-             services \
+                 services \
                  FROM audit_event WHERE seq = 5",
             )
             .await;
