@@ -160,6 +160,18 @@ pub fn api(app: &mut ServiceConfig) {
     );
 
     at("/v1/audit/events", vec![get().to(audit::list_audit_events)]);
+    at(
+        "/v1/audit/export",
+        vec![get().to(audit::export::export_audit_events)],
+    );
+    at("/v1/audit/keys", vec![get().to(audit::list_audit_keys)]);
+    at(
+        "/v1/audit/checkpoints",
+        vec![
+            post().to(audit::checkpoints::create_audit_checkpoint),
+            get().to(audit::checkpoints::list_audit_checkpoints),
+        ],
+    );
     at("/v1/audit/verify", vec![post().to(audit::verify_audit)]);
 }
 
@@ -213,6 +225,10 @@ pub fn api(app: &mut ServiceConfig) {
     usage::summarize_usage,
     usage::export::export_usage_events,
     audit::list_audit_events,
+    audit::export::export_audit_events,
+    audit::list_audit_keys,
+    audit::checkpoints::create_audit_checkpoint,
+    audit::checkpoints::list_audit_checkpoints,
     audit::verify_audit,
     health::check_liveness,
     health::check_readiness,

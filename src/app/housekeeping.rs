@@ -20,6 +20,9 @@ const LAST_USED_EVERY: Duration = Duration::from_secs(10);
 /// A next pepper is known for 60 s before it is current, so every node knows it by then.
 const PEPPERS_EVERY: Duration = Duration::from_secs(10);
 
+/// How often it is asked whether a checkpoint is due, or lines are older than they are kept.
+const TRAIL_LOOK_EVERY: Duration = Duration::from_mins(1);
+
 const SWEEP_EVERY: Duration = Duration::from_hours(1);
 
 /// How far back the feed of changes reaches: longer than anything lives that was read before them.
@@ -81,6 +84,7 @@ pub(super) fn start(app: &App) -> Tasks {
             report("nodes that ended are swept later", this.nodes.sweep().await);
         }
     }));
+    tasks.push(runtime.spawn(keep_trail(app.clone())));
     let this = app.clone();
     tasks.push(runtime.spawn(async move {
         let mut timer = every(METRICS_EVERY);
@@ -152,6 +156,27 @@ pub(super) fn start(app: &App) -> Tasks {
         }
     }));
     Tasks(tasks)
+}
+
+/// Signs the audit trail and cuts off what is old, when either is due.
+async fn keep_trail(app: App) {
+    let settings = &app.config.audit;
+    let mut timer =
+        tokio::time::interval(settings.checkpoint_every.duration().min(TRAIL_LOOK_EVERY));
+    timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        timer.tick().await;
+        if app.is_starting() {
+            continue;
+        }
+        let signed = app.audit.checkpoint_due(settings.checkpoint_every).await;
+        report("the audit trail is signed later", signed.map(drop));
+        if let Some(retention) = settings.retention {
+            let before = app.clock.now().minus(retention);
+            let cut = app.audit.cut_due(before).await;
+            report("old audit lines are cut later", cut.map(drop));
+        }
+    }
 }
 
 /// Running tasks, ended when this is dropped.

@@ -9,7 +9,7 @@ mod start;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::audit::{Audit, Refusals};
+use crate::audit::{Audit, Outlet, Refusals};
 use crate::auth::issuers::Issuers;
 use crate::auth::people::People;
 use crate::cache::follow::{Follower, Reach};
@@ -147,6 +147,9 @@ impl App {
         );
         let audit = Audit::new(db.clone(), clock.clone(), entropy.clone(), &master)
             .counted(Arc::clone(&metrics))
+            .telling(Outlet {
+                files: config.statement_files(),
+            })
             .noted_in(changes.clone(), relay.clone());
         let shelf = redis.as_ref().map_or_else(Shelf::none, |redis| {
             let (redis, runtime) = (redis.clone(), db.runtime());

@@ -104,6 +104,7 @@ impl App {
         self.nodes.join().await?;
         self.follower.begin(tenant.id.as_str()).await?;
         self.audit.renew_heads().await?;
+        self.begin_audit_key(tenant.clone()).await?;
         self.note_start(tenant.clone()).await?;
         self.validation.prepare(tenant.id.clone()).await;
         owner::bootstrap(self, tenant).await
@@ -125,6 +126,17 @@ impl App {
             .read(async move |conn| -> db::Result<()> { peppers.reload(conn).await.map(drop) })
             .await?;
         Ok(())
+    }
+
+    /// The first master key may be another than the last time.
+    async fn begin_audit_key(&self, tenant: TenantRef) -> Result<(), StartError> {
+        match self.audit.begin_key(system(tenant, Actor::System)).await {
+            Err(db::Error::Corrupt(cause)) => {
+                tracing::error!(target: "security", cause, "started without an audit key");
+                Ok(())
+            }
+            done => Ok(done?),
+        }
     }
 
     async fn note_start(&self, tenant: TenantRef) -> Result<(), StartError> {

@@ -76,6 +76,9 @@ pub struct Event {
     pub request_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ip: Option<String>,
+    /// The slugs of the services that it concerns.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub services: Option<Vec<String>>,
     /// Of a refused attempt: the problem code, and how many like it this line stands for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,
@@ -214,6 +217,7 @@ mod tests {
             reason,
             request_id: None,
             ip: Some("2001:db8::1".to_owned()),
+            services: None,
             code: None,
             count: None,
         }

@@ -17,6 +17,8 @@ use tokio::sync::Semaphore;
 
 use super::actor::Attribution;
 use super::chain::{AuditOutcome, Event, Head, HeadKeys, Target, link, recordable};
+use super::signing::Outlet;
+use super::signing::span::SigningKeys;
 use super::store::{self, Sealed};
 use crate::cache::Changes;
 use crate::cache::changes::Committing;
@@ -40,6 +42,9 @@ pub struct Audit {
     pub(super) clock: Clock,
     pub(super) entropy: Entropy,
     pub(super) keys: HeadKeys,
+    pub(super) signing: SigningKeys,
+    /// Where checkpoints go, beside the log.
+    pub(super) outlet: Outlet,
     pub(super) metrics: Option<Arc<Metrics>>,
     /// What this node knows of changes learns of its own before anybody is answered.
     changes: Option<Changes>,
@@ -78,6 +83,7 @@ struct Line {
     outcome: AuditOutcome,
     before: Option<Value>,
     after: Option<Value>,
+    services: Vec<String>,
     code: Option<String>,
     count: Option<i64>,
 }
@@ -121,9 +127,19 @@ impl Change {
             outcome: AuditOutcome::Done,
             before: before.and_then(recordable),
             after: after.and_then(recordable),
+            services: Vec::new(),
             code: None,
             count: None,
         });
+    }
+
+    /// Says which services, by their slugs, the line recorded last concerns.
+    pub fn concerns(&mut self, services: impl IntoIterator<Item = String>) {
+        if let Some(line) = self.lines.last_mut() {
+            line.services = services.into_iter().collect();
+            line.services.sort_unstable();
+            line.services.dedup();
+        }
     }
 
     /// One line for refused attempts; `target` is what was attempted, as far as it is known.
@@ -134,6 +150,7 @@ impl Change {
             outcome: AuditOutcome::Refused,
             before: None,
             after: None,
+            services: Vec::new(),
             code: Some(code.to_owned()),
             count: Some(count),
         });
@@ -152,6 +169,8 @@ impl Audit {
             clock,
             entropy,
             keys: HeadKeys::new(master),
+            signing: SigningKeys::new(master),
+            outlet: Outlet::default(),
             metrics: None,
             changes: None,
             relay: None,
@@ -167,6 +186,12 @@ impl Audit {
             metrics: Some(metrics),
             ..self
         }
+    }
+
+    /// Tells `outlet` of every checkpoint.
+    #[must_use]
+    pub fn telling(self, outlet: Outlet) -> Self {
+        Self { outlet, ..self }
     }
 
     /// Tells `changes` of every change that is committed, and wakes other nodes through `relay`.
@@ -253,7 +278,7 @@ impl Audit {
     }
 
     /// Step 1.
-    async fn lock(&self, conn: &mut Conn, tenant: &TenantId) -> db::Result<Head> {
+    pub(super) async fn lock(&self, conn: &mut Conn, tenant: &TenantId) -> db::Result<Head> {
         let reason = match store::lock_head(conn, tenant).await? {
             Some((head, mac)) if self.keys.opens(tenant, &head, &mac) => return Ok(head),
             Some(_) => "its MAC does not verify under any listed master key",
@@ -383,6 +408,7 @@ impl Change {
             reason: at.reason.clone(),
             request_id: at.request_id.clone(),
             ip: at.ip.map(|ip| ip.to_canonical().to_string()),
+            services: (!line.services.is_empty()).then_some(line.services),
             code: line.code,
             count: line.count,
         }

@@ -10,8 +10,9 @@ use serde_json::{Value, json};
 
 use super::chain::{Event, Head};
 use super::change::Left;
-use super::store;
-use super::verify::{Chains, PAGE, Report, end, tenants};
+use super::outside::Found;
+use super::store::{self, checkpoint};
+use super::verify::{Chains, PAGE, Report, checks, end, tenants};
 use super::walk::{BadRecord, Walk};
 use super::{Attribution, Audit, TenantRef};
 use crate::db::{self, Conn};
@@ -29,12 +30,39 @@ pub(super) fn accepts(record: &str, state: &str) -> bool {
         .is_some_and(|after| after.get("state").and_then(Value::as_str) == Some(state))
 }
 
+/// The checkpoints that this reseal says are of a chain that is no more.
+pub(super) fn given_up(record: &str) -> Vec<(i64, String)> {
+    let after = serde_json::from_str::<Event>(record)
+        .ok()
+        .and_then(|event| event.after);
+    after
+        .as_ref()
+        .and_then(|after| after.get("given_up")?.as_array())
+        .into_iter()
+        .flatten()
+        .filter_map(|lost| {
+            let (seq, hash) = (lost.get("seq")?.as_i64()?, lost.get("hash")?.as_str()?);
+            Some((seq, hash.to_owned()))
+        })
+        .collect()
+}
+
 impl Audit {
     /// Seals new heads where chains do not verify, and records what was found. A chain that
     /// verifies is left alone. `by` says who accepts it and why; its tenant does not matter.
     ///
     /// Changes of a tenant wait while its chain is walked.
     pub async fn reseal(&self, chains: &Chains, by: &Attribution) -> db::Result<Vec<Report>> {
+        self.reseal_against(chains, by, &[]).await
+    }
+
+    /// The same, also where a chain does not fit what was found outside of the database.
+    pub async fn reseal_against(
+        &self,
+        chains: &Chains,
+        by: &Attribution,
+        found: &[Found],
+    ) -> db::Result<Vec<Report>> {
         let mut reports = Vec::new();
         for (id, slug) in tenants(&self.db, chains).await? {
             let Some(Ok(slug)) = slug.as_deref().map(Slug::parse) else {
@@ -46,24 +74,28 @@ impl Audit {
                 tenant: TenantRef { id, slug },
                 ..by.clone()
             };
-            let this = self.clone();
+            let (this, found) = (self.clone(), found.to_vec());
             let report = self
                 .db
-                .spawn(None, async move { this.reseal_one(at).await })
+                .spawn(None, async move { this.reseal_one(at, &found).await })
                 .await?;
             reports.push(report);
+        }
+        if *chains == Chains::All {
+            self.adopt_keys(by.clone()).await?;
         }
         Ok(reports)
     }
 
-    async fn reseal_one(&self, at: Attribution) -> db::Result<Report> {
+    async fn reseal_one(&self, at: Attribution, outside: &[Found]) -> db::Result<Report> {
         let tenant = at.tenant.clone();
         let mut change = self.begin(self.db.begin().await?, at);
         let done = async {
-            let found = look(self, change.conn(), &tenant).await?;
+            let found = look(self, change.conn(), &tenant, outside).await?;
             let sealed = match found.base {
                 None => Left::default(),
                 Some(base) => {
+                    checkpoint::remove_beyond(change.conn(), &tenant.id, base.seq).await?;
                     change.record(
                         ACTION,
                         ("tenant", tenant.id.as_str()),
@@ -74,6 +106,9 @@ impl Audit {
                             "bad": found.report.bad,
                             "named": found.named,
                             "head": found.report.head,
+                            "given_up": found.lost.iter().map(|(seq, hash)| {
+                                json!({"seq": seq, "hash": hash})
+                            }).collect::<Vec<Value>>(),
                         })),
                     );
                     self.seal(&mut change, base).await?
@@ -126,22 +161,31 @@ impl Audit {
     }
 }
 
-struct Found {
+struct Looked {
     report: Report,
     named: Vec<BadRecord>,
     state: String,
+    /// Numbers and hashes of the checkpoints that it cannot fit any more.
+    lost: Vec<(i64, String)>,
     /// What the reseal's line follows; `None` if the chain holds.
     base: Option<Head>,
 }
 
 /// Walks the whole chain with its head locked.
-async fn look(audit: &Audit, conn: &mut Conn, tenant: &TenantRef) -> db::Result<Found> {
+async fn look(
+    audit: &Audit,
+    conn: &mut Conn,
+    tenant: &TenantRef,
+    outside: &[Found],
+) -> db::Result<Looked> {
+    let slug = tenant.slug.as_str();
+    let (checks, _strange) = checks(conn, &tenant.id, Some(slug), &audit.signing, outside).await?;
     let head = store::lock_head(conn, &tenant.id).await?;
     if head.is_none() {
         // Without a head there is nothing to lock: its place is.
         audit.create_head(conn, &tenant.id).await?;
     }
-    let mut walk = Walk::from(tenant.id.clone(), Some(tenant.slug.to_string()), None);
+    let mut walk = Walk::from(tenant.id.clone(), Some(slug.to_owned()), None, checks);
     let to = head.as_ref().map_or(i64::MAX, |(head, _)| head.seq);
     walk_to(conn, &tenant.id, &mut walk, i64::MIN, to).await?;
     let sealed_head = head
@@ -156,6 +200,11 @@ async fn look(audit: &Audit, conn: &mut Conn, tenant: &TenantRef) -> db::Result<
         walk.note_beyond_head(line);
         walk_to(conn, &tenant.id, &mut walk, to, i64::MAX).await?;
     }
+    let ends = walk.last().max(head.as_ref().map_or(0, |head| head.seq));
+    if let Some(bad) = walk.checks.beyond(ends) {
+        walk.note(bad);
+    }
+    let lost = walk.checks.lost(walk.last());
     let base = (walk.bad > 0).then(|| match sealed_head {
         // What was cut off keeps its numbers.
         Some(head) if head.seq > walk.last() => head,
@@ -166,10 +215,11 @@ async fn look(audit: &Audit, conn: &mut Conn, tenant: &TenantRef) -> db::Result<
     });
     let state = walk.state();
     let named = walk.named.clone();
-    Ok(Found {
+    Ok(Looked {
         report: Report::of(&tenant.id, Some(tenant.slug.to_string()), walk, head),
         named,
         state,
+        lost,
         base,
     })
 }

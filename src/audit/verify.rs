@@ -4,8 +4,9 @@
 //! 2. the lines up to it are walked a page at a time, in bounded memory;
 //! 3. the walk must end at the head's number and hash, and nothing may lie beyond it.
 //!
-//! Who rolls the whole database back to an old copy of itself is not found here, but against the
-//! hashes in the log.
+//! On the way it is held against the checkpoints that were signed of it: those in the database, and
+//! those in the files that are given. Who rolls the whole database back to an old copy of itself is
+//! found against the latter.
 
 use std::fmt;
 use std::time::Duration;
@@ -15,7 +16,9 @@ use utoipa::ToSchema;
 
 use super::Audit;
 use super::chain::{Head, HeadKeys};
-use super::store;
+use super::outside::{Checks, Found};
+use super::signing::span::SigningKeys;
+use super::store::{self, checkpoint, key};
 use super::walk::{BadRecord, Fault, Walk};
 use crate::db::{self, Conn, Db};
 use crate::id::TenantId;
@@ -47,8 +50,12 @@ pub struct Report {
     /// The first record that does not hold and was not accepted by a reseal.
     #[schema(required = true)]
     pub first_bad: Option<BadRecord>,
+    /// The first twenty of them.
+    pub faults: Vec<BadRecord>,
     /// How many do not hold.
     pub bad: u64,
+    /// How many checkpoints were found to fit.
+    pub checkpoints: i64,
     /// How many did not hold when an operator resealed the chain after looking.
     pub accepted: u64,
     /// The record to go on with, if the time was up before the end: then the rest is not checked.
@@ -73,12 +80,57 @@ pub struct HeadReport {
 /// # Errors
 /// Only when the database cannot be asked; what is wrong with a chain is in its report.
 pub async fn verify(db: &Db, master: &MasterKeys, chains: &Chains) -> db::Result<Vec<Report>> {
-    let keys = HeadKeys::new(master);
+    verify_against(db, master, chains, &[]).await
+}
+
+/// The same, also against what was found outside of the database.
+pub async fn verify_against(
+    db: &Db,
+    master: &MasterKeys,
+    chains: &Chains,
+    found: &[Found],
+) -> db::Result<Vec<Report>> {
+    let mut against = Against {
+        heads: HeadKeys::new(master),
+        signing: SigningKeys::new(master),
+        found: found.to_vec(),
+    };
     let mut reports = Vec::new();
     for (tenant, slug) in tenants(db, chains).await? {
-        reports.push(one(db, &keys, tenant, slug, 1, || true).await?);
+        reports.push(one(db, &against, tenant, slug, 1, || true).await?);
+        // What cannot be read belongs to no chain: it is told once.
+        against.found.retain(|found| found.statement.is_ok());
     }
     Ok(reports)
+}
+
+/// What chains are verified with.
+struct Against {
+    heads: HeadKeys,
+    signing: SigningKeys,
+    found: Vec<Found>,
+}
+
+/// What a chain is held against: what the database says was signed of it, and `found`.
+pub(super) async fn checks(
+    conn: &mut Conn,
+    tenant: &TenantId,
+    slug: Option<&str>,
+    signing: &SigningKeys,
+    found: &[Found],
+) -> db::Result<(Checks, Vec<BadRecord>)> {
+    let keys = signing.trusted(&key::all(conn).await?);
+    let stored = checkpoint::texts(conn, tenant).await?;
+    let stored: Vec<Found> = stored
+        .iter()
+        .map(|(seq, text)| Found {
+            origin: format!("row {seq} of the database"),
+            statement: serde_json::from_str(text).map_err(|error| error.to_string()),
+        })
+        .collect();
+    // Without its row the tenant's name is not known, and files tell tenants by their names.
+    let found = found.iter().filter(|_| slug.is_some());
+    Ok(Checks::of(slug, stored.iter().chain(found), &keys))
 }
 
 /// How long a verification for a waiting caller runs before it answers how far it came.
@@ -101,7 +153,29 @@ impl Audit {
             .await?;
         let until = self.clock.monotonic() + TURN;
         let may_go_on = || self.clock.monotonic() < until;
-        one(&self.db, &self.keys, tenant.clone(), slug, from, may_go_on).await
+        let against = Against {
+            heads: self.keys.clone(),
+            signing: self.signing.clone(),
+            found: Vec::new(),
+        };
+        one(&self.db, &against, tenant.clone(), slug, from, may_go_on).await
+    }
+}
+
+impl Audit {
+    /// Verifies a chain to its end, for housekeeping.
+    pub(super) async fn verify_all(&self, tenant: &TenantId) -> db::Result<Report> {
+        let against = Against {
+            heads: self.keys.clone(),
+            signing: self.signing.clone(),
+            found: Vec::new(),
+        };
+        let id = tenant.clone();
+        let slug = self
+            .db
+            .read(async move |conn: &mut Conn| store::slug(conn, &id).await)
+            .await?;
+        one(&self.db, &against, tenant.clone(), slug, 1, || true).await
     }
 }
 
@@ -123,29 +197,30 @@ pub(super) async fn tenants(
 /// Verifies one chain from the line `from`, as long as `may_go_on`.
 async fn one(
     db: &Db,
-    keys: &HeadKeys,
+    against: &Against,
     tenant: TenantId,
     slug: Option<String>,
     from: i64,
     may_go_on: impl Fn() -> bool,
 ) -> db::Result<Report> {
+    let keys = &against.heads;
     let (id, name) = (tenant.clone(), slug.clone());
-    let (head, mut walk) = db
+    let (signing, found) = (against.signing.clone(), against.found.clone());
+    let (head, mut walk, strange) = db
         .read(async move |conn: &mut Conn| {
+            // First, so that none of them is about lines behind the head.
+            let (checks, strange) = checks(conn, &id, name.as_deref(), &signing, &found).await?;
             let head = store::head(conn, &id).await?;
             let before = if from > 1 {
                 store::line_before(conn, &id, from).await?
             } else {
                 None
             };
-            db::Result::Ok((head, Walk::from(id, name, before)))
+            db::Result::Ok((head, Walk::from(id, name, before, checks), strange))
         })
         .await?;
     let to = head.as_ref().map_or(i64::MAX, |(head, _)| head.seq);
-    let mut after = match walk.last() {
-        0 => i64::MIN,
-        last => last,
-    };
+    let mut after = walk.begins_after;
     loop {
         let id = tenant.clone();
         let (walked, last) = db
@@ -177,6 +252,13 @@ async fn one(
     if let Some(line) = beyond {
         walk.note_beyond_head(&line);
     }
+    let ends = walk.last().max(head.as_ref().map_or(0, |head| head.seq));
+    if let Some(bad) = walk.checks.beyond(ends) {
+        walk.note(bad);
+    }
+    for bad in strange {
+        walk.note(bad);
+    }
     Ok(Report::of(&tenant, slug, walk, head))
 }
 
@@ -202,9 +284,11 @@ impl Report {
             tenant: slug,
             valid: walk.bad == 0,
             checked: walk.checked,
-            first_bad: walk.named.into_iter().next(),
+            first_bad: walk.named.first().cloned(),
+            faults: walk.named,
             bad: walk.bad,
             accepted: walk.accepted,
+            checkpoints: walk.checks.fitting,
             next_seq: None,
             head,
         }
@@ -268,21 +352,18 @@ impl fmt::Display for Report {
         if let Some(head) = &self.head {
             write!(f, ", head {} {}", head.seq, head.hash)?;
         }
+        if self.checkpoints > 0 {
+            write!(f, ", {} checkpoints fit", self.checkpoints)?;
+        }
         if self.accepted > 0 {
             write!(f, ", {} faults accepted by a reseal", self.accepted)?;
         }
-        if let Some(bad) = &self.first_bad {
-            let id = bad.id.as_deref().unwrap_or("-");
-            write!(
-                f,
-                "\n  first bad record: number {} ({id}): {}: {}",
-                bad.seq,
-                bad.fault.as_str(),
-                bad.detail
-            )?;
-            if self.bad > 1 {
-                write!(f, "\n  faults in all: {}", self.bad)?;
-            }
+        for (index, bad) in self.faults.iter().enumerate() {
+            let what = if index == 0 { "first bad" } else { "bad" };
+            write!(f, "\n  {what} record: {bad}")?;
+        }
+        if self.bad > 1 {
+            write!(f, "\n  faults in all: {}", self.bad)?;
         }
         Ok(())
     }

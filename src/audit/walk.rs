@@ -5,6 +5,7 @@
 //! named by looking at its neighbours, and the walk goes on behind it.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -12,7 +13,9 @@ use utoipa::ToSchema;
 
 use super::Actor;
 use super::chain::{GENESIS, link};
+use super::outside::Checks;
 use super::reseal;
+use super::signing::Statement;
 use super::store::{self, Stored};
 use crate::db::{self, Conn};
 use crate::id::TenantId;
@@ -42,6 +45,12 @@ pub enum Fault {
     HeadForged,
     /// The head is gone.
     HeadMissing,
+    /// A record up to here is not the one of which a checkpoint was signed.
+    CheckpointDiffers,
+    /// The chain has not got as far as a checkpoint says that it had.
+    RolledBack,
+    /// A checkpoint was not signed by us.
+    CheckpointForged,
 }
 
 impl Fault {
@@ -55,6 +64,9 @@ impl Fault {
             Self::Rehashed => "rehashed",
             Self::HeadForged => "head_forged",
             Self::HeadMissing => "head_missing",
+            Self::CheckpointDiffers => "checkpoint_differs",
+            Self::RolledBack => "rolled_back",
+            Self::CheckpointForged => "checkpoint_forged",
         }
     }
 }
@@ -82,6 +94,13 @@ impl BadRecord {
     }
 }
 
+impl fmt::Display for BadRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (id, fault) = (self.id.as_deref().unwrap_or("-"), self.fault.as_str());
+        write!(f, "number {} ({id}): {fault}: {}", self.seq, self.detail)
+    }
+}
+
 /// How far a chain has been walked, and what was found.
 pub(super) struct Walk {
     tenant: TenantId,
@@ -98,6 +117,12 @@ pub(super) struct Walk {
     pub(super) bad: u64,
     /// How many faults an operator has accepted, see [`reseal`].
     pub(super) accepted: u64,
+    /// What was signed of this chain.
+    pub(super) checks: Checks,
+    /// The lines up to here were cut off.
+    cut_to: i64,
+    /// Lines with numbers above this are walked.
+    pub(super) begins_after: i64,
     /// Changes if any line walked so far is changed, whether it holds or not.
     digest: Sha256,
 }
@@ -121,6 +146,7 @@ struct Said<'a> {
     outcome: Cow<'a, str>,
     request_id: Option<Cow<'a, str>>,
     ip: Option<Cow<'a, str>>,
+    services: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]
@@ -166,6 +192,10 @@ impl Stored {
                 said.request_id.as_deref() == self.request_id.as_deref(),
             ),
             ("ip", said.ip.as_deref() == self.ip.as_deref()),
+            (
+                "services",
+                said.services.as_deref().map(store::listed) == self.services,
+            ),
         ]
         .into_iter()
         .find_map(|(column, agrees)| (!agrees).then_some(column))
@@ -189,6 +219,9 @@ impl Stored {
             digest.update(bytes.len().to_be_bytes());
             digest.update(bytes);
         }
+        if let Some(services) = &self.services {
+            digest.update(services.as_bytes());
+        }
         digest.update(self.seq.to_be_bytes());
         digest.update(self.at.millis().to_be_bytes());
         for hash in [&self.prev_hash, &self.hash] {
@@ -200,11 +233,21 @@ impl Stored {
 
 impl Walk {
     /// A walk from the first line on, or from the one behind `before`, which is taken as it is.
-    pub(super) fn from(tenant: TenantId, slug: Option<String>, before: Option<Stored>) -> Self {
-        let (next, prev_hash, last_id) = match before {
-            None => (1, GENESIS.to_vec(), None),
-            Some(line) => (line.seq.saturating_add(1), line.hash, Some(line.id)),
+    /// A chain whose beginning was cut off begins with what was signed about that.
+    pub(super) fn from(
+        tenant: TenantId,
+        slug: Option<String>,
+        before: Option<Stored>,
+        checks: Checks,
+    ) -> Self {
+        let cut = checks.cut.as_ref().and_then(Statement::head);
+        let cut_to = cut.as_ref().map_or(0, |cut| cut.seq);
+        let (begins_after, prev_hash, last_id) = match (before, cut) {
+            (Some(line), _) if line.seq > cut_to => (line.seq, line.hash, Some(line.id)),
+            (Some(_) | None, Some(cut)) => (i64::MIN, cut.hash, None),
+            (Some(_) | None, None) => (i64::MIN, GENESIS.to_vec(), None),
         };
+        let next = begins_after.max(cut_to).saturating_add(1);
         Self {
             tenant,
             slug,
@@ -215,6 +258,9 @@ impl Walk {
             named: Vec::new(),
             bad: 0,
             accepted: 0,
+            checks,
+            cut_to,
+            begins_after,
             digest: Sha256::new(),
         }
     }
@@ -260,6 +306,9 @@ impl Walk {
                 if line.action == reseal::ACTION && reseal::accepts(&line.record, &self.state()) {
                     self.accepted += std::mem::take(&mut self.bad);
                     self.named.clear();
+                    for (seq, hash) in reseal::given_up(&line.record) {
+                        self.checks.give_up(seq, &hash);
+                    }
                 }
                 self.digest.update([1]);
                 self.digest.update(&line.hash);
@@ -271,6 +320,9 @@ impl Walk {
                 self.next = line.seq.saturating_add(1);
                 self.prev_hash.clone_from(&line.hash);
                 self.last_id = Some(line.id.clone());
+                if let Some(bad) = self.checks.at(line.seq, &hex::encode(&line.hash)) {
+                    self.note(bad);
+                }
             }
         }
         Ok(())
@@ -287,8 +339,8 @@ impl Walk {
     /// judged by itself.
     async fn find_fault(&mut self, conn: &mut Conn, line: &Stored) -> db::Result<()> {
         let id = Some(line.id.as_str());
-        if line.seq < 1 {
-            let detail = "a chain starts at 1".to_owned();
+        if line.seq <= self.cut_to {
+            let detail = format!("the chain starts at {}", self.cut_to.saturating_add(1));
             self.note(BadRecord::new(line.seq, id, Fault::Inserted, detail));
             return Ok(());
         }

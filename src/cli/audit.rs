@@ -1,20 +1,43 @@
-//! `keystead audit`: is the trail whole?
+//! `keystead audit`: is the trail whole? And what is signed of it, and cut off it.
+
+use std::path::{Path, PathBuf};
 
 use super::maintenance::{Maintenance, wait_for};
 use super::run::print;
 use super::{AuditCommand, Failure};
-use crate::audit::verify::verify;
-use crate::audit::{Chains, Report};
+use crate::audit::outside::{self, Found};
+use crate::audit::signing::Statement;
+use crate::audit::verify::verify_against;
+use crate::audit::{Attribution, Chains, Report, offline};
 use crate::config::Sources;
 use crate::telemetry::escape;
 
 pub(super) fn run(command: AuditCommand, sources: &Sources) -> Result<(), Failure> {
+    if let AuditCommand::Verify {
+        export: Some(export),
+        keys: Some(keys),
+        checkpoints,
+        json: _,
+        tenant: _,
+    } = &command
+    {
+        return verify_export(export, keys, checkpoints);
+    }
     let maintenance = Maintenance::open(sources)?;
     wait_for(async {
         match command {
-            AuditCommand::Verify { tenant, json } => {
+            AuditCommand::Verify {
+                tenant,
+                json,
+                checkpoints,
+                export: _,
+                keys: _,
+            } => {
+                let mut found = read_all(&checkpoints)?;
+                found.extend(own_files(&maintenance)?);
                 let chains = chains(&maintenance, tenant).await?;
-                let reports = verify(&maintenance.db, &maintenance.master, &chains).await?;
+                let (db, master) = (&maintenance.db, &maintenance.master);
+                let reports = verify_against(db, master, &chains, &found).await?;
                 show(&reports, json)?;
                 match reports.iter().filter(|report| !report.valid).count() {
                     0 => Ok(()),
@@ -22,14 +45,82 @@ pub(super) fn run(command: AuditCommand, sources: &Sources) -> Result<(), Failur
                     bad => Err(Failure::Failed(format!("{bad} chains do not verify"))),
                 }
             }
-            AuditCommand::Reseal { tenant, reason } => {
-                let by = maintenance.attribution(Some(&reason)).await?;
+            AuditCommand::Checkpoint { tenant } => {
+                begin_key(&maintenance).await?;
                 let chains = chains(&maintenance, tenant).await?;
-                let found = maintenance.audit.reseal(&chains, &by).await?;
-                show(&found, false)
+                show_statements(&maintenance.audit.checkpoint_all(&chains).await?)
+            }
+            AuditCommand::Cut {
+                before,
+                tenant,
+                reason,
+            } => {
+                let by = begin_key(&maintenance).await?;
+                let reason = maintenance.attribution(Some(&reason)).await?.reason;
+                let by = Attribution { reason, ..by };
+                let chains = chains(&maintenance, tenant).await?;
+                show_statements(&maintenance.audit.cut(&chains, before, &by).await?)
+            }
+            AuditCommand::Reseal {
+                tenant,
+                checkpoints,
+                reason,
+            } => {
+                let by = maintenance.attribution(Some(&reason)).await?;
+                let mut found = read_all(&checkpoints)?;
+                found.extend(own_files(&maintenance)?);
+                let chains = chains(&maintenance, tenant).await?;
+                let reports = maintenance
+                    .audit
+                    .reseal_against(&chains, &by, &found)
+                    .await?;
+                show(&reports, false)
             }
         }
     })?
+}
+
+/// The first master key may be one that no server has started with.
+async fn begin_key(maintenance: &Maintenance) -> Result<Attribution, Failure> {
+    maintenance.require_its_master_keys().await?;
+    maintenance.config.create_data_dir()?;
+    let by = maintenance.attribution(None).await?;
+    maintenance.audit.begin_key(by.clone()).await?;
+    Ok(by)
+}
+
+fn verify_export(export: &Path, keys: &Path, checkpoints: &[PathBuf]) -> Result<(), Failure> {
+    let text = read(keys)?;
+    let keys = offline::read_keys(&text)
+        .map_err(|what| Failure::Usage(format!("--keys {}: {what}", keys.display())))?;
+    let found = read_all(checkpoints)?;
+    let report = offline::verify(export, &found, &keys)
+        .map_err(|error| Failure::Usage(format!("{} cannot be read: {error}", export.display())))?;
+    print(&lines(&report.to_string()))?;
+    match report.bad {
+        0 => Ok(()),
+        _ => Err(Failure::Failed("the export does not verify".to_owned())),
+    }
+}
+
+/// What the servers of this machine have written, as far as they have.
+fn own_files(maintenance: &Maintenance) -> Result<Vec<Found>, Failure> {
+    let mut there = maintenance.config.statement_files();
+    there.retain(|path| path.exists());
+    read_all(&there)
+}
+
+fn read_all(paths: &[PathBuf]) -> Result<Vec<Found>, Failure> {
+    let mut found = Vec::new();
+    for path in paths {
+        found.extend(outside::read(&path.display().to_string(), &read(path)?));
+    }
+    Ok(found)
+}
+
+fn read(path: &Path) -> Result<String, Failure> {
+    std::fs::read_to_string(path)
+        .map_err(|error| Failure::Usage(format!("{} cannot be read: {error}", path.display())))
 }
 
 async fn chains(maintenance: &Maintenance, tenant: Option<String>) -> Result<Chains, Failure> {
@@ -39,20 +130,35 @@ async fn chains(maintenance: &Maintenance, tenant: Option<String>) -> Result<Cha
     })
 }
 
+fn show_statements(statements: &[Statement]) -> Result<(), Failure> {
+    let mut text = String::new();
+    for statement in statements {
+        text.push_str(&statement.canonical()?);
+        text.push('\n');
+    }
+    print(&text)
+}
+
 fn show(reports: &[Report], json: bool) -> Result<(), Failure> {
     let mut text = String::new();
     for report in reports {
-        let line = if json {
+        let report = if json {
             serde_json::to_string(report)
                 .map_err(|error| Failure::Failed(format!("a report has no JSON: {error}")))?
         } else {
             report.to_string()
         };
-        // What was tampered with is shown on a terminal.
-        for line in line.lines() {
-            text.push_str(&escape(line));
-            text.push('\n');
-        }
+        text.push_str(&lines(&report));
     }
     print(&text)
+}
+
+/// What was tampered with is shown on a terminal.
+fn lines(text: &str) -> String {
+    let mut shown = String::new();
+    for line in text.lines() {
+        shown.push_str(&escape(line));
+        shown.push('\n');
+    }
+    shown
 }

@@ -5,7 +5,7 @@ use std::future::Future;
 
 use super::Failure;
 use crate::app::owner;
-use crate::audit::{Attribution, Audit, TenantRef};
+use crate::audit::{Attribution, Audit, Outlet, TenantRef};
 use crate::clock::Clock;
 use crate::config::{Config, Sources};
 use crate::db::{Conn, Db, Target};
@@ -23,6 +23,7 @@ pub(super) struct Maintenance {
     pub(super) master: MasterKeys,
     pub(super) audit: Audit,
     pub(super) clock: Clock,
+    pub(super) config: Config,
     telemetry: Option<Telemetry>,
 }
 
@@ -36,12 +37,17 @@ impl Maintenance {
             .map_err(|error| Failure::Usage(format!("database.url cannot be opened: {error}")))?;
         let clock = Clock::System;
         Ok(Self {
-            audit: Audit::new(db.clone(), clock.clone(), Entropy::System, &master),
+            audit: Audit::new(db.clone(), clock.clone(), Entropy::System, &master).telling(
+                Outlet {
+                    files: config.statement_files(),
+                },
+            ),
             db,
             master,
             clock,
             // The hashes of what is recorded now belong into the log like all others.
             telemetry: telemetry::start_on_stderr(&config.log).ok(),
+            config,
         })
     }
 

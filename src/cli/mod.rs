@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand};
 
 pub use self::run::{Failure, run};
 use crate::config::{ConfigFile, Flag, Sources};
-use crate::time::Span;
+use crate::time::{Span, Timestamp};
 
 /// Where the settings are looked for when `--config` is not given.
 const USUAL_FILE: &str = "keystead.toml";
@@ -108,15 +108,55 @@ pub enum AuditCommand {
     /// Verify the chains and name the first record that does not hold.
     #[command(after_help = "Examples:\n  \
         keystead audit verify\n  \
-        keystead audit verify --tenant acme --json\n\n\
-        Works beside a running server. Ends with 1 if a chain does not verify.")]
+        keystead audit verify --tenant acme --json\n  \
+        keystead audit verify --checkpoints /backup/checkpoints.ndjson\n  \
+        keystead audit verify --export audit.ndjson --checkpoints checkpoints.ndjson --keys keys.json\n\n\
+        Works beside a running server, and against the checkpoints in its files if they are there.\n\
+        With --export it needs neither database nor master key: the file is what\n\
+        GET /v1/audit/export answers, the keys what GET /v1/audit/keys answers.\n\
+        Ends with 1 if a chain does not verify, and then names each fault on a line of its own.")]
     Verify {
         /// The slug of one tenant, instead of all
-        #[arg(long, value_name = "SLUG")]
+        #[arg(long, value_name = "SLUG", conflicts_with = "export")]
         tenant: Option<String>,
+        /// A file of checkpoints to hold the chains against; may be repeated
+        #[arg(long, value_name = "FILE")]
+        checkpoints: Vec<PathBuf>,
+        /// Verify this export instead of the database
+        #[arg(long, value_name = "FILE", requires = "keys")]
+        export: Option<PathBuf>,
+        /// The public audit keys, for --export
+        #[arg(long, value_name = "FILE", requires = "export")]
+        keys: Option<PathBuf>,
         /// One JSON object a line, with the end of each chain
         #[arg(long)]
         json: bool,
+    },
+    /// Sign the ends of the chains now, and print what was signed.
+    ///
+    /// It also goes to the log and to the files of checkpoints, as it does on schedule.
+    #[command(after_help = "Example:\n  keystead audit checkpoint >> /backup/checkpoints.ndjson")]
+    Checkpoint {
+        /// The slug of one tenant, instead of all
+        #[arg(long, value_name = "SLUG")]
+        tenant: Option<String>,
+    },
+    /// Cut off old records: the beginnings of the chains, as far as they are signed.
+    ///
+    /// A chain that does not verify is left as it is. What was cut is printed as a signed statement,
+    /// which also goes to where checkpoints go; keep it, for chains are verified from there on.
+    #[command(after_help = "Example:\n  \
+        keystead audit cut --before 2020-01-01T00:00:00Z --reason \"kept for seven years\"")]
+    Cut {
+        /// Records from before this time
+        #[arg(long, value_name = "TIME")]
+        before: Timestamp,
+        /// The slug of one tenant, instead of all
+        #[arg(long, value_name = "SLUG")]
+        tenant: Option<String>,
+        /// Why; for the audit trail
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
     },
     /// Take chains that do not verify back into use, once you know why they do not.
     ///
@@ -127,6 +167,9 @@ pub enum AuditCommand {
         /// The slug of one tenant, instead of all
         #[arg(long, value_name = "SLUG")]
         tenant: Option<String>,
+        /// A file of checkpoints that a chain rolled back does not fit; may be repeated
+        #[arg(long, value_name = "FILE")]
+        checkpoints: Vec<PathBuf>,
         /// Why it is accepted; for the audit trail
         #[arg(long, value_name = "TEXT")]
         reason: String,

@@ -4,6 +4,7 @@
 //! the file, variable or flag, the setting, and the fix. Every setting and its default stand in
 //! `config.example.toml`, which the binary carries as [`EXAMPLE`].
 
+mod audit;
 mod cache;
 mod data_dir;
 mod error;
@@ -25,6 +26,7 @@ use figment::error::Kind as FigmentKind;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+pub use self::audit::Audit;
 pub use self::cache::Cache;
 pub use self::data_dir::{DataDirLock, LockError};
 pub use self::error::ConfigError;
@@ -56,6 +58,8 @@ pub struct Config {
     pub secrets: Secrets,
     #[serde(default)]
     pub cache: Cache,
+    #[serde(default)]
+    pub audit: Audit,
     #[serde(default)]
     pub argon2: Argon2,
     #[serde(default)]
@@ -96,6 +100,15 @@ impl Config {
         hex::encode(Sha256::digest(self.to_toml()))
     }
 
+    /// The files that statements about the audit trail are appended to.
+    pub fn statement_files(&self) -> Vec<PathBuf> {
+        let file = self.audit.checkpoint_file.clone();
+        let file = file.unwrap_or_else(|| self.data_dir.join("checkpoints.ndjson"));
+        std::iter::once(file)
+            .chain(self.audit.sink.clone())
+            .collect()
+    }
+
     /// What no single value shows.
     fn check(&self) -> Result<(), ConfigError> {
         if self.data_dir.as_os_str().is_empty() {
@@ -107,6 +120,7 @@ impl Config {
         self.server.check()?;
         self.secrets.check()?;
         self.cache.check()?;
+        self.audit.check()?;
         self.argon2.check()?;
         match issuers::resolve(&self.issuers) {
             Ok(_meant) => Ok(()),

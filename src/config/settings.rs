@@ -113,6 +113,26 @@ pub(super) const SETTINGS: &[Setting] = &[
         "must be a number from 100 to 100000000",
     ),
     setting(
+        "audit.checkpoint_every",
+        Kind::Text,
+        "must be a time from 1s to 7d, such as \"1h\"",
+    ),
+    setting(
+        "audit.checkpoint_file",
+        Kind::Text,
+        "must be the path of a file, such as \"/var/log/keystead/checkpoints.ndjson\"",
+    ),
+    setting(
+        "audit.sink",
+        Kind::Text,
+        "must be the path of a file, such as \"/mnt/worm/checkpoints.ndjson\"",
+    ),
+    setting(
+        "audit.retention",
+        Kind::Text,
+        "must be a time of at least 1d, such as \"2555d\"",
+    ),
+    setting(
         "argon2.memory_kib",
         Kind::Number,
         "must be a number of KiB from 8 to 1048576",

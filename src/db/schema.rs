@@ -195,6 +195,8 @@ diesel::table! {
         outcome -> Text,
         request_id -> Nullable<Text>,
         ip -> Nullable<Text>,
+        /// Slugs, each between commas.
+        services -> Nullable<Text>,
         /// RFC 8785 canonical JSON of the event: what the chain is computed over.
         record -> Text,
         prev_hash -> Binary,
@@ -330,6 +332,27 @@ diesel::table! {
         operation -> Text,
         ip -> Text,
         uses -> BigInt,
+    }
+}
+
+diesel::table! {
+    audit_key (kid) {
+        kid -> Text,
+        public_key -> Binary,
+        from -> BigInt,
+        until -> Nullable<BigInt>,
+        mac -> Binary,
+    }
+}
+
+diesel::table! {
+    audit_checkpoint (tenant_id, seq, kind) {
+        tenant_id -> Text,
+        seq -> BigInt,
+        kind -> Text,
+        at -> BigInt,
+        /// RFC 8785 canonical JSON, with its signature.
+        statement -> Text,
     }
 }
 

@@ -405,6 +405,7 @@ pub(super) fn shown(change: &Change, key: &Key) -> Value {
 }
 
 pub(super) fn record(change: &mut Change, action: &'static str, before: Option<&Key>, after: &Key) {
+    let before_grants = before.map_or(&[][..], |key| &key.grants);
     let before = before.map(|key| shown(change, key));
     let after_shown = shown(change, after);
     change.record(
@@ -413,4 +414,6 @@ pub(super) fn record(change: &mut Change, action: &'static str, before: Option<&
         before,
         Some(after_shown),
     );
+    let grants = before_grants.iter().chain(&after.grants);
+    change.concerns(grants.map(|grant| grant.service.to_string()));
 }

@@ -186,6 +186,7 @@ impl Services {
                     Some(shown),
                     None,
                 );
+                change.concerns([after.slug.to_string()]);
                 change.touch(Kind::Service, after.id.as_str());
                 Ok(())
             })
@@ -266,6 +267,7 @@ pub async fn create(change: &mut Change, rights: &Rights, input: CreateService) 
         None,
         Some(shown),
     );
+    change.concerns([service.slug.to_string()]);
     change.touch(Kind::Service, service.id.as_str());
     Ok(service)
 }
@@ -384,6 +386,7 @@ async fn commit(
     store::update(change.conn(), &after).await?;
     let (old, new) = catalogue::difference(shown(change, &before), shown(change, &after));
     change.record(action, (KIND, after.id.as_str()), Some(old), Some(new));
+    change.concerns([after.slug.to_string()]);
     change.touch(Kind::Service, after.id.as_str());
     Ok(after)
 }

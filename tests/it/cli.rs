@@ -95,6 +95,9 @@ fn the_effective_settings_are_valid_toml_and_say_who_set_them() {
     stale_max = "15m"
     entries_max = 1000000
 
+    [audit]
+    checkpoint_every = "1h"
+
     [argon2]
     memory_kib = 19456
     passes = 2

@@ -1,5 +1,7 @@
 //! The audit API: what happened, and the proof that nothing was altered.
 
+pub mod checkpoints;
+pub mod export;
 mod refused;
 
 use actix_web::{HttpResponse, web};
@@ -8,10 +10,11 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::chain::{AuditOutcome, Target};
+use super::signing::key::AuditKeyBody;
 use super::{Actor, Audit, Entry, EventFilter, Report};
 use crate::auth::http::{Caller, perm};
-use crate::http::extract::OptionalBody;
-use crate::http::page::{CursorKey, List, PageBody, PageParams};
+use crate::http::extract::{OptionalBody, Query};
+use crate::http::page::{CursorKey, List, NoFilter, PageBody, PageParams};
 use crate::http::problem::Problem;
 use crate::rights::Permission;
 use crate::time::Timestamp;
@@ -60,6 +63,9 @@ pub struct AuditEventBody {
     request_id: Option<String>,
     #[schema(required = true, example = "192.0.2.1")]
     ip: Option<String>,
+    /// The slugs of the services that it concerns: the service itself, or those that a key grants on.
+    #[schema(required = true, value_type = Option<Vec<String>>, example = json!(["billing"]))]
+    services: Option<Vec<String>>,
     /// Of refused attempts: the code of the problem they were answered.
     #[schema(required = true, example = "forbidden")]
     code: Option<String>,
@@ -91,6 +97,7 @@ impl From<Entry> for AuditEventBody {
             reason: event.reason,
             request_id: event.request_id,
             ip: event.ip,
+            services: event.services,
             code: event.code,
             count: event.count,
             prev_hash: hex::encode(entry.prev_hash),
@@ -123,6 +130,34 @@ pub async fn list_audit_events(
         .page
         .body(&cursors, tenant, LIST, page, AuditEventBody::from);
     Ok(HttpResponse::Ok().json(body))
+}
+
+/// The audit keys.
+#[derive(Serialize, ToSchema)]
+#[schema(title = "AuditKeys")]
+pub struct AuditKeysBody {
+    /// Oldest first.
+    keys: Vec<AuditKeyBody>,
+}
+
+/// Lists the audit keys
+///
+/// The public halves of all keys that checkpoints were ever signed with, as JWK Set (RFC 7517),
+/// each with the time in which it signed. Keep a copy of your own: checkpoints and exports are
+/// verified with it without Keystead. The keys are those of the installation, not of a tenant.
+#[utoipa::path(
+    get, path = "/v1/audit/keys", tag = "audit", operation_id = "list_audit_keys",
+    responses((status = 200, description = "The keys", body = AuditKeysBody)),
+)]
+pub async fn list_audit_keys(
+    caller: Caller<perm::AuditRead>,
+    _none: Query<NoFilter>,
+    audit: web::Data<Audit>,
+) -> Result<HttpResponse, Problem> {
+    caller.require(Permission::AuditRead, None)?;
+    let keys = audit.audit_keys().await?;
+    let keys = keys.iter().map(AuditKeyBody::from).collect();
+    Ok(HttpResponse::Ok().json(AuditKeysBody { keys }))
 }
 
 /// Where to begin.

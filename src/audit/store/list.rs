@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use utoipa::IntoParams;
 
 use crate::audit::Audit;
@@ -14,10 +14,11 @@ use crate::db::{self, Conn};
 use crate::each;
 use crate::id::TenantId;
 use crate::page::{Page, PageRequest, Position};
+use crate::text::Slug;
 use crate::time::Timestamp;
 
 /// Which events: those that meet all of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, IntoParams)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct EventFilter {
@@ -31,6 +32,9 @@ pub struct EventFilter {
     pub target_kind: Option<String>,
     /// The id of what was acted upon.
     pub target: Option<String>,
+    /// The slug of a service: events about it, and about keys that grant on it.
+    #[param(value_type = Option<String>, example = "billing")]
+    pub service: Option<Slug>,
     pub outcome: Option<AuditOutcome>,
     #[param(value_type = Option<String>, example = "192.0.2.1")]
     pub ip: Option<IpAddr>,
@@ -75,27 +79,11 @@ impl Audit {
     }
 }
 
-async fn list(
-    conn: &mut Conn,
-    tenant: &TenantId,
-    filter: &EventFilter,
-    page: &PageRequest,
-) -> db::Result<Page<Entry>> {
-    let before: Option<i64> = match &page.after {
-        None => None,
-        Some(position) => Some(position.id.parse().map_err(|_not_ours| {
-            db::Error::Corrupt("a cursor of audit events without a number".to_owned())
-        })?),
-    };
-    // First the numbers, from an index alone: a window of time far back passes a million lines
-    // in a moment, where reading them, or sorting what is in the window, would take seconds.
-    let seqs: Vec<i64> = each!(conn, c => {
-        let mut query = audit_event::table
-            .filter(audit_event::tenant_id.eq(tenant))
-            .into_boxed();
-        if let Some(before) = before {
-            query = query.filter(audit_event::seq.lt(before));
-        }
+/// Narrows a boxed query, whose type each database has its own of, to what a filter means.
+macro_rules! matching {
+    ($query:expr, $filter:expr) => {{
+        let mut query = $query;
+        let filter = $filter;
         if let Some(actor) = &filter.actor {
             query = query.filter(audit_event::actor.eq(actor));
         }
@@ -126,6 +114,38 @@ async fn list(
         if let Some(to) = filter.to {
             query = query.filter(audit_event::at.lt(to));
         }
+        if let Some(service) = &filter.service {
+            query = query
+                .filter(audit_event::services.is_not_null())
+                .filter(audit_event::services.like(format!("%,{service},%")));
+        }
+        query
+    }};
+}
+pub(super) use matching;
+
+async fn list(
+    conn: &mut Conn,
+    tenant: &TenantId,
+    filter: &EventFilter,
+    page: &PageRequest,
+) -> db::Result<Page<Entry>> {
+    let before: Option<i64> = match &page.after {
+        None => None,
+        Some(position) => Some(position.id.parse().map_err(|_not_ours| {
+            db::Error::Corrupt("a cursor of audit events without a number".to_owned())
+        })?),
+    };
+    // First the numbers, from an index alone: a window of time far back passes a million lines
+    // in a moment, where reading them, or sorting what is in the window, would take seconds.
+    let seqs: Vec<i64> = each!(conn, c => {
+        let mut query = audit_event::table
+            .filter(audit_event::tenant_id.eq(tenant))
+            .into_boxed();
+        if let Some(before) = before {
+            query = query.filter(audit_event::seq.lt(before));
+        }
+        let query = matching!(query, filter);
         query
             .order(audit_event::seq.desc())
             .limit(page.fetch())

@@ -1,5 +1,8 @@
 //! The audit tables: chains and their heads.
 
+pub(super) mod checkpoint;
+pub(super) mod export;
+pub(super) mod key;
 pub(super) mod list;
 
 use diesel::prelude::*;
@@ -31,9 +34,16 @@ struct NewRow<'a> {
     outcome: &'a str,
     request_id: Option<&'a str>,
     ip: Option<&'a str>,
+    services: Option<String>,
     record: &'a str,
     prev_hash: &'a [u8],
     hash: &'a [u8],
+}
+
+/// Slugs as their column has them: each between commas, which no slug has.
+pub(super) fn listed<S: AsRef<str>>(services: &[S]) -> String {
+    let slugs = services.iter().map(|slug| format!("{},", slug.as_ref()));
+    std::iter::once(",".to_owned()).chain(slugs).collect()
 }
 
 /// An event with what stands beside it.
@@ -61,6 +71,7 @@ impl Sealed {
             outcome: event.outcome.as_str(),
             request_id: event.request_id.as_deref(),
             ip: event.ip.as_deref(),
+            services: event.services.as_deref().map(listed),
             record: &self.record,
             prev_hash: &self.prev_hash,
             hash: &self.hash,
@@ -173,6 +184,7 @@ pub(super) struct Stored {
     pub(super) outcome: String,
     pub(super) request_id: Option<String>,
     pub(super) ip: Option<String>,
+    pub(super) services: Option<String>,
     pub(super) record: String,
     pub(super) prev_hash: Vec<u8>,
     pub(super) hash: Vec<u8>,

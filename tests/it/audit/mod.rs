@@ -1,10 +1,14 @@
 //! The audit trail on both databases: changes, proof, lists, refused attempts.
 
 mod changes;
+mod exports;
 mod lists;
 mod noted;
+mod offline;
 mod refused;
 mod reseal;
+mod served;
+mod signed;
 mod size;
 mod tamper;
 

@@ -117,7 +117,8 @@ async fn a_line_beyond_the_head_is_accepted_with_the_rest(home: Home) {
     trail
         .sql(
             "INSERT INTO audit_event SELECT tenant_id, 9, 'aud_forged', at, actor, via, action, \
-             target_kind, target_id, outcome, request_id, ip, record, prev_hash, hash \
+             target_kind, target_id, outcome, request_id, ip, record, prev_hash, hash, \
+             services \
              FROM audit_event WHERE seq = 6",
         )
         .await;

@@ -217,7 +217,8 @@ async fn an_inserted_record_is_named(home: Home) {
         trail
             .sql(
                 "INSERT INTO audit_event SELECT tenant_id, 6, 'aud_forged', at, actor, via, action, \
-                 target_kind, target_id, outcome, request_id, ip, record, prev_hash, hash \
+                 target_kind, target_id, outcome, request_id, ip, record, prev_hash, hash, \
+                 services \
                  FROM audit_event WHERE seq = 5",
             )
             .await;
@@ -242,7 +243,8 @@ async fn a_record_added_at_the_end_is_named(home: Home) {
     trail
         .sql(
             "INSERT INTO audit_event SELECT tenant_id, 15, 'aud_forged', at, actor, via, action, \
-             target_kind, target_id, outcome, request_id, ip, record, prev_hash, hash \
+             target_kind, target_id, outcome, request_id, ip, record, prev_hash, hash, \
+             services \
              FROM audit_event WHERE seq = 14",
         )
         .await;

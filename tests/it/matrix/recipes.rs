@@ -250,6 +250,8 @@ pub fn recipe(operation: &str) -> Option<Recipe> {
         "list_audit_events" => {
             scope("audit:read").query(|world| format!("target={}", world.key_id))
         }
+        "create_audit_checkpoint" => scope("audit:read").answers(201),
+        "list_audit_checkpoints" => scope("audit:read"),
         "list_audit_keys" => scope("audit:read"),
         "verify_audit" => scope("audit:read"),
         "export_audit_events" => scope("audit:read").leaves(&["audit.export"]),

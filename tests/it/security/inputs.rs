@@ -453,6 +453,7 @@ async fn a_cursor_is_good_for_its_own_list_alone(home: Home) {
     let owner = server.owner();
     for count in 0..3 {
         fresh(&owner, count).await;
+        owner.post("/v1/audit/checkpoints").send().await.expect(201);
     }
     let manager = json!({"slug": "other-tenant"});
     owner.create("/v1/tenants", manager).await;
@@ -503,6 +504,7 @@ async fn a_cursor_is_good_for_its_own_list_alone(home: Home) {
         // Another filter, another list, another tenant.
         let filter = match list.as_str() {
             "/v1/audit/events" => "action=key.create",
+            "/v1/audit/checkpoints" => "kind=checkpoint",
             _ => "status=active",
         };
         refused(&owner, &format!("{list}?{filter}&cursor={cursor}")).await;

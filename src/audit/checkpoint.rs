@@ -1,0 +1,206 @@
+//! Checkpoints: now and then the end of each chain is signed and leaves the database.
+//!
+//! Who rolls the database back to an old backup, or makes a chain anew with a head of his own, ends
+//! in another place than the checkpoints say.
+//!
+//! 1. the head is read and its MAC verified: we sign no end that we did not seal;
+//! 2. the statement is stored, once for each number: of several nodes that sign at the same time one
+//!    does;
+//! 3. it leaves the database before the transaction is committed: what was stored has left. If the
+//!    commit fails, what has left is true all the same.
+//!
+//! No audit line is written for one, or no chain would ever stop growing.
+
+use super::chain::Head;
+use super::signing::{Statement, StatementKind};
+use super::store::checkpoint::{self, StatementFilter};
+use super::store::{self, key};
+use super::verify::{Chains, tenants};
+use super::{Audit, TenantRef};
+use crate::db::{self, Conn};
+use crate::id::TenantId;
+use crate::page::{Page, PageRequest};
+use crate::text::Slug;
+use crate::time::Span;
+
+/// A checkpoint, and whether it was signed just now.
+#[derive(Clone, Debug)]
+pub struct Made {
+    pub statement: Statement,
+    pub is_new: bool,
+}
+
+impl Audit {
+    /// Signs the end of a chain, or answers the statement that says so already.
+    ///
+    /// # Errors
+    /// [`db::Error::Corrupt`] if the head was not left by us: there is nothing to be signed then.
+    pub async fn checkpoint(&self, tenant: &TenantRef) -> db::Result<Made> {
+        match self.sign_end(tenant, None).await? {
+            Some(made) => Ok(made),
+            None => Err(db::Error::Busy),
+        }
+    }
+
+    /// Signs the ends of chains, whether they are due or not.
+    pub async fn checkpoint_all(&self, chains: &Chains) -> db::Result<Vec<Statement>> {
+        let mut statements = Vec::new();
+        for (id, slug) in tenants(&self.db, chains).await? {
+            if let Some(Ok(slug)) = slug.as_deref().map(Slug::parse) {
+                let made = self.checkpoint(&TenantRef { id, slug }).await?;
+                statements.push(made.statement);
+            }
+        }
+        Ok(statements)
+    }
+
+    /// Signs the end of each chain that has grown, if its last checkpoint is `every` old. Answers how
+    /// many were signed.
+    ///
+    /// # Errors
+    /// The first that failed; the other chains get theirs all the same.
+    pub async fn checkpoint_due(&self, every: Span) -> db::Result<usize> {
+        let (mut signed, mut failed) = (0, None);
+        for (id, slug) in tenants(&self.db, &Chains::All).await? {
+            let Some(Ok(slug)) = slug.as_deref().map(Slug::parse) else {
+                continue;
+            };
+            match self.is_due(&id, every).await {
+                Ok(true) => {}
+                Ok(false) => continue,
+                Err(error) => {
+                    failed = failed.or(Some(error));
+                    continue;
+                }
+            }
+            match self.sign_end(&TenantRef { id, slug }, Some(every)).await {
+                Ok(Some(made)) => signed += usize::from(made.is_new),
+                Ok(None) => {}
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        failed.map_or(Ok(signed), Err)
+    }
+
+    /// Asked before anything is written: as a rule nothing is due.
+    async fn is_due(&self, tenant: &TenantId, every: Span) -> db::Result<bool> {
+        let (tenant, now) = (tenant.clone(), self.clock.now());
+        self.db
+            .read(async move |conn: &mut Conn| {
+                let last = checkpoint::last(conn, &tenant, StatementKind::Checkpoint).await?;
+                let Some((head, _)) = store::head(conn, &tenant).await? else {
+                    return Ok(true);
+                };
+                db::Result::Ok(match last {
+                    None => head.seq > 0,
+                    Some(last) if last.seq < head.seq => now.since(last.at) >= every,
+                    // Another hash, or a chain that has become shorter, is told as a fault.
+                    Some(last) => last.head().as_ref() != Some(&head),
+                })
+            })
+            .await
+    }
+
+    /// The statements about a chain, newest first.
+    pub async fn checkpoints(
+        &self,
+        tenant: TenantId,
+        filter: StatementFilter,
+        page: PageRequest,
+    ) -> db::Result<Page<Statement>> {
+        self.db
+            .read(async move |conn: &mut Conn| checkpoint::list(conn, &tenant, filter, &page).await)
+            .await
+    }
+
+    /// `None` if it is not due, or another node is at it.
+    async fn sign_end(&self, tenant: &TenantRef, every: Option<Span>) -> db::Result<Option<Made>> {
+        let (this, tenant, now) = (self.clone(), tenant.clone(), self.clock.now());
+        self.db
+            .write(async move |conn: &mut Conn| {
+                let head = this.sealed_head(conn, &tenant.id).await?;
+                let last = checkpoint::last(conn, &tenant.id, StatementKind::Checkpoint).await?;
+                if let Some(last) = last {
+                    if last.seq == head.seq {
+                        return same(&head, last).map(Some);
+                    }
+                    if last.seq > head.seq {
+                        return Err(rolled_back(&head, &last));
+                    }
+                    if every.is_some_and(|every| now.since(last.at) < every) {
+                        return Ok(None);
+                    }
+                } else if every.is_some() && head.seq == 0 {
+                    return Ok(None);
+                }
+                this.require_own_key(conn).await?;
+                let signer = &this.signing.signer;
+                let statement = Statement::checkpoint(signer, tenant.slug.as_str(), &head, now)?;
+                if !checkpoint::insert(conn, &tenant.id, &statement).await? {
+                    let kind = StatementKind::Checkpoint;
+                    let other = checkpoint::last(conn, &tenant.id, kind).await?;
+                    let other = other.filter(|other| other.seq == head.seq);
+                    return other.map(|other| same(&head, other)).transpose();
+                }
+                this.leave(&statement)?;
+                Ok(Some(Made {
+                    statement,
+                    is_new: true,
+                }))
+            })
+            .await
+    }
+
+    /// Step 1.
+    async fn sealed_head(&self, conn: &mut Conn, tenant: &TenantId) -> db::Result<Head> {
+        match store::head(conn, tenant).await? {
+            Some((head, mac)) if self.keys.opens(tenant, &head, &mac) => Ok(head),
+            Some(_) | None => Err(db::Error::Corrupt(format!(
+                "the audit head of {tenant} was not left by us, so it is not signed"
+            ))),
+        }
+    }
+
+    /// A node that was not restarted since the first master key changed signs nothing any more.
+    pub(super) async fn require_own_key(&self, conn: &mut Conn) -> db::Result<()> {
+        let kid = self.signing.signer.public().kid();
+        let rows = key::all(conn).await?;
+        if rows.iter().any(|row| row.kid == kid && row.until.is_none()) {
+            return Ok(());
+        }
+        Err(db::Error::Corrupt(format!(
+            "the audit key {kid} does not sign at present: restart this node with the first master \
+             key that the others have"
+        )))
+    }
+
+    /// Step 3.
+    pub(super) fn leave(&self, statement: &Statement) -> db::Result<()> {
+        tokio::task::block_in_place(|| self.outlet.tell(statement))
+    }
+}
+
+fn same(head: &Head, last: Statement) -> db::Result<Made> {
+    if last.head().as_ref() != Some(head) {
+        return Err(rolled_back(head, &last));
+    }
+    Ok(Made {
+        statement: last,
+        is_new: false,
+    })
+}
+
+fn rolled_back(head: &Head, last: &Statement) -> db::Error {
+    tracing::error!(
+        target: "security",
+        tenant = last.tenant,
+        head = head.seq,
+        checkpoint = last.seq,
+        "an audit chain is not the one that its last checkpoint was made of; look with: \
+         keystead audit verify"
+    );
+    db::Error::Corrupt(format!(
+        "the audit chain of {} ends at {}, but is not the one of its checkpoint at {}",
+        last.tenant, head.seq, last.seq
+    ))
+}

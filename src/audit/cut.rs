@@ -1,0 +1,193 @@
+//! Retention: the beginning of a chain is cut off, as far as a checkpoint covers it.
+//!
+//! 1. nothing is cut of a chain that does not verify: what is wrong with it is evidence;
+//! 2. with the head locked, the lines up to the cut are removed, at most so many at a time that
+//!    nobody waits long for the lock;
+//! 3. a line of the chain says what was removed, and a signed statement, which is what the chain is
+//!    verified from afterwards;
+//! 4. all of it is committed, and then the statement leaves the database. One that left without being
+//!    committed would call the lines that are still there strangers.
+
+use serde_json::json;
+
+use super::chain::Head;
+use super::signing::{Statement, StatementKind};
+use super::store::{self, checkpoint, export, key};
+use super::verify::{Chains, tenants};
+use super::{Actor, Attribution, Audit, Change, TenantRef};
+use crate::db::{self, Conn};
+use crate::id::TenantId;
+use crate::text::Slug;
+use crate::time::{Span, Timestamp};
+
+/// Lines a transaction.
+const LINES_MAX: i64 = 20_000;
+
+/// Retention waits until there is a day's worth, or the cuts would be more lines than are cut.
+const OVERDUE: Span = Span::days(1);
+
+impl Audit {
+    /// Cuts what is older than `before` off the chains. `by` says who and why; its tenant does not
+    /// matter. Answers what was signed.
+    ///
+    /// # Errors
+    /// [`db::Error::Corrupt`] for a chain that does not verify, with nothing of it cut.
+    pub async fn cut(
+        &self,
+        chains: &Chains,
+        before: Timestamp,
+        by: &Attribution,
+    ) -> db::Result<Vec<Statement>> {
+        let mut statements = Vec::new();
+        for (id, slug) in tenants(&self.db, chains).await? {
+            let Some(Ok(slug)) = slug.as_deref().map(Slug::parse) else {
+                continue;
+            };
+            let tenant = TenantRef { id, slug };
+            if self.oldest(&tenant.id).await?.is_none_or(|at| at >= before) {
+                continue;
+            }
+            let at = Attribution {
+                tenant,
+                ..by.clone()
+            };
+            self.require_whole(&at.tenant).await?;
+            while let Some(statement) = self.cut_some(at.clone(), before).await? {
+                statements.push(statement);
+            }
+        }
+        Ok(statements)
+    }
+
+    /// The same for retention, once a chain has enough that is older.
+    pub async fn cut_due(&self, before: Timestamp) -> db::Result<usize> {
+        let mut cut = 0;
+        for (id, slug) in tenants(&self.db, &Chains::All).await? {
+            let Some(Ok(slug)) = slug.as_deref().map(Slug::parse) else {
+                continue;
+            };
+            let is_due = |at: Timestamp| at < before.minus(OVERDUE);
+            if !self.oldest(&id).await?.is_some_and(is_due) {
+                continue;
+            }
+            let by = Attribution {
+                tenant: TenantRef {
+                    id: id.clone(),
+                    slug,
+                },
+                actor: Actor::System,
+                via: None,
+                home: None,
+                reason: Some("audit.retention".to_owned()),
+                request_id: None,
+                ip: None,
+            };
+            cut += self.cut(&Chains::Of(id), before, &by).await?.len();
+        }
+        Ok(cut)
+    }
+
+    async fn oldest(&self, tenant: &TenantId) -> db::Result<Option<Timestamp>> {
+        let tenant = tenant.clone();
+        self.db
+            .read(async move |conn: &mut Conn| export::oldest(conn, &tenant).await)
+            .await
+    }
+
+    /// Step 1.
+    async fn require_whole(&self, tenant: &TenantRef) -> db::Result<()> {
+        let report = self.verify_all(&tenant.id).await?;
+        if report.valid && report.accepted == 0 {
+            return Ok(());
+        }
+        let (slug, bad) = (&tenant.slug, report.bad + report.accepted);
+        Err(db::Error::Corrupt(format!(
+            "the audit chain of {slug} has {bad} faults, so nothing of it is cut; look with: \
+             keystead audit verify"
+        )))
+    }
+
+    async fn cut_some(&self, at: Attribution, before: Timestamp) -> db::Result<Option<Statement>> {
+        let this = self.clone();
+        let cut = self
+            .db
+            .spawn(None, async move {
+                let mut tx = this.db.begin().await?;
+                let head = match this.lock(tx.conn(), &at.tenant.id).await {
+                    Ok(head) => head,
+                    Err(error) => return tx.end(Err(error)).await,
+                };
+                let mut change = this.begin(tx, at);
+                let done = async {
+                    let cut = this.cut_in(&mut change, before).await?;
+                    db::Result::Ok((cut, this.seal(&mut change, head).await?))
+                }
+                .await;
+                let (cut, left) = change.end(done).await?;
+                this.committed(left);
+                db::Result::Ok(cut)
+            })
+            .await?;
+        if let Some(statement) = &cut {
+            self.outlet.tell(statement)?;
+        }
+        Ok(cut)
+    }
+
+    /// Steps 2 and 3.
+    async fn cut_in(
+        &self,
+        change: &mut Change,
+        before: Timestamp,
+    ) -> db::Result<Option<Statement>> {
+        let (tenant, now) = (change.attribution().tenant.clone(), change.now());
+        let conn = change.conn();
+        self.require_own_key(conn).await?;
+        let keys = self.signing.trusted(&key::all(conn).await?);
+        let signed = async |conn: &mut Conn, kind| -> db::Result<i64> {
+            let last = checkpoint::last(conn, &tenant.id, kind).await?;
+            let last = last.filter(|said| said.verify(&keys).is_ok());
+            Ok(last
+                .filter(|said| said.tenant == tenant.slug.as_str())
+                .map_or(0, |said| said.seq))
+        };
+        let from = signed(conn, StatementKind::Cut).await?.saturating_add(1);
+        let covered = signed(conn, StatementKind::Checkpoint).await?;
+        let older = match export::first_since(conn, &tenant.id, before).await? {
+            Some(first_kept) => first_kept - 1,
+            None => covered,
+        };
+        let to = older
+            .min(covered)
+            .min(from.saturating_add(LINES_MAX).saturating_sub(1));
+        let last = match store::line(conn, &tenant.id, to).await? {
+            Some(line) if to >= from => Head {
+                seq: to,
+                hash: line.hash,
+            },
+            Some(_) | None => return Ok(None),
+        };
+        let slug = tenant.slug.as_str();
+        let statement = Statement::cut(&self.signing.signer, slug, from, &last, now)?;
+        let removed = export::remove_to(conn, &tenant.id, to).await?;
+        if i64::try_from(removed).ok() != statement.count {
+            return Err(db::Error::Corrupt(format!(
+                "the audit chain of {slug} changed while it was cut"
+            )));
+        }
+        checkpoint::insert(conn, &tenant.id, &statement).await?;
+        change.record(
+            "audit.cut",
+            ("tenant", tenant.id.as_str()),
+            None,
+            Some(json!({
+                "from_seq": from,
+                "to_seq": to,
+                "last_hash": statement.hash,
+                "count": removed,
+                "before": before,
+            })),
+        );
+        Ok(Some(statement))
+    }
+}

@@ -1,0 +1,80 @@
+//! Lines in the order of the chain, for exports and for cuts.
+
+use diesel::prelude::*;
+use diesel_async::RunQueryDsl;
+
+use super::Stored;
+use super::list::{EventFilter, matching};
+use crate::db::schema::audit_event;
+use crate::db::{self, Conn};
+use crate::each;
+use crate::id::TenantId;
+use crate::time::Timestamp;
+
+/// At most `limit` lines that meet the filter, with numbers above `after` and up to `to`.
+pub(in crate::audit) async fn stretch_of(
+    conn: &mut Conn,
+    tenant: &TenantId,
+    filter: &EventFilter,
+    (after, to): (i64, i64),
+    limit: i64,
+) -> db::Result<Vec<Stored>> {
+    Ok(each!(conn, c => {
+        let query = audit_event::table
+            .filter(audit_event::tenant_id.eq(tenant))
+            .filter(audit_event::seq.gt(after))
+            .filter(audit_event::seq.le(to))
+            .into_boxed();
+        matching!(query, filter)
+            .order(audit_event::seq)
+            .limit(limit)
+            .select(Stored::as_select())
+            .load(c)
+            .await
+    })?)
+}
+
+/// The number of the first line that is not older than `at`.
+pub(in crate::audit) async fn first_since(
+    conn: &mut Conn,
+    tenant: &TenantId,
+    at: Timestamp,
+) -> db::Result<Option<i64>> {
+    Ok(each!(conn, c => audit_event::table
+        .filter(audit_event::tenant_id.eq(tenant))
+        .filter(audit_event::at.ge(at))
+        .order(audit_event::seq)
+        .select(audit_event::seq)
+        .first(c)
+        .await
+        .optional())?)
+}
+
+/// The time of the first line there is.
+pub(in crate::audit) async fn oldest(
+    conn: &mut Conn,
+    tenant: &TenantId,
+) -> db::Result<Option<Timestamp>> {
+    Ok(each!(conn, c => audit_event::table
+        .filter(audit_event::tenant_id.eq(tenant))
+        .order(audit_event::seq)
+        .select(audit_event::at)
+        .first(c)
+        .await
+        .optional())?)
+}
+
+/// Removes the lines up to `to`; answers how many there were.
+pub(in crate::audit) async fn remove_to(
+    conn: &mut Conn,
+    tenant: &TenantId,
+    to: i64,
+) -> db::Result<usize> {
+    Ok(each!(conn, c => diesel::delete(
+        audit_event::table
+            .filter(audit_event::tenant_id.eq(tenant))
+            .filter(audit_event::seq.le(to)),
+    )
+    .execute(c)
+    .await)?)
+}

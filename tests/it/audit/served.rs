@@ -1,0 +1,191 @@
+//! The whole of it over HTTP and the command line: signed, exported, verified by somebody who has
+//! neither the database nor the master key, and cut.
+
+use std::process::{Command, Output};
+
+use serde_json::json;
+
+use crate::support::{BINARY, Home, both, text};
+
+both!(
+    an_auditor_proves_an_export_with_public_keys_alone,
+    checkpoints_are_made_on_demand_and_listed,
+    free_text_is_no_formula_in_an_export,
+    commands_sign_verify_and_cut,
+);
+
+/// `keystead audit` with nothing in its environment.
+fn offline(home: &Home, arguments: &[&str]) -> Output {
+    let mut command = Command::new(BINARY);
+    command.arg("audit").args(arguments).current_dir(home.dir());
+    command.env_clear().output().unwrap()
+}
+
+fn shown(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+async fn an_auditor_proves_an_export_with_public_keys_alone(home: Home) {
+    let server = home.serve().await;
+    let owner = server.owner();
+    for slug in ["one", "two", "three"] {
+        owner.create("/v1/consumers", json!({"slug": slug})).await;
+    }
+    let exported = owner.get("/v1/audit/export").send().await;
+    assert_eq!(exported.status, 200, "{exported}");
+    let signed = owner.post("/v1/audit/checkpoints").send().await.expect(201);
+    let keys = owner.get("/v1/audit/keys").send().await.expect(200);
+    let file = |name: &str, text: &str| std::fs::write(home.dir().join(name), text).unwrap();
+    file("audit.ndjson", &exported.text);
+    file("checkpoints.ndjson", &format!("{signed}\n"));
+    file("keys.json", &keys.to_string());
+    let verify = |export: &str| {
+        let files = ["--checkpoints", "checkpoints.ndjson", "--keys", "keys.json"];
+        offline(
+            &home,
+            &[&["verify", "--export", export], &files[..]].concat(),
+        )
+    };
+    let output = verify("audit.ndjson");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(shown(&output).starts_with("default: whole, "), "{output:?}");
+    assert!(shown(&output).contains("1 checkpoints fit\n"), "{output:?}");
+
+    let lines: Vec<&str> = exported.text.lines().collect();
+    for (what, lines, fault) in [
+        (
+            "removed",
+            [&lines[..2], &lines[3..]].concat(),
+            "number 3 (-): removed",
+        ),
+        (
+            "truncated",
+            lines[..lines.len() - 1].to_vec(),
+            "rolled_back",
+        ),
+        (
+            "swapped",
+            [&lines[..1], &[lines[2], lines[1]], &lines[3..]].concat(),
+            "swapped",
+        ),
+    ] {
+        file("bad.ndjson", &(lines.join("\n") + "\n"));
+        let output = verify("bad.ndjson");
+        assert_eq!(output.status.code(), Some(1), "{what}: {output:?}");
+        assert!(shown(&output).contains(fault), "{what}: {output:?}");
+    }
+}
+
+async fn checkpoints_are_made_on_demand_and_listed(home: Home) {
+    let server = home.serve().await;
+    let owner = server.owner();
+    let first = owner.post("/v1/audit/checkpoints").send().await.expect(201);
+    let again = owner.post("/v1/audit/checkpoints").send().await.expect(200);
+    assert_eq!(first, again, "nothing was added");
+    owner.create("/v1/consumers", json!({"slug": "one"})).await;
+    let second = owner.post("/v1/audit/checkpoints").send().await.expect(201);
+    let list = owner.get("/v1/audit/checkpoints").send().await.expect(200);
+    assert_eq!(list["items"], json!([second, first]));
+    let cuts = owner.get("/v1/audit/checkpoints?kind=cut").send().await;
+    assert_eq!(cuts.expect(200)["items"], json!([]));
+    let keys = owner.get("/v1/audit/keys").send().await.expect(200);
+    assert_eq!(keys["keys"][0]["kid"], second["kid"]);
+    assert_eq!(
+        (&keys["keys"][0]["until"], &keys["keys"][1]),
+        (&json!(null), &json!(null))
+    );
+    let file = server.app.config.statement_files().remove(0);
+    let said = std::fs::read_to_string(file).unwrap();
+    assert_eq!(said.lines().count(), 2, "{said}");
+    let report = owner.post("/v1/audit/verify").send().await.expect(200);
+    assert_eq!(
+        (&report["valid"], &report["checkpoints"]),
+        (&json!(true), &json!(2))
+    );
+}
+
+async fn free_text_is_no_formula_in_an_export(home: Home) {
+    let server = home.serve().await;
+    let owner = server.owner();
+    let texts = [
+        "=HYPERLINK(\"http://x\")",
+        "+1",
+        "-1",
+        "@SUM(A1)",
+        "a,\"b\"",
+        "\u{2028}=1",
+    ];
+    for (count, text) in texts.iter().enumerate() {
+        let body = json!({"slug": format!("c{count}"), "name": text, "reason": text});
+        let made = owner.post("/v1/consumers").header("user-agent", "=1+1");
+        made.json(body).send().await.expect(201);
+    }
+    let export = owner.get("/v1/audit/export?format=csv&action=consumer.create");
+    let export = export.header("audit-reason", "=1+1").send().await;
+    assert_eq!(export.status, 200, "{export}");
+    assert_eq!(
+        export.text.lines().count(),
+        2 + texts.len(),
+        "{}",
+        export.text
+    );
+    let mut reader = csv::Reader::from_reader(export.text.as_bytes());
+    let mut reasons = Vec::new();
+    for row in reader.records() {
+        let row = row.unwrap();
+        assert!(
+            row.iter()
+                .all(|cell| !cell.starts_with(['=', '+', '-', '@', '\t', '\r']))
+        );
+        // The consumer of the owner key was made without a reason.
+        reasons.extend((!row[14].is_empty()).then(|| row[14].to_owned()));
+    }
+    assert_eq!(reasons[0], "'=HYPERLINK(\"http://x\")");
+    assert_eq!(reasons[5], "\\u2028=1");
+    for refused in ["format=xml", "formt=csv", "limit=5"] {
+        let told = owner
+            .get(&format!("/v1/audit/export?{refused}"))
+            .send()
+            .await;
+        assert_eq!(told.status, 400, "{refused}: {told}");
+    }
+}
+
+async fn commands_sign_verify_and_cut(home: Home) {
+    let server = home.serve().await;
+    let owner = server.owner();
+    owner.create("/v1/consumers", json!({"slug": "one"})).await;
+    let run = |arguments: &[&str]| home.keystead(arguments).output().unwrap();
+    let output = run(&["audit", "checkpoint", "--tenant", "default"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let said: serde_json::Value = serde_json::from_str(&shown(&output)).unwrap();
+    assert_eq!(text(&said, "/kind"), "checkpoint");
+    let file = home.dir().join("beside/checkpoints.ndjson");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), shown(&output));
+    let output = run(&["audit", "verify"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(shown(&output).contains(", 1 checkpoints fit"), "{output:?}");
+
+    let later = "2199-01-01T00:00:00Z";
+    let output = run(&["audit", "cut", "--before", later, "--reason", "too old"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let cut: serde_json::Value = serde_json::from_str(&shown(&output)).unwrap();
+    assert_eq!((&cut["kind"], &cut["seq"]), (&json!("cut"), &said["seq"]));
+    let output = run(&["audit", "verify"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let events = owner.get("/v1/audit/events").send().await.expect(200);
+    assert_eq!(text(&events, "/items/0/action"), "audit.cut");
+    assert_eq!(text(&events, "/items/0/reason"), "too old");
+    assert_eq!(events["items"][1], json!(null), "all before it is gone");
+
+    // Somebody without the master key signs what is not so.
+    let forged = shown(&run(&["audit", "checkpoint", "--tenant", "default"]));
+    let forged = forged.replace(
+        &format!("\"seq\":{}", cut["seq"].as_i64().unwrap() + 1),
+        "\"seq\":99",
+    );
+    std::fs::write(&file, forged).unwrap();
+    let output = run(&["audit", "verify"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(shown(&output).contains("checkpoint_forged"), "{output:?}");
+}
