@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
+use tokio::time::{Interval, MissedTickBehavior};
 
 use super::App;
 use crate::clock::Clock;
@@ -38,11 +39,6 @@ const METRICS_EVERY: Duration = Duration::from_secs(1);
 pub(super) fn start(app: &App) -> Tasks {
     let runtime = app.db.runtime();
     let mut tasks = Vec::new();
-    let every = |period: Duration| {
-        let mut timer = tokio::time::interval(period);
-        timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        timer
-    };
     let this = app.clone();
     tasks.push(runtime.spawn(async move {
         let mut timer = every(LAST_USED_EVERY);
@@ -125,29 +121,7 @@ pub(super) fn start(app: &App) -> Tasks {
         this.follower.clone().follow().await;
     }));
     tasks.push(runtime.spawn(app.nodes.clone().stay()));
-    let this = app.clone();
-    tasks.push(runtime.spawn(async move {
-        let mut timer = every(FLUSH_EVERY);
-        loop {
-            timer.tick().await;
-            if this.is_starting() {
-                continue;
-            }
-            report("uses are kept later", this.ledger.flush().await);
-        }
-    }));
-    let this = app.clone();
-    tasks.push(runtime.spawn(async move {
-        let mut timer = every(STORE_EVERY);
-        loop {
-            timer.tick().await;
-            if this.is_starting() {
-                continue;
-            }
-            let stored = this.ledger.store(&Rules::default()).await;
-            report("uses are stored later", stored.map(drop));
-        }
-    }));
+    tasks.extend(keep_uses(app));
     let this = app.clone();
     tasks.push(runtime.spawn(async move {
         let mut changed = this.follower.pepper_changes();
@@ -177,6 +151,41 @@ async fn keep_trail(app: App) {
             report("old audit lines are cut later", cut.map(drop));
         }
     }
+}
+
+/// From the buffers into the journal, and from there into the ledger.
+fn keep_uses(app: &App) -> [JoinHandle<()>; 2] {
+    let runtime = app.db.runtime();
+    let this = app.clone();
+    let keep = runtime.spawn(async move {
+        let mut timer = every(FLUSH_EVERY);
+        loop {
+            timer.tick().await;
+            if this.is_starting() {
+                continue;
+            }
+            report("uses are kept later", this.ledger.flush().await);
+        }
+    });
+    let this = app.clone();
+    let store = runtime.spawn(async move {
+        let mut timer = every(STORE_EVERY);
+        loop {
+            timer.tick().await;
+            if this.is_starting() {
+                continue;
+            }
+            let stored = this.ledger.store(&Rules::default()).await;
+            report("uses are stored later", stored.map(drop));
+        }
+    });
+    [keep, store]
+}
+
+fn every(period: Duration) -> Interval {
+    let mut timer = tokio::time::interval(period);
+    timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    timer
 }
 
 /// Running tasks, ended when this is dropped.

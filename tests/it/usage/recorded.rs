@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use keystead::clock::Clock;
 use serde_json::json;
 
 use super::{lines, number};
@@ -125,7 +126,7 @@ async fn ask_until_gone(asker: &Asker, prefix: &str, at_most: usize) -> BTreeMap
         if asker.ask(&asker.key, &id).await.is_none() {
             break;
         }
-        answered.insert(id, Instant::now());
+        answered.insert(id, Clock::System.monotonic());
     }
     answered
 }
@@ -147,7 +148,7 @@ async fn a_kill_loses_at_most_one_flush_and_doubles_nothing(home: Home) {
         let killing = async {
             tokio::time::sleep(Duration::from_millis(900 + kill * 173 % 700)).await;
             node.signal("KILL");
-            Instant::now()
+            Clock::System.monotonic()
         };
         let (answered, killed) = tokio::join!(asking, killing);
         node.ended(BOUND).await;
@@ -211,7 +212,7 @@ fn uses_wait_in_the_journal_while_the_database_is_away() {
         assert!(asker.ask(&asker.key, "before").await.is_some());
         proxy.set(Fault::Refuse).await;
         let mut answered = 1;
-        let began = Instant::now();
+        let began = Clock::System.monotonic();
         while began.elapsed() < Duration::from_secs(4) {
             let id = format!("away-{answered}");
             assert_eq!(
