@@ -111,6 +111,8 @@ pub struct UsageMetrics {
     pub journal_bytes: Gauge,
     /// Uses that left a count and no event, for lack of room.
     pub shed: Gauge<u64, AtomicU64>,
+    /// Hours of events that were deleted for their age or for room.
+    pub hours_cut: Counter,
     /// Blocks of uses that could not be read.
     pub lost: Gauge<u64, AtomicU64>,
 }
@@ -245,6 +247,11 @@ impl Metrics {
             "usage_blocks_lost",
             "Blocks of uses that could not be read, since the start",
             usage.lost.clone(),
+        );
+        registry.register(
+            "usage_hours_cut",
+            "Hours of events that were deleted for their age or for room",
+            usage.hours_cut.clone(),
         );
         Self {
             registry: Mutex::new(registry),

@@ -1,19 +1,23 @@
 //! What a server does by itself, on timers: each task ends with the server and survives an error.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio::time::{Interval, MissedTickBehavior};
 
-use super::App;
+use super::{App, start};
+use crate::audit::{Actor, Change};
 use crate::clock::Clock;
 use crate::db::{self, Conn, feed};
 use crate::http::health::{CUT_OFF, Phase};
 use crate::idempotency;
 use crate::keys::pepper_store;
+use crate::tenants;
+use crate::text::Slug;
 use crate::time::Span;
-use crate::usage::Rules;
 use crate::usage::ledger::{FLUSH_EVERY, STORE_EVERY};
+use crate::usage::retention::Keep;
 
 /// `last_used` is true to the minute.
 const LAST_USED_EVERY: Duration = Duration::from_secs(10);
@@ -78,6 +82,7 @@ pub(super) fn start(app: &App) -> Tasks {
             let swept = idempotency::sweep(&this.db, this.clock.now()).await;
             report("old idempotency keys are swept later", swept.map(drop));
             report("nodes that ended are swept later", this.nodes.sweep().await);
+            report("old uses are cut later", this.cut_uses().await);
         }
     }));
     tasks.push(runtime.spawn(keep_trail(app.clone())));
@@ -94,7 +99,7 @@ pub(super) fn start(app: &App) -> Tasks {
             this.metrics.verifiers_pending.set(pending);
         }
     }));
-    tasks.push(runtime.spawn(std::sync::Arc::clone(&app.issuers).keep_fresh()));
+    tasks.push(runtime.spawn(Arc::clone(&app.issuers).keep_fresh()));
     if let Some(redis) = &app.redis {
         tasks.push(runtime.spawn(redis.clone().keep_probing()));
     }
@@ -175,8 +180,7 @@ fn keep_uses(app: &App) -> [JoinHandle<()>; 2] {
             if this.is_starting() {
                 continue;
             }
-            let stored = this.ledger.store(&Rules::default()).await;
-            report("uses are stored later", stored.map(drop));
+            report("uses are stored later", this.store_uses().await);
         }
     });
     [keep, store]
@@ -236,6 +240,63 @@ impl App {
         let before = self.clock.now().minus(CHANGES_KEPT);
         self.db
             .write(async move |conn: &mut Conn| feed::cut(conn, before).await)
+            .await
+    }
+
+    /// Brings what is in the journal into the ledger, by what the services keep now.
+    pub async fn store_uses(&self) -> db::Result<()> {
+        if !self.ledger.is_waiting() {
+            return Ok(());
+        }
+        let position = self.changes.position();
+        let known = self.usage_rules.load_full();
+        let rules = if known.0 == position {
+            known
+        } else {
+            let rules = Arc::new((position, self.services.usage_rules().await?));
+            self.usage_rules.store(Arc::clone(&rules));
+            rules
+        };
+        self.ledger.store(&rules.1).await.map(drop)
+    }
+
+    /// Makes room for the events to come and deletes those that are old; what was deleted is in the
+    /// audit trail.
+    pub async fn cut_uses(&self) -> db::Result<()> {
+        self.usage.prepare_hours().await?;
+        let settings = &self.config.usage;
+        let cut = self
+            .usage
+            .cut(Keep {
+                events: settings.events_retention,
+                bytes_max: settings.events_bytes_max,
+            })
+            .await?;
+        let Some(until) = cut.until else {
+            return Ok(());
+        };
+        self.metrics.usage.hours_cut.inc_by(cut.hours);
+        tracing::info!(
+            hours = cut.hours,
+            hours_for_room = cut.hours_for_room,
+            %until,
+            "cut old events of uses"
+        );
+        let Ok(slug) = Slug::parse(tenants::DEFAULT) else {
+            return Ok(());
+        };
+        let Ok(Some(tenant)) = self.tenants.by_slug(slug).await else {
+            return Ok(());
+        };
+        let at = start::system(tenant, Actor::System);
+        self.audit
+            .change(at, async move |change: &mut Change| -> db::Result<()> {
+                let after = serde_json::json!({
+                    "hours": cut.hours, "hours_for_room": cut.hours_for_room, "until": until,
+                });
+                change.record("usage.cut", ("usage", "events"), None, Some(after));
+                Ok(())
+            })
             .await
     }
 

@@ -9,6 +9,8 @@ mod start;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
+
 use crate::audit::{Audit, Outlet, Refusals};
 use crate::auth::issuers::Issuers;
 use crate::auth::people::People;
@@ -39,7 +41,7 @@ use crate::redis_link::RedisLink;
 use crate::routes;
 use crate::services::Services;
 use crate::tenants::Tenants;
-use crate::usage::{Ledger, Recorder, Usage};
+use crate::usage::{Ledger, Recorder, Rules, Usage};
 use crate::validation::Validation;
 use crate::validation::http::direct::verify_directly;
 use crate::validation::records::Records;
@@ -57,6 +59,8 @@ pub struct App {
     /// Where the usage ledger is: `db` itself, or a file beside it.
     pub usage_db: Db,
     pub ledger: Ledger,
+    /// What services keep of their uses, and at which position of the changes that was.
+    usage_rules: Arc<ArcSwap<(i64, Rules)>>,
     pub usage: Usage,
     pub audit: Audit,
     pub master: Arc<MasterKeys>,
@@ -119,7 +123,7 @@ impl App {
                 Db::open_journal(config.data_dir.join("usage-journal.db"))
                     .map_err(|error| format!("data_dir: the journal of uses: {error}"))
             })?;
-        let recorder = Arc::new(Recorder::new(true));
+        let recorder = Arc::new(Recorder::new(config.usage.recording));
         let codes: Vec<&'static str> = Code::ALL.iter().map(|code| code.slug()).collect();
         let metrics = Arc::new(Metrics::new(&codes));
         let redis = match &config.redis.url {
@@ -244,6 +248,7 @@ impl App {
             db,
             usage_db,
             ledger,
+            usage_rules: Arc::new(ArcSwap::from_pointee((-1, Rules::default()))),
             audit,
             peppers,
             hasher,

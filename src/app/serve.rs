@@ -23,7 +23,6 @@ use crate::http::health::{self, Phase};
 use crate::http::{docs, health::read_metrics};
 use crate::routes;
 use crate::telemetry::LostLines;
-use crate::usage::Rules;
 
 /// How long requests under way may take at the stop.
 const SHUTDOWN_SECONDS: u64 = 10;
@@ -217,9 +216,8 @@ impl App {
         if let Err(error) = self.ledger.flush().await {
             tracing::error!(target: "security", %error, "the last uses could not be kept");
         }
-        let rules = Rules::default();
-        match tokio::time::timeout(STORE_AT_STOP_MAX, self.ledger.store(&rules)).await {
-            Ok(Ok(_stored)) => {}
+        match tokio::time::timeout(STORE_AT_STOP_MAX, self.store_uses()).await {
+            Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "the last uses wait in the journal"),
             Err(_elapsed) => tracing::warn!("the last uses wait in the journal"),
         }

@@ -18,6 +18,7 @@ mod server;
 mod settings;
 mod sources;
 mod storage;
+mod usage;
 
 use std::path::PathBuf;
 
@@ -40,6 +41,7 @@ use self::settings::{Kind, SETTINGS, Setting};
 use self::sources::Layer;
 pub use self::sources::{ConfigFile, Flag, Sources};
 pub use self::storage::{Database, DatabaseUrl};
+pub use self::usage::Usage;
 
 /// Every setting with its default and what it is for.
 pub const EXAMPLE: &str = include_str!("../../config.example.toml");
@@ -60,6 +62,8 @@ pub struct Config {
     pub cache: Cache,
     #[serde(default)]
     pub audit: Audit,
+    #[serde(default)]
+    pub usage: Usage,
     #[serde(default)]
     pub argon2: Argon2,
     #[serde(default)]
@@ -121,6 +125,7 @@ impl Config {
         self.secrets.check()?;
         self.cache.check()?;
         self.audit.check()?;
+        self.usage.check()?;
         self.argon2.check()?;
         match issuers::resolve(&self.issuers) {
             Ok(_meant) => Ok(()),

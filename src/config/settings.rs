@@ -132,6 +132,17 @@ pub(super) const SETTINGS: &[Setting] = &[
         Kind::Text,
         "must be a time of at least 1d, such as \"2555d\"",
     ),
+    setting("usage.recording", Kind::Switch, SWITCH),
+    setting(
+        "usage.events_retention",
+        Kind::Text,
+        "must be a time from 1h to 3650d, such as \"30d\"",
+    ),
+    setting(
+        "usage.events_bytes_max",
+        Kind::Number,
+        "must be a number of bytes, at least 67108864",
+    ),
     setting(
         "argon2.memory_kib",
         Kind::Number,

@@ -8,6 +8,7 @@ use std::path::Path;
 use super::settings::{Kind, SETTINGS};
 use super::*;
 use crate::entropy::Entropy;
+use crate::time::Span;
 
 const MASTER_KEY: &str = "8f1d0a5b6c7e4932a1b0c9d8e7f60514233241506f7e8d9cabbacadbecfd0e1f";
 
@@ -164,6 +165,9 @@ fn every_field_is_a_listed_setting() {
     config.secrets.master_key = Some(crate::master::MasterKey::parse(MASTER_KEY).unwrap());
     let (_dir, sources) = written(&example_issuer());
     config.issuers = Config::load(&sources).unwrap().issuers;
+    config.audit.checkpoint_file = Some("/a".into());
+    config.audit.sink = Some("/b".into());
+    config.audit.retention = Some(Span::days(9));
     let table: toml::Table = toml::from_str(&config.to_toml()).unwrap();
     let mut fields = Vec::new();
     for (name, value) in &table {
@@ -223,7 +227,15 @@ fn every_setting_can_be_set_by_a_variable() {
             "server.listen" | "server.operations_listen" => ("127.0.0.1:9", "127.0.0.1:9"),
             "server.public_url" => ("https://keys.example.com/", "https://keys.example.com"),
             "server.trusted_proxies" => ("10.1.2.3/8, ::1", "::1/128"),
-            "server.drain_delay" | "cache.refresh" | "cache.stale_max" => ("90s", "90s"),
+            "server.drain_delay"
+            | "cache.refresh"
+            | "cache.stale_max"
+            | "audit.checkpoint_every" => ("90s", "90s"),
+            "audit.checkpoint_file" | "audit.sink" => ("/srv/a.ndjson", "/srv/a.ndjson"),
+            "audit.retention" => ("2555d", "2555d"),
+            "usage.recording" => ("false", "false"),
+            "usage.events_retention" => ("40d", "40d"),
+            "usage.events_bytes_max" => ("100000000", "100000000"),
             "server.operations" => ("off", "off"),
             "server.cors_origins" => ("https://a.example.com", "https://a.example.com"),
             "database.url" => ("postgres://u:hush@h/d", "postgres://u:***@h/d"),
@@ -347,7 +359,7 @@ fn a_bad_variable_or_flag_is_named() {
         KEYSTEAD__SERVER__WORKERS: server.workers must be a number from 0 (one for each core) to 512
         KEYSTEAD__SERVER__DANGEROUS_PLAIN_HTTP: server.dangerous_plain_http must be true or false
         KEYSTEAD__SERVER__PORT: is not a setting; [server] has: listen, public_url, trusted_proxies, dangerous_plain_http, drain_delay, operations, operations_listen, cors_origins, workers
-        KEYSTEAD__LISTEN: is not a setting; there are: data_dir, server, database, redis, secrets, cache, argon2, log, issuers
+        KEYSTEAD__LISTEN: is not a setting; there are: data_dir, server, database, redis, secrets, cache, audit, usage, argon2, log, issuers
         KEYSTEAD_SERVER_LISTEN: is not a setting; write two underscores: KEYSTEAD__SERVER__LISTEN
         KEYSTEAD__SERVER__LISTEN_FILE: is not a setting; [server] has: listen, public_url, trusted_proxies, dangerous_plain_http, drain_delay, operations, operations_listen, cors_origins, workers
         KEYSTEAD__SECRETS__MASTER_KEY_FILE: secrets.master_key names /dev/null/x, which cannot be read: Not a directory (os error 20)

@@ -361,15 +361,3 @@ diesel::allow_tables_to_appear_in_same_query!(
 );
 
 diesel::allow_tables_to_appear_in_same_query!(audit_event, audit_head);
-
-diesel::table! {
-    /// In a file of its own on each node.
-    usage_journal (number) {
-        number -> BigInt,
-        node -> Text,
-        /// `uses` or `folded`.
-        kind -> Text,
-        form -> Integer,
-        block -> Binary,
-    }
-}

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::Service;
-use super::settings::{KeyPolicy, KeyPolicyPatch, OnOutage};
+use super::settings::{KeyPolicy, KeyPolicyPatch, OnOutage, UsagePatch, UsageSettings};
 use crate::catalogue::Status;
 use crate::id::ServiceId;
 use crate::limits::{Quota, QuotaPatch, RateLimits};
@@ -46,6 +46,7 @@ pub struct CreateService {
     #[serde(default)]
     #[schema(required = false)]
     pub on_outage: OnOutage,
+    pub usage: Option<UsagePatch>,
     #[serde(default)]
     #[schema(required = false)]
     pub metadata: Metadata,
@@ -76,6 +77,7 @@ pub struct ReplaceService {
     #[serde(default)]
     #[schema(required = false)]
     pub on_outage: OnOutage,
+    pub usage: Option<UsagePatch>,
     #[serde(default)]
     #[schema(required = false)]
     pub metadata: Metadata,
@@ -94,6 +96,7 @@ impl ReplaceService {
             rate_limits: self.rate_limits,
             quota: self.quota,
             on_outage: self.on_outage,
+            usage: self.usage,
             metadata: self.metadata,
             reason: self.reason,
         }
@@ -127,6 +130,9 @@ pub struct UpdateService {
     #[schema(value_type = Option<OnOutage>)]
     pub on_outage: Option<Option<OnOutage>>,
     #[serde(default, deserialize_with = "double_option")]
+    #[schema(value_type = Option<UsagePatch>)]
+    pub usage: Option<Option<UsagePatch>>,
+    #[serde(default, deserialize_with = "double_option")]
     #[schema(value_type = Option<MetadataPatch>)]
     pub metadata: Option<Option<MetadataPatch>>,
     pub reason: Option<Reason>,
@@ -155,6 +161,7 @@ pub struct UpdateService {
     ],
     "quota": null,
     "on_outage": "serve",
+    "usage": {"events": "all"},
     "metadata": {},
     "status": "active",
     "version": 1,
@@ -174,6 +181,7 @@ pub struct ServiceBody {
     #[schema(required = true)]
     pub quota: Option<Quota>,
     pub on_outage: OnOutage,
+    pub usage: UsageSettings,
     pub metadata: Metadata,
     pub status: Status,
     pub version: i64,
@@ -195,6 +203,7 @@ impl ServiceBody {
             rate_limits: settings.rate_limits.clone(),
             quota: settings.quota,
             on_outage: settings.on_outage,
+            usage: settings.usage,
             metadata: service.metadata.clone(),
             status: service.status(),
             version: service.version,
@@ -279,6 +288,8 @@ mod tests {
                 json!({"limit": 1, "period": "year"}),
                 "/quota/period",
             ),
+            ("usage", json!({"events": "some"}), "/usage/events"),
+            ("usage", json!({"event": "all"}), "/usage/event"),
             ("on_outage", json!("maybe"), "/on_outage"),
             ("on_outage", json!(5), "/on_outage"),
             ("quota", json!({"limit": 1, "period": {}}), "/quota/period"),

@@ -3,12 +3,12 @@
 use serde_json::{Value, json};
 
 use super::body::{CreateService, ReplaceService, ServiceBody, UpdateService};
-use super::settings::{KeyPolicy, KeyPolicyPatch};
+use super::settings::{KeyPolicy, KeyPolicyPatch, UsagePatch, UsageSettings};
 use super::{Service, ServiceFilter, ServiceSettings, store};
 use crate::audit::{Attribution, Audit, Change, TenantRef};
 use crate::catalogue::{self, check_version};
-use crate::db::Db;
 use crate::db::feed::Kind;
+use crate::db::{self, Conn, Db};
 use crate::error::{Conflict, Error, Result};
 use crate::id::ServiceId;
 use crate::idempotency::{self, Claim, Idempotent};
@@ -16,6 +16,7 @@ use crate::page::{Page, PageRequest, Position};
 use crate::rights::{Permission, Rights};
 use crate::scope::{Catalogue, ScopeEntry};
 use crate::text::{Description, Name, Slug};
+use crate::usage::Rules;
 
 const KIND: &str = "service";
 
@@ -29,6 +30,19 @@ pub struct Services {
 impl Services {
     pub fn new(db: Db, audit: Audit) -> Self {
         Self { db, audit }
+    }
+
+    /// Which uses of which services leave an event.
+    pub async fn usage_rules(&self) -> db::Result<Rules> {
+        let all = self
+            .db
+            .read(async move |conn: &mut Conn| store::usage_settings(conn).await)
+            .await?;
+        let mut rules = Rules::default();
+        for (tenant, slug, settings) in all {
+            rules.set(tenant.as_str(), slug.as_str(), settings.events);
+        }
+        Ok(rules)
     }
 
     /// # Errors
@@ -283,6 +297,7 @@ fn set(service: &mut Service, input: CreateService) -> Result<()> {
         rate_limits,
         quota,
         on_outage,
+        usage,
         metadata,
         reason: _,
     } = input;
@@ -294,6 +309,7 @@ fn set(service: &mut Service, input: CreateService) -> Result<()> {
         rate_limits,
         quota,
         on_outage,
+        usage: kept(UsageSettings::default(), usage),
     };
     service.metadata = metadata;
     Ok(())
@@ -309,6 +325,7 @@ fn patched(service: &mut Service, patch: UpdateService) -> Result<()> {
         rate_limits,
         quota,
         on_outage,
+        usage,
         metadata,
         reason: _,
     } = patch;
@@ -334,7 +351,17 @@ fn patched(service: &mut Service, patch: UpdateService) -> Result<()> {
     if let Some(on_outage) = on_outage {
         settings.on_outage = on_outage.unwrap_or_default();
     }
+    match usage {
+        None => {}
+        Some(None) => settings.usage = UsageSettings::default(),
+        Some(patch) => settings.usage = kept(settings.usage, patch),
+    }
     catalogue::patch_metadata(&mut service.metadata, metadata)
+}
+
+fn kept(mut settings: UsageSettings, patch: Option<UsagePatch>) -> UsageSettings {
+    patch.unwrap_or_default().apply(&mut settings);
+    settings
 }
 
 fn policy(mut policy: KeyPolicy, patch: KeyPolicyPatch) -> Result<KeyPolicy> {

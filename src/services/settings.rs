@@ -11,6 +11,7 @@ use crate::patch::double_option;
 use crate::scope::ScopeEntry;
 use crate::text::{Environment, Prefix};
 use crate::time::Span;
+use crate::usage::Events;
 
 /// The life of a key for which neither it nor its service says anything.
 pub const DEFAULT_TTL: Span = Span::days(90);
@@ -36,6 +37,33 @@ pub struct ServiceSettings {
     pub rate_limits: RateLimits,
     pub quota: Option<Quota>,
     pub on_outage: OnOutage,
+    pub usage: UsageSettings,
+}
+
+/// What is kept of the uses of the service's keys.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct UsageSettings {
+    /// Which uses leave an event; all of them are counted.
+    #[schema(required = true)]
+    pub events: Events,
+}
+
+/// The same where a member that is left out stays as it is, and null is its default.
+#[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UsagePatch {
+    #[serde(default, deserialize_with = "double_option")]
+    #[schema(value_type = Option<Events>)]
+    pub events: Option<Option<Events>>,
+}
+
+impl UsagePatch {
+    pub fn apply(self, settings: &mut UsageSettings) {
+        if let Some(events) = self.events {
+            settings.events = events.unwrap_or_default();
+        }
+    }
 }
 
 /// What the service's keys must be like.

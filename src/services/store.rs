@@ -3,7 +3,8 @@
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 
-use super::{Service, ServiceFilter};
+use super::settings::UsageSettings;
+use super::{Service, ServiceFilter, ServiceSettings};
 use crate::catalogue::Status;
 use crate::db::schema::{api_key, consumer, key_grant, service};
 use crate::db::{Conn, Error, Result};
@@ -89,6 +90,23 @@ pub async fn update(conn: &mut Conn, service: &Service) -> Result<()> {
     let row = Row::try_from(service)?;
     each!(conn, c => diesel::update(service::table.find(&row.id)).set(&row).execute(c).await)?;
     Ok(())
+}
+
+/// What each service keeps of its uses, where that is not everything.
+pub async fn usage_settings(conn: &mut Conn) -> Result<Vec<(TenantId, Slug, UsageSettings)>> {
+    let rows: Vec<(TenantId, Slug, String)> = each!(conn, c => service::table
+        .filter(service::settings.like("%\"usage\":{\"events\":\"%"))
+        .select((service::tenant_id, service::slug, service::settings))
+        .load(c)
+        .await)?;
+    let mut kept = Vec::new();
+    for (tenant, slug, settings) in rows {
+        let settings: ServiceSettings = serde_json::from_str(&settings).map_err(corrupt)?;
+        if settings.usage != UsageSettings::default() {
+            kept.push((tenant, slug, settings.usage));
+        }
+    }
+    Ok(kept)
 }
 
 /// Also a deleted one.

@@ -232,6 +232,11 @@ impl Ledger {
         self.0.waiting_bytes.load(Ordering::Relaxed)
     }
 
+    /// Whether there is anything for the ledger.
+    pub fn is_waiting(&self) -> bool {
+        self.waiting_bytes() > 0
+    }
+
     /// How many uses left a count and no event, for lack of room.
     pub fn shed(&self) -> u64 {
         self.0.shed.load(Ordering::Relaxed) + self.0.recorder.shed()

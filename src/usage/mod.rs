@@ -12,6 +12,7 @@ pub mod ledger;
 pub mod query;
 pub mod record;
 pub mod recorder;
+pub mod retention;
 pub mod rules;
 pub mod store;
 pub mod summary;

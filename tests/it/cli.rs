@@ -98,6 +98,11 @@ fn the_effective_settings_are_valid_toml_and_say_who_set_them() {
     [audit]
     checkpoint_every = "1h"
 
+    [usage]
+    recording = true
+    events_retention = "30d"
+    events_bytes_max = 21474836480
+
     [argon2]
     memory_kib = 19456
     passes = 2

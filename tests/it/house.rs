@@ -41,7 +41,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("audit", &[]),
     ("usage", &["audit"]),
     ("idempotency", &["audit"]),
-    ("services", &["idempotency", "audit"]),
+    ("services", &["usage", "idempotency", "audit"]),
     ("consumers", &["idempotency", "audit"]),
     ("tenants", &["services", "idempotency", "audit"]),
     ("keys", &["services", "consumers", "tenants"]),

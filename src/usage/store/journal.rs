@@ -4,9 +4,20 @@
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 
-use crate::db::schema::usage_journal;
 use crate::db::{self, Conn};
 use crate::each;
+
+diesel::table! {
+    /// In a file of its own on each node.
+    usage_journal (number) {
+        number -> BigInt,
+        node -> Text,
+        /// `uses` or `folded`.
+        kind -> Text,
+        form -> Integer,
+        block -> Binary,
+    }
+}
 
 /// A block of uses, as it was collected.
 #[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable)]

@@ -5,6 +5,7 @@ pub mod batch;
 pub mod events;
 pub mod journal;
 pub mod partition;
+pub mod retention;
 mod rows;
 mod strangers;
 pub mod summary;

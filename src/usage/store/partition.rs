@@ -33,3 +33,17 @@ pub async fn ensure(conn: &mut Conn, hour: i64) -> db::Result<bool> {
         }
     }
 }
+
+/// Drops the partition of an hour, with its events.
+///
+/// # Errors
+/// The lock did not come in time: somebody reads or writes there.
+pub async fn drop(conn: &mut Conn, hour: i64) -> db::Result<()> {
+    if let Conn::Postgres(c) = conn {
+        diesel::sql_query("SELECT usage_event_drop_hour($1)")
+            .bind::<BigInt, _>(hour)
+            .execute(&mut **c)
+            .await?;
+    }
+    Ok(())
+}

@@ -3,6 +3,7 @@
 mod batch;
 mod read;
 mod recorded;
+mod retention;
 
 use std::collections::BTreeMap;
 

@@ -1,0 +1,108 @@
+//! How long the ledger keeps what: events for a time and within so many bytes, counts for longer.
+
+use super::Usage;
+use super::store::{partition, retention};
+use crate::db::{self, Conn};
+use crate::time::{Span, Timestamp};
+use crate::usage::counts::HOUR_MS;
+
+/// Counts are kept so long.
+const COUNTS_KEPT: Span = Span::days(400);
+
+/// Counts by the minute.
+const MINUTES_KEPT: Span = Span::days(7);
+
+/// Hours for which `PostgreSQL` has a partition before there is an event.
+const HOURS_AHEAD: i64 = 24;
+
+/// What a cut took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cut {
+    /// Whole hours of events.
+    pub hours: u64,
+    /// Of them, those that were not old, but more than there is room for.
+    pub hours_for_room: u64,
+    /// The end of the last of them.
+    pub until: Option<Timestamp>,
+}
+
+/// What is to be kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Keep {
+    pub events: Span,
+    pub bytes_max: u64,
+}
+
+impl Usage {
+    /// Makes room for what comes.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn prepare_hours(&self) -> db::Result<()> {
+        let now = partition::hour_of(self.clock.now().millis());
+        self.db
+            .write(async move |conn: &mut Conn| -> db::Result<()> {
+                for hour in now..=now.saturating_add(HOURS_AHEAD) {
+                    partition::ensure(conn, hour).await?;
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    /// Deletes what is old, or more than there is room for. The hour at hand stays.
+    ///
+    /// # Errors
+    /// The database's; what was cut until then is cut.
+    pub async fn cut(&self, keep: Keep) -> db::Result<Cut> {
+        let newest = async move |conn: &mut Conn| retention::newest(conn).await;
+        let mut cut = Cut::default();
+        let clock = self.clock.now();
+        let newest: Option<i64> = self.db.read(newest).await?;
+        let Some(newest) = newest else {
+            return Ok(cut);
+        };
+        // A clock that jumped ahead makes nothing old.
+        let now = clock.min(Timestamp::from_millis(newest));
+        let old = now.minus(keep.events).millis();
+        while let Some(hour) = self.oldest_hour(old).await? {
+            self.drop_hour(hour, &mut cut).await?;
+        }
+        while self.bytes().await? > keep.bytes_max {
+            let Some(hour) = self.oldest_hour(now.millis()).await? else {
+                break;
+            };
+            self.drop_hour(hour, &mut cut).await?;
+            cut.hours_for_room += 1;
+        }
+        let minutes = now.minus(MINUTES_KEPT).millis();
+        let counts = now.minus(COUNTS_KEPT).millis();
+        self.db
+            .write(async move |conn: &mut Conn| {
+                retention::cut_counts(conn, minutes, counts, old.min(minutes)).await
+            })
+            .await?;
+        Ok(cut)
+    }
+
+    async fn oldest_hour(&self, before_ms: i64) -> db::Result<Option<i64>> {
+        let hours = async move |conn: &mut Conn| retention::hours_before(conn, before_ms).await;
+        let hours: Vec<i64> = self.db.read(hours).await?;
+        Ok(hours.first().copied())
+    }
+
+    async fn drop_hour(&self, hour: i64, cut: &mut Cut) -> db::Result<()> {
+        let drop = async move |conn: &mut Conn| retention::drop_hour(conn, hour).await;
+        while self.db.write(drop).await? {}
+        cut.hours += 1;
+        let end = (hour + 1).saturating_mul(HOUR_MS);
+        cut.until = cut.until.max(Some(Timestamp::from_millis(end)));
+        Ok(())
+    }
+
+    async fn bytes(&self) -> db::Result<u64> {
+        let bytes = async move |conn: &mut Conn| retention::bytes(conn).await;
+        let bytes: i64 = self.db.read(bytes).await?;
+        Ok(u64::try_from(bytes).unwrap_or_default())
+    }
+}

@@ -1,0 +1,94 @@
+//! What is old goes, and what is not stays, whatever the clock says.
+
+use keystead::clock::Clock;
+use keystead::time::{Span, Timestamp};
+use keystead::usage::retention::Keep;
+use keystead::usage::{Rules, Usage};
+
+use super::{batch, lines, number, record, store};
+use crate::support::{Home, both};
+
+both!(
+    old_hours_go_and_counts_stay,
+    beyond_its_bytes_the_oldest_hours_go,
+    a_clock_that_jumps_deletes_nothing,
+);
+
+const HOUR_MS: i64 = 3_600_000;
+
+/// Three uses in each of `hours` hours that end with the one at hand.
+async fn fill(home: &Home, now: Timestamp, hours: i64) {
+    for hour in 0..hours {
+        let at = now.millis() - hour * HOUR_MS;
+        let records = (0..3).map(|n| record(at - n, "key_1")).collect();
+        store(
+            home.usage_eyes(),
+            &batch("a", hours - hour, records),
+            &Rules::default(),
+        )
+        .await;
+    }
+}
+
+async fn events(home: &Home) -> i64 {
+    number(home, "SELECT COUNT(*) FROM usage_event").await
+}
+
+fn keep(events: Span, bytes_max: u64) -> Keep {
+    Keep { events, bytes_max }
+}
+
+async fn old_hours_go_and_counts_stay(home: Home) {
+    let (clock, db) = (Clock::System, home.usage_eyes().clone());
+    let usage = Usage::new(db, clock.clone());
+    usage.prepare_hours().await.unwrap();
+    fill(&home, clock.now(), 6).await;
+    let cut = usage.cut(keep(Span::hours(3), u64::MAX)).await.unwrap();
+    assert!(cut.hours >= 2 && cut.hours_for_room == 0, "{cut:?}");
+    let left = events(&home).await;
+    assert!((9..=15).contains(&left), "{left}");
+    let oldest = "SELECT CAST(MIN(at) AS TEXT) AS line FROM usage_event";
+    let oldest: i64 = lines(&home, oldest).await[0].parse().unwrap();
+    assert!(oldest >= clock.now().millis() - 4 * HOUR_MS);
+    let counted = "SELECT SUM(uses) FROM usage_hour";
+    assert_eq!(number(&home, counted).await, 18);
+    assert_eq!(
+        usage
+            .cut(keep(Span::hours(3), u64::MAX))
+            .await
+            .unwrap()
+            .hours,
+        0
+    );
+}
+
+async fn beyond_its_bytes_the_oldest_hours_go(home: Home) {
+    let (clock, db) = (Clock::System, home.usage_eyes().clone());
+    let usage = Usage::new(db, clock.clone());
+    fill(&home, clock.now(), 5).await;
+    let cut = usage.cut(keep(Span::days(30), 1)).await.unwrap();
+    // The hour of the newest use stays, however little room there is.
+    assert!(cut.hours_for_room >= 4, "{cut:?}");
+    let left = events(&home).await;
+    assert!((1..=3).contains(&left), "{left}");
+}
+
+async fn a_clock_that_jumps_deletes_nothing(home: Home) {
+    let db = home.usage_eyes().clone();
+    fill(&home, Clock::System.now(), 3).await;
+    for days in [-1, 500] {
+        let clock = Clock::shifted();
+        if let Clock::Shifted(offset) = &clock {
+            offset.store(days * 24 * HOUR_MS, std::sync::atomic::Ordering::SeqCst);
+        }
+        let usage = Usage::new(db.clone(), clock);
+        let cut = usage.cut(keep(Span::days(2), u64::MAX)).await.unwrap();
+        assert_eq!(cut.hours, 0, "{days}");
+        assert_eq!(events(&home).await, 9, "{days}");
+        assert_eq!(
+            number(&home, "SELECT SUM(uses) FROM usage_minute").await,
+            9,
+            "{days}"
+        );
+    }
+}
