@@ -116,13 +116,6 @@ impl App {
             .map_err(|error| format!("database.url cannot be opened: {error}"))?;
         let usage_db = Db::open_usage(config.database.url.target(), &db)
             .map_err(|error| format!("the usage ledger cannot be opened: {error}"))?;
-        let journal = config
-            .create_data_dir()
-            .map_err(|error| error.to_string())
-            .and_then(|()| {
-                Db::open_journal(config.data_dir.join("usage-journal.db"))
-                    .map_err(|error| format!("data_dir: the journal of uses: {error}"))
-            })?;
         let recorder = Arc::new(Recorder::new(config.usage.recording));
         let codes: Vec<&'static str> = Code::ALL.iter().map(|code| code.slug()).collect();
         let metrics = Arc::new(Metrics::new(&codes));
@@ -144,7 +137,7 @@ impl App {
             .map(|redis| Relay::new(redis.clone(), seal.clone(), history.clone(), node.clone()));
         let ledger = Ledger::new(
             Arc::clone(&recorder),
-            journal,
+            config.data_dir.join("usage-journal.db"),
             usage_db.clone(),
             clock.clone(),
             hex::encode(entropy.bytes::<8>()),

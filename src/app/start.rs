@@ -94,13 +94,14 @@ impl App {
                 "brought the schema up to date"
             );
         }
-        self.ledger.begin().await?;
         let tenant = self
             .tenants
             .ensure_default(&self.clock, &self.entropy)
             .await?
             .to_ref();
         self.load_peppers().await?;
+        self.config.create_data_dir()?;
+        self.ledger.begin().await?;
         self.nodes.join().await?;
         self.follower.begin(tenant.id.as_str()).await?;
         self.audit.renew_heads().await?;

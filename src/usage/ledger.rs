@@ -8,8 +8,9 @@
 //! A journal that is full keeps counts in the place of events: how many is told, and nothing is lost
 //! of what is counted.
 
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::Mutex;
@@ -45,7 +46,9 @@ pub struct Ledger(Arc<Inner>);
 
 struct Inner {
     recorder: Arc<Recorder>,
-    journal: Db,
+    /// The file of the journal, opened when the node begins.
+    path: PathBuf,
+    journal: OnceLock<Db>,
     ledger: Db,
     clock: Clock,
     /// New with each start, so that no number of this node is ever another block's.
@@ -60,16 +63,18 @@ struct Inner {
 }
 
 impl Ledger {
+    /// `path` is where the journal is, or will be.
     pub fn new(
         recorder: Arc<Recorder>,
-        journal: Db,
+        path: PathBuf,
         ledger: Db,
         clock: Clock,
         node: String,
     ) -> Self {
         Self(Arc::new(Inner {
             recorder,
-            journal,
+            path,
+            journal: OnceLock::new(),
             ledger,
             clock,
             node,
@@ -81,13 +86,24 @@ impl Ledger {
         }))
     }
 
-    /// Makes the journal's table, and sees what waits in it from before.
+    /// Opens the journal, and sees what waits in it from before. Until then nothing is kept.
     ///
     /// # Errors
-    /// The journal's.
+    /// The journal's: a folder that cannot be written, a file that is none of ours.
     pub async fn begin(&self) -> db::Result<()> {
-        self.0.journal.migrate().await?;
-        self.measure().await
+        let inner = &*self.0;
+        let journal = match inner.journal.get() {
+            Some(journal) => journal.clone(),
+            None => Db::open_journal(inner.path.clone())
+                .map_err(|error| db::Error::Unavailable(error.into()))?,
+        };
+        journal.migrate().await?;
+        let read = async move |conn: &mut Conn| journal::bytes(conn).await;
+        let bytes = journal.read(read).await?;
+        inner.waiting_bytes.store(bytes, Ordering::Relaxed);
+        // Whoever was faster has opened the same file.
+        let _first = inner.journal.set(journal);
+        Ok(())
     }
 
     /// Step 1. What cannot be kept now is kept the next time.
@@ -96,6 +112,9 @@ impl Ledger {
     /// The journal's.
     pub async fn flush(&self) -> db::Result<()> {
         let inner = &*self.0;
+        let Some(journal) = inner.journal.get() else {
+            return Ok(());
+        };
         let mut collected = inner.flushing.lock().await;
         collected.merge(inner.recorder.take());
         if collected.is_empty() {
@@ -121,8 +140,7 @@ impl Ledger {
             }
         }
         let bytes: usize = blocks.iter().map(|block| block.block.len()).sum();
-        inner
-            .journal
+        journal
             .write_to_end(async move |conn: &mut Conn| journal::append(conn, blocks).await)
             .await?;
         *collected = Collected::default();
@@ -137,11 +155,14 @@ impl Ledger {
     /// The ledger's or the journal's; what was not stored waits.
     pub async fn store(&self, rules: &Rules) -> db::Result<usize> {
         let inner = &*self.0;
+        let Some(journal) = inner.journal.get() else {
+            return Ok(0);
+        };
         let mut refusals = inner.storing.lock().await;
         let mut stored = 0;
         loop {
             let read = async move |conn: &mut Conn| journal::first(conn).await;
-            let first: Option<Block> = inner.journal.read(read).await?;
+            let first: Option<Block> = journal.read(read).await?;
             let Some(block) = first else {
                 return Ok(stored);
             };
@@ -152,7 +173,7 @@ impl Ledger {
                 stored += usize::from(self.store_batch(batch, rules).await?);
             }
             let remove = async move |conn: &mut Conn| journal::remove(conn, number).await;
-            inner.journal.write_to_end(remove).await?;
+            journal.write_to_end(remove).await?;
             inner.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
         }
     }
@@ -218,13 +239,6 @@ impl Ledger {
             }
             Err(error) => tracing::error!(%error, "uses could not be folded"),
         }
-    }
-
-    async fn measure(&self) -> db::Result<()> {
-        let read = async move |conn: &mut Conn| journal::bytes(conn).await;
-        let bytes = self.0.journal.read(read).await?;
-        self.0.waiting_bytes.store(bytes, Ordering::Relaxed);
-        Ok(())
     }
 
     /// How many bytes wait in the journal.

@@ -4,7 +4,7 @@
 use super::*;
 use crate::matrix::recipes::Needs;
 use crate::matrix::{fresh, operations};
-use crate::support::tables;
+use crate::support::{tables, until};
 
 both!(
     what_only_the_server_sets_is_refused_in_every_body,
@@ -454,7 +454,15 @@ async fn a_cursor_is_good_for_its_own_list_alone(home: Home) {
     for count in 0..3 {
         fresh(&owner, count).await;
         owner.post("/v1/audit/checkpoints").send().await.expect(201);
+        let used = json!({"api_key": server.owner_key().unwrap(), "service": "keystead"});
+        owner.post("/v1/verify").json(used).send().await.expect(200);
     }
+    let bound = std::time::Duration::from_secs(20);
+    until(bound, "the uses are stored", async || {
+        let events = owner.get("/v1/usage/events").send().await.expect(200);
+        events["items"].as_array().unwrap().len() == 3
+    })
+    .await;
     let manager = json!({"slug": "other-tenant"});
     owner.create("/v1/tenants", manager).await;
     let mut lists: Vec<String> = operations(&server)
@@ -505,6 +513,7 @@ async fn a_cursor_is_good_for_its_own_list_alone(home: Home) {
         let filter = match list.as_str() {
             "/v1/audit/events" => "action=key.create",
             "/v1/audit/checkpoints" => "kind=checkpoint",
+            "/v1/usage/events" => "outcome=valid",
             _ => "status=active",
         };
         refused(&owner, &format!("{list}?{filter}&cursor={cursor}")).await;
