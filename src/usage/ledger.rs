@@ -34,6 +34,9 @@ pub const STORE_EVERY: Duration = Duration::from_millis(250);
 /// From here on only counts are kept.
 const JOURNAL_BYTES_MAX: i64 = 1024 * 1024 * 1024;
 
+/// What cannot be kept is held in memory up to here; a block is not larger either.
+const HELD_BYTES_MAX: usize = 32 * 1024 * 1024;
+
 const USES: &str = "uses";
 const FOLDED: &str = "folded";
 
@@ -120,7 +123,8 @@ impl Ledger {
         if collected.is_empty() {
             return Ok(());
         }
-        if inner.waiting_bytes.load(Ordering::Relaxed) > JOURNAL_BYTES_MAX {
+        let waiting = inner.waiting_bytes.load(Ordering::Relaxed);
+        if waiting > JOURNAL_BYTES_MAX || collected.block.len() > HELD_BYTES_MAX {
             self.fold(&mut collected);
         }
         let new = |kind, block| NewBlock {
@@ -234,7 +238,7 @@ impl Ledger {
                 tracing::warn!(
                     target: "security",
                     events = count,
-                    "the journal is full: uses leave counts and no events"
+                    "no room in the journal: uses leave counts and no events"
                 );
             }
             Err(error) => tracing::error!(%error, "uses could not be folded"),

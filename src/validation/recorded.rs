@@ -11,6 +11,9 @@ use crate::usage::Recorder;
 use crate::usage::codec::{Use, UsedKey};
 use crate::usage::record::Operation;
 
+/// Longer than anything is kept.
+const TEXT_BYTES_MAX: usize = 2048;
+
 /// Who asked, from where and about what: told by whoever asks, and recorded as it is.
 #[derive(Clone, Copy, Debug)]
 pub struct Asking<'a> {
@@ -70,12 +73,18 @@ pub(super) fn record(
         met,
         cost: request.cost,
         ip: request.ip,
-        method: asking.method,
-        path: asking.path,
-        user_agent: asking.user_agent,
+        method: asking.method.map(head),
+        path: asking.path.map(head),
+        user_agent: asking.user_agent.map(head),
         context: asking.context,
         caller: asking.caller,
         request_id: asking.request_id,
         latency_us: Clock::uptime_us().saturating_sub(asking.began_us),
     });
+}
+
+/// No more of a text than is kept of it.
+fn head(text: &str) -> &str {
+    let end = text.floor_char_boundary(TEXT_BYTES_MAX);
+    text.get(..end).unwrap_or_default()
 }
