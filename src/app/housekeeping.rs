@@ -257,7 +257,7 @@ impl App {
             self.usage_rules.store(Arc::clone(&rules));
             rules
         };
-        self.ledger.store(&rules.1).await.map(drop)
+        self.ledger.store(rules.1.clone()).await.map(drop)
     }
 
     /// Makes room for the events to come and deletes those that are old; what was deleted is in the

@@ -109,11 +109,18 @@ impl Ledger {
         Ok(())
     }
 
-    /// Step 1. What cannot be kept now is kept the next time.
+    /// Step 1. What cannot be kept now is kept the next time. It goes on to its end if the caller stops
+    /// waiting: or what is under way into the journal would be put there once more.
     ///
     /// # Errors
     /// The journal's.
     pub async fn flush(&self) -> db::Result<()> {
+        let this = self.clone();
+        let flush = async move { this.flush_to_end().await };
+        self.0.ledger.spawn(None, flush).await
+    }
+
+    async fn flush_to_end(&self) -> db::Result<()> {
         let inner = &*self.0;
         let Some(journal) = inner.journal.get() else {
             return Ok(());
@@ -153,11 +160,18 @@ impl Ledger {
         Ok(())
     }
 
-    /// Step 2, until the journal is empty. Answers how many batches it stored.
+    /// Step 2, until the journal is empty. Answers how many batches it stored. It goes on if the caller
+    /// stops waiting.
     ///
     /// # Errors
     /// The ledger's or the journal's; what was not stored waits.
-    pub async fn store(&self, rules: &Rules) -> db::Result<usize> {
+    pub async fn store(&self, rules: Rules) -> db::Result<usize> {
+        let this = self.clone();
+        let store = async move { this.store_to_end(&rules).await };
+        self.0.ledger.spawn(None, store).await
+    }
+
+    async fn store_to_end(&self, rules: &Rules) -> db::Result<usize> {
         let inner = &*self.0;
         let Some(journal) = inner.journal.get() else {
             return Ok(0);

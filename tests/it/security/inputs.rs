@@ -529,7 +529,7 @@ async fn a_cursor_is_good_for_its_own_list_alone(home: Home) {
         for sort in [
             "sort=id",
             "sort=id;--",
-            "order=stored",
+            "order=sideways",
             "offset=1",
             "page=2",
         ] {
