@@ -140,9 +140,7 @@ pub(super) fn start(app: &App) -> Tasks {
 /// Signs the audit trail and cuts off what is old, when either is due.
 async fn keep_trail(app: App) {
     let settings = &app.config.audit;
-    let mut timer =
-        tokio::time::interval(settings.checkpoint_every.duration().min(TRAIL_LOOK_EVERY));
-    timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut timer = every(settings.checkpoint_every.duration().min(TRAIL_LOOK_EVERY));
     loop {
         timer.tick().await;
         if app.is_starting() {

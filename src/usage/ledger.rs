@@ -147,7 +147,10 @@ impl Ledger {
         if !collected.folded.is_empty() {
             match collected.folded.to_bytes() {
                 Ok(bytes) => blocks.push(new(FOLDED, bytes)),
-                Err(error) => tracing::error!(%error, "counted uses could not be written down"),
+                Err(error) => {
+                    inner.lost.fetch_add(UNREADABLE, Ordering::Relaxed);
+                    tracing::error!(%error, "counted uses could not be written down");
+                }
             }
         }
         let bytes: usize = blocks.iter().map(|block| block.block.len()).sum();
@@ -255,7 +258,10 @@ impl Ledger {
                     "no room in the journal: uses leave counts and no events"
                 );
             }
-            Err(error) => tracing::error!(%error, "uses could not be folded"),
+            Err(error) => {
+                self.0.lost.fetch_add(UNREADABLE, Ordering::Relaxed);
+                tracing::error!(%error, "uses could not be folded");
+            }
         }
     }
 

@@ -68,6 +68,11 @@ impl Recorder {
         }
     }
 
+    /// Whether there is any use in describing one.
+    pub fn is_on(&self) -> bool {
+        self.is_on
+    }
+
     pub fn record<S: Serialize>(&self, used: &Use<'_, S>) {
         if !self.is_on {
             return;

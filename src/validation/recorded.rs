@@ -37,6 +37,9 @@ pub(super) fn record(
     answer: &Answer,
     now: Timestamp,
 ) {
+    if !recorder.is_on() {
+        return;
+    }
     let subject = answer.subject.as_ref();
     // Of a service that is not there the name is not kept: there may be any number of them.
     let service = match subject {
