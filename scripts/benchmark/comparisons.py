@@ -1,10 +1,10 @@
 """The comparisons with the bare handler. Each function is given a Bench and answers its figures."""
 
-import subprocess, time
+import socket, sqlite3, subprocess, time, urllib.parse
 
 from . import node as nodes
 from .load import Bare, Load, compare, script
-from .machine import Throwaway, need
+from .machine import Awake, Throwaway, need
 from .node import Node
 
 LIMIT = {"name": "burst", "limit": 1_000_000, "period": "1s"}
@@ -27,11 +27,16 @@ class Bench:
     def node(self, name, keys=KEYS, **more):
         return self.begun(Node(self.programs, self.scratch, name, keys, **more))
 
-    def cluster(self, **more):
+    def cluster(self, settings=(), **more):
         """A node over PostgreSQL and Redis."""
-        postgres, redis = self.begun(Throwaway("postgres")), self.begun(Throwaway("redis"))
-        settings = {"KEYSTEAD__DATABASE__URL": postgres.url, "KEYSTEAD__REDIS__URL": redis.url}
-        return self.node("cluster", settings=settings, **more)
+        postgres, self.redis = self.begun(Throwaway("postgres")), self.begun(Throwaway("redis"))
+        urls = {"KEYSTEAD__DATABASE__URL": postgres.url, "KEYSTEAD__REDIS__URL": self.redis.url}
+        return self.node("cluster", settings={**urls, **dict(settings)}, **more)
+
+    def held(self, node):
+        """Holds up the writer of a node's ledger in SQLite: uses are recorded and journaled, and wait.
+        On one core the storing would be measured, which goes on beside the answers elsewhere."""
+        return self.begun(Held(node))
 
     def compare(self, name, node, keys, may_refuse=False):
         """Against the bare handler that answers what the first of the keys is answered."""
@@ -49,15 +54,44 @@ class Bench:
             process.stop()
 
 
+class Held:
+    def __init__(self, node):
+        self.ledger = sqlite3.connect(node.folder / "usage.db", isolation_level=None)
+        self.ledger.execute("BEGIN IMMEDIATE")
+
+    def stop(self):
+        self.ledger.close()
+
+
 def warm(bench):
-    """SQLite, limits in memory: keys that are remembered, each with one rate limit."""
+    """SQLite, limits in memory: keys that are remembered, each with one rate limit. Each use is
+    recorded and journaled; the ledger takes it later."""
     node = bench.node("warm", limits=[LIMIT])
+    bench.held(node)
     return bench.compare("warm", node, node.keys)
+
+
+def warm_stored(bench):
+    """The same while the ledger stores the uses on the core that answers."""
+    node = bench.node("warm_stored", limits=[LIMIT])
+    return bench.compare("warm_stored", node, node.keys)
+
+
+def recording(bench):
+    """What recording costs: the same keys on two nodes, of which the other does not record."""
+    node = bench.node("recording", limits=[LIMIT])
+    bench.held(node)
+    silent = {"KEYSTEAD__USAGE__RECORDING": "false"}
+    other = bench.node("not_recording", limits=[LIMIT], settings=silent)
+    lua, other_lua = (script(bench.scratch, one.name, one, one.keys) for one in (node, other))
+    return compare(
+        "recording", lambda: Load(other, other_lua), lambda: Load(node, lua), bench.pairs)
 
 
 def warm_unlimited(bench):
     """The same keys without a limit."""
     node = bench.node("warm_unlimited")
+    bench.held(node)
     return bench.compare("warm_unlimited", node, node.keys)
 
 
@@ -98,8 +132,14 @@ def cluster_limit(bench):
     return bench.compare("cluster_limit", node, node.keys)
 
 
-# Keys that are read from Redis at their first use on a node are one more such function, and its name
-# in ALL.
+def cold_redis(bench):
+    """Keys that are read from Redis at nearly every use, where the database's rows were left."""
+    node = bench.cluster(keys=KEYS_MANY, settings=FEW)
+    lua = script(bench.scratch, "cold_redis", node, node.keys)
+    # The first uses leave them there.
+    while rows_in(bench.redis) < KEYS_MANY:
+        Load(node, lua, may_refuse=True)
+    return bench.compare("cold_redis", node, node.keys, may_refuse=True)
 
 
 def unknown_distinct(bench):
@@ -131,18 +171,26 @@ UNKNOWN = 'keystead_decisions_total{outcome="unknown"}'
 BUSY = 'keystead_problems_total{code="busy"}'
 
 
+def rows_in(redis):
+    at = urllib.parse.urlsplit(redis.url)
+    with socket.create_connection((at.hostname, at.port), timeout=5) as connection:
+        connection.sendall(b"DBSIZE\r\n")
+        return int(connection.makefile().readline().removeprefix(":"))
+
+
 def ask(postgres, sql):
     asked = subprocess.run(["psql", "-XAtq", "-c", sql, postgres.url], check=True,
                            capture_output=True, text=True)
     return asked.stdout.strip()
 
 
-ALL = [warm, warm_unlimited, unknown_repeated, cold_sqlite, cold_postgres, cluster_unlimited,
-       cluster_limit, unknown_distinct]
+ALL = [warm, warm_unlimited, warm_stored, recording, unknown_repeated, cold_sqlite, cold_postgres,
+       cold_redis, cluster_unlimited, cluster_limit, unknown_distinct]
 
 
 def run(measure, programs, scratch, pairs):
     bench = Bench(programs, scratch, pairs)
+    bench.begun(Awake())
     try:
         return measure(bench)
     finally:

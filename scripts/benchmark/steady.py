@@ -2,9 +2,9 @@
 
 import json, statistics, subprocess
 
-from .comparisons import KEYS, LIMIT
+from .comparisons import KEYS, LIMIT, Held
 from .load import Bare, request_around
-from .machine import LOAD_CORE
+from .machine import LOAD_CORE, Awake
 from .node import Node
 
 RATE, SECONDS, CONNECTIONS, ROUNDS = 20_000, 10, 64, 3
@@ -12,6 +12,7 @@ RATE, SECONDS, CONNECTIONS, ROUNDS = 20_000, 10, 64, 3
 
 def steady(programs, scratch):
     node = Node(programs, scratch, "steady", KEYS, limits=[LIMIT])
+    held, awake = Held(node), Awake()
     bare = Bare(programs, scratch, "steady", node.verify(node.keys[0]))
     head, tail = request_around(node, node.keys[0])
     plan = scratch / "steady.plan"
@@ -26,8 +27,8 @@ def steady(programs, scratch):
         return json.loads(out.stdout)
 
     rounds = [{"bare": once(bare.address), "keystead": once(node.address)} for _ in range(ROUNDS)]
-    bare.stop()
-    node.stop()
+    for one in (bare, held, node, awake):
+        one.stop()
     for which in ("bare", "keystead"):
         middle = {figure: statistics.median(one[which][figure] for one in rounds)
                   for figure in ("p50_us", "p99_us", "p999_us", "max_us", "refused")}
