@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::time::{Span, Timestamp};
 
@@ -12,6 +12,17 @@ pub enum Clock {
     System,
     /// The system's clock plus an offset in milliseconds that a test moves.
     Shifted(Arc<AtomicI64>),
+}
+
+/// What the clocks said at one moment.
+#[derive(Clone, Copy, Debug)]
+pub struct Reading {
+    /// See [`Clock::now`].
+    pub wall: Timestamp,
+    /// See [`Clock::monotonic`].
+    pub monotonic: Instant,
+    /// See [`Clock::uptime_us`].
+    pub uptime_us: u64,
 }
 
 impl Clock {
@@ -42,13 +53,7 @@ impl Clock {
         reason = "this is the one place that reads the clock"
     )]
     pub fn monotonic(&self) -> Instant {
-        match self {
-            Self::System => Instant::now(),
-            Self::Shifted(offset) => {
-                let millis = offset.load(Ordering::SeqCst).max(0).unsigned_abs();
-                Instant::now() + std::time::Duration::from_millis(millis)
-            }
-        }
+        self.monotonic_at(Instant::now())
     }
 
     /// Microseconds of real time since the process first asked, which no test moves: what leases and
@@ -58,12 +63,31 @@ impl Clock {
         reason = "this is the one place that reads the clock"
     )]
     pub fn uptime_us() -> u64 {
-        static STARTED: OnceLock<Instant> = OnceLock::new();
-        let up = STARTED.get_or_init(Instant::now).elapsed();
-        // From 1 on, so that 0 can mean "never".
-        u64::try_from(up.as_micros())
-            .unwrap_or(u64::MAX)
-            .saturating_add(1)
+        uptime_us_at(Instant::now())
+    }
+
+    /// All of them, read at once.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one place that reads the clock"
+    )]
+    pub fn read(&self) -> Reading {
+        let now = Instant::now();
+        Reading {
+            wall: self.now(),
+            monotonic: self.monotonic_at(now),
+            uptime_us: uptime_us_at(now),
+        }
+    }
+
+    fn monotonic_at(&self, now: Instant) -> Instant {
+        match self {
+            Self::System => now,
+            Self::Shifted(offset) => {
+                let millis = offset.load(Ordering::SeqCst).max(0).unsigned_abs();
+                now + Duration::from_millis(millis)
+            }
+        }
     }
 
     /// Moves a [`Clock::Shifted`] forward; the system's clock does not move.
@@ -75,4 +99,13 @@ impl Clock {
             }
         }
     }
+}
+
+fn uptime_us_at(now: Instant) -> u64 {
+    static STARTED: OnceLock<Instant> = OnceLock::new();
+    let up = now.saturating_duration_since(*STARTED.get_or_init(|| now));
+    // From 1 on, so that 0 can mean "never".
+    u64::try_from(up.as_micros())
+        .unwrap_or(u64::MAX)
+        .saturating_add(1)
 }

@@ -1,8 +1,8 @@
 //! Typed, sortable ids: a prefix, `_`, and a `UUIDv7` (RFC 9562 §5.7) in lowercase Crockford base32.
 
 use std::fmt;
-use std::str;
 
+use arrayvec::ArrayString;
 use diesel::deserialize::{self, FromSql, FromSqlRow};
 use diesel::expression::AsExpression;
 use diesel::serialize::{self, Output, ToSql};
@@ -19,21 +19,16 @@ const ENCODED_LEN: usize = 26;
 /// A prefix of three letters, `_` and the UUID.
 const LEN: usize = 4 + ENCODED_LEN;
 
-/// The bytes of a text of just the right length.
-fn inline(text: &str) -> Option<[u8; LEN]> {
-    text.as_bytes().try_into().ok()
-}
+/// An id lies where it is used: a validation names a dozen of them.
+type Inline = ArrayString<LEN>;
 
-fn generate(prefix: &str, at: Timestamp, random: &[u8; 10]) -> [u8; LEN] {
+fn generate(prefix: &str, at: Timestamp, random: &[u8; 10]) -> Inline {
     let millis = at.millis().unsigned_abs();
     let uuid = uuid::Builder::from_unix_timestamp_millis(millis, random).into_uuid();
     let mut text = ulid::Ulid::from_bytes(uuid.into_bytes()).to_string();
     text.make_ascii_lowercase();
-    let mut id = [b'_'; LEN];
-    for (place, byte) in id.iter_mut().zip(format!("{prefix}_{text}").bytes()) {
-        *place = byte;
-    }
-    id
+    // A prefix of three letters and 26 characters: it fits.
+    Inline::from(&format!("{prefix}_{text}")).unwrap_or_default()
 }
 
 fn is_well_formed(prefix: &str, text: &str) -> bool {
@@ -57,7 +52,7 @@ macro_rules! id {
             Clone, PartialEq, Eq, PartialOrd, Ord, Hash, AsExpression, FromSqlRow,
         )]
         #[diesel(sql_type = Text)]
-        pub struct $name([u8; LEN]);
+        pub struct $name(Inline);
 
         impl $name {
             pub const PREFIX: &'static str = $prefix;
@@ -74,14 +69,13 @@ macro_rules! id {
             /// `None` unless `text` is an id of this very kind.
             pub fn parse(text: &str) -> Option<Self> {
                 is_well_formed($prefix, text)
-                    .then(|| inline(text))
+                    .then(|| Inline::from(text).ok())
                     .flatten()
                     .map(Self)
             }
 
             pub fn as_str(&self) -> &str {
-                // ASCII, as every way to make one checks.
-                str::from_utf8(&self.0).unwrap_or_default()
+                &self.0
             }
         }
 

@@ -4,6 +4,8 @@
 //! would be told to the client. Every answer carries the complete set of identity headers, empty
 //! where there is nothing to say, so that a client's own never reach the backend.
 
+use std::borrow::Cow;
+
 use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, web};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
@@ -104,13 +106,15 @@ async fn judge(
     let presented = credential(req.headers())?;
     let request = Request {
         environment: match (query.environment, caller.environment.clone()) {
-            (Some(environment), _) | (None, Some(environment)) => AskedEnvironment::Is(environment),
+            (Some(environment), _) | (None, Some(environment)) => {
+                AskedEnvironment::Is(Cow::Owned(environment))
+            }
             (None, None) => AskedEnvironment::ServiceDefault,
         },
-        required_scopes: scopes("required_scopes", &query.required_scopes)?,
+        required_scopes: scopes("required_scopes", &query.required_scopes)?.into(),
         any_scopes: match scopes("any_scopes", &query.any_scopes)? {
             none if none.is_empty() => None,
-            some => Some(some),
+            some => Some(some.into()),
         },
         // The peer is the gateway. Whose request it holds is known from a proxy that is trusted to
         // say so; from no other, and then a key that is bound to addresses is refused.

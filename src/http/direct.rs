@@ -5,7 +5,11 @@
 //! where everything is judged and told as ever, so an answer given here is the one given there.
 
 use std::fmt;
+use std::future::{Future as _, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
 
 use actix_web::dev::{Payload, ServiceRequest};
 use actix_web::error::PayloadError;
@@ -112,9 +116,36 @@ impl Direct {
     }
 }
 
-/// Takes the body off a request; what comes of it stays in memory, so that it can be put back.
-pub(super) async fn take_body(req: &mut ServiceRequest, length: usize) -> Taken {
-    let mut rest = req.take_payload();
+/// Takes the body off a request; what comes of it stays in memory, so that it can be put back. `None`
+/// if it does not come within `time_limit`.
+///
+/// A small body comes with the head as a rule, but is handed on only after the request was asked for
+/// its answer once. So no timer is set before the second look.
+pub(super) async fn take_body(
+    req: &mut ServiceRequest,
+    length: usize,
+    time_limit: Duration,
+) -> Option<Taken> {
+    let mut taking = pin!(take_whole(req.take_payload(), length));
+    let mut looks = 0;
+    let soon = poll_fn(|cx| match taking.as_mut().poll(cx) {
+        Poll::Ready(taken) => Poll::Ready(Some(taken)),
+        Poll::Pending if looks == 0 => {
+            looks += 1;
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        }
+        Poll::Pending => Poll::Ready(None),
+    });
+    match soon.await {
+        Some(taken) => Some(taken),
+        None => Box::pin(tokio::time::timeout(time_limit, taking))
+            .await
+            .ok(),
+    }
+}
+
+async fn take_whole(mut rest: Payload, length: usize) -> Taken {
     let (mut bytes, mut error) = (Bytes::new(), None);
     while bytes.len() < length {
         match rest.next().await {

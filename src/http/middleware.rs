@@ -6,12 +6,11 @@
 //! and the line in the access log.
 
 use std::any::Any;
-use std::cell::Cell;
 use std::future::{Future, Ready, ready};
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -54,6 +53,17 @@ static EVERY_ANSWER: [(HeaderName, HeaderValue); 4] = [
         HeaderValue::from_static("no-referrer"),
     ),
 ];
+
+/// What a direct answer, which is JSON, begins with: copied as a whole, which costs less than to put
+/// it together.
+pub fn direct_headers() -> HeaderMap {
+    static HEADERS: LazyLock<HeaderMap> = LazyLock::new(|| {
+        let json = HeaderValue::from_static("application/json");
+        let all = EVERY_ANSWER.iter().cloned();
+        all.chain([(header::CONTENT_TYPE, json)]).collect()
+    });
+    HEADERS.clone()
+}
 
 /// What the edge needs to know.
 #[derive(Clone, Debug)]
@@ -130,29 +140,16 @@ where
         let visit = Visit::begin(Arc::clone(&self.settings), &req);
         let service = Rc::clone(&self.service);
         Box::pin(async move {
+            let mut req = req;
             if let Err(problem) = visit.admit(&req) {
                 let res = req.into_response(visit.answer(&problem));
                 return Ok(visit.end(res));
             }
-            // The request must have one owner while it is routed: after a panic or at the time
-            // limit it is gone, and the answer is made without it.
-            let running = AssertUnwindSafe(visit.run(req, &*service)).catch_unwind();
-            match tokio::time::timeout(visit.settings.time_limit, running).await {
-                Ok(Ok(Ok(res))) => Ok(visit.end(res)),
-                Ok(Ok(Err(error))) => Err(visit.lost(foreign(&error))),
-                Ok(Err(panic)) => {
-                    visit.settings.metrics.security_events.inc("panic");
-                    Err(visit.lost(panicked(panic.as_ref())))
-                }
-                Err(_elapsed) if visit.is_taking.get() => Err(visit.lost(Problem::new(
-                    Code::RequestTimeout,
-                    "the body did not arrive in time",
-                ))),
-                Err(_elapsed) => Err(visit.lost(Problem::new(
-                    Code::Busy,
-                    "the request took too long; what it began may still complete",
-                ))),
+            if let Some(answer) = visit.directly(&mut req).await? {
+                return Ok(visit.end_directly(req.into_response(answer)));
             }
+            // In a box of its own: what is answered directly does not carry its size around.
+            Box::pin(visit.routed(req, service)).await
         })
     }
 }
@@ -184,8 +181,6 @@ struct Visit {
     is_gateway: bool,
     /// Known before routing for paths without parameters.
     operation: Option<Arc<Known>>,
-    /// Whether the body of a request that may be answered directly is still coming.
-    is_taking: Cell<bool>,
 }
 
 impl Visit {
@@ -203,7 +198,6 @@ impl Visit {
                 .cloned(),
             method: req.method().clone(),
             is_gateway: is_gateway(req.path()),
-            is_taking: Cell::new(false),
             context,
             settings,
         }
@@ -227,31 +221,67 @@ impl Visit {
         Ok(())
     }
 
-    /// Answers directly, or asks the application.
+    /// Answers directly, or `None` if that is for the application.
+    async fn directly(&self, req: &mut ServiceRequest) -> Result<Option<HttpResponse>, Error> {
+        let Some(direct) = &self.settings.direct else {
+            return Ok(None);
+        };
+        let Some(length) = direct.takes(req) else {
+            return Ok(None);
+        };
+        let Some(taken) = take_body(req, length, self.settings.time_limit).await else {
+            return Err(self.lost(Problem::new(
+                Code::RequestTimeout,
+                "the body did not arrive in time",
+            )));
+        };
+        let answer = |body| direct.answer(req, &self.context, body);
+        let answer = AssertUnwindSafe(|| taken.whole().and_then(answer));
+        match std::panic::catch_unwind(answer) {
+            Ok(Some(answer)) => {
+                self.settings.metrics.answered_directly.inc();
+                Ok(Some(answer))
+            }
+            Ok(None) => {
+                taken.put_back(req);
+                Ok(None)
+            }
+            Err(panic) => Err(self.panicked(panic.as_ref())),
+        }
+    }
+
+    /// Asks the application. The request must have one owner while it is routed: after a panic or at
+    /// the time limit it is gone, and the answer is made without it.
+    async fn routed<S, B>(
+        self,
+        req: ServiceRequest,
+        service: Rc<S>,
+    ) -> Result<ServiceResponse<BoxBody>, Error>
+    where
+        S: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error>,
+        B: MessageBody + 'static,
+    {
+        let running = AssertUnwindSafe(self.run(req, &*service)).catch_unwind();
+        match tokio::time::timeout(self.settings.time_limit, running).await {
+            Ok(Ok(Ok(res))) => Ok(self.end(res)),
+            Ok(Ok(Err(error))) => Err(self.lost(foreign(&error))),
+            Ok(Err(panic)) => Err(self.panicked(panic.as_ref())),
+            Err(_elapsed) => Err(self.lost(Problem::new(
+                Code::Busy,
+                "the request took too long; what it began may still complete",
+            ))),
+        }
+    }
+
     async fn run<S, B>(
         &self,
-        mut req: ServiceRequest,
+        req: ServiceRequest,
         service: &S,
     ) -> Result<ServiceResponse<BoxBody>, Error>
     where
         S: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error>,
         B: MessageBody + 'static,
     {
-        if let Some(direct) = &self.settings.direct
-            && let Some(length) = direct.takes(&req)
-        {
-            self.is_taking.set(true);
-            let taken = take_body(&mut req, length).await;
-            self.is_taking.set(false);
-            let answer = taken
-                .whole()
-                .and_then(|body| direct.answer(&req, &self.context, body));
-            if let Some(answer) = answer {
-                self.settings.metrics.answered_directly.inc();
-                return Ok(req.into_response(answer));
-            }
-            taken.put_back(&mut req);
-        }
         req.extensions_mut().insert(self.context.clone());
         let res = service.call(req).await?;
         Ok(res.map_into_boxed_body())
@@ -283,6 +313,20 @@ impl Visit {
             None => self.settings.operations.of(res.request()),
         };
         self.record(operation, status);
+        res
+    }
+
+    /// Completes a direct answer, which is 200 and begins with [`direct_headers`].
+    fn end_directly(&self, mut res: ServiceResponse<BoxBody>) -> ServiceResponse<BoxBody> {
+        let (headers, status) = (res.headers_mut(), StatusCode::OK);
+        if let Ok(id) = HeaderValue::from_str(&self.context.request_id) {
+            headers.insert(X_REQUEST_ID, id);
+        }
+        if self.settings.readiness.phase() == Phase::Draining {
+            close_after(&mut res);
+        }
+        let unmatched = self.settings.operations.unmatched();
+        self.record(self.operation.as_ref().unwrap_or(unmatched), status);
         res
     }
 
@@ -348,6 +392,11 @@ impl Visit {
         } else {
             tracing::error!(request_id, code, cause, "failed to answer");
         }
+    }
+
+    fn panicked(&self, panic: &(dyn Any + Send)) -> Error {
+        self.settings.metrics.security_events.inc("panic");
+        self.lost(panicked(panic))
     }
 
     /// The answer to a request that is gone.

@@ -53,8 +53,13 @@ impl fmt::Debug for Pepper {
 
 impl Fingerprint {
     pub fn of(key: &ApiKey, pepper: &Pepper) -> Self {
+        Self::of_text(key.expose_secret(), pepper)
+    }
+
+    /// Of a plaintext that is not copied.
+    pub fn of_text(key: &str, pepper: &Pepper) -> Self {
         let mut mac = pepper.0.clone();
-        mac.update(key.expose_secret().as_bytes());
+        mac.update(key.as_bytes());
         Self(mac.finalize().into_bytes().into())
     }
 

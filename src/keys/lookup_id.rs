@@ -36,8 +36,11 @@ impl LookupId {
     }
 
     pub fn parse(text: &str) -> Option<Self> {
-        let id = text.as_bytes().try_into().ok()?;
-        text.bytes().all(base62::is_digit).then_some(Self(id))
+        Self::from_bytes(text.as_bytes().try_into().ok()?)
+    }
+
+    pub fn from_bytes(id: &[u8; LOOKUP_ID_LEN]) -> Option<Self> {
+        base62::is_number(id).then_some(Self(*id))
     }
 
     pub fn as_str(&self) -> &str {

@@ -57,7 +57,7 @@ impl ApiKey {
         }
         let secret = base62::encode::<SECRET_LEN>(&*bytes);
         text.extend(secret.iter().map(|digit| char::from(*digit)));
-        let checksum = base62::checksum(&text);
+        let checksum = base62::checksum(text.as_bytes());
         text.extend(checksum.map(char::from));
         Self(Arc::new(text))
     }
@@ -163,17 +163,37 @@ pub enum Presented {
 }
 
 impl Presented {
-    /// There is exactly one spelling of a key: nothing is trimmed, decoded or folded.
     pub fn parse(text: &str, formats: &[LegacyFormat]) -> Self {
+        match Shape::of(text, formats) {
+            Shape::Native(lookup_id) => Self::Native {
+                key: ApiKey::copy_of(text),
+                lookup_id,
+            },
+            Shape::Foreign => Self::Foreign(ApiKey::copy_of(text)),
+            Shape::Malformed => Self::Malformed,
+        }
+    }
+}
+
+/// As [`Presented`], of a text that is not copied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Shape {
+    Native(LookupId),
+    Foreign,
+    Malformed,
+}
+
+impl Shape {
+    /// There is exactly one spelling of a key: nothing is trimmed, decoded or folded.
+    pub fn of(text: &str, formats: &[LegacyFormat]) -> Self {
         if text.len() > KEY_LEN_MAX {
             return Self::Malformed;
         }
         if let Some(lookup_id) = native(text) {
-            let key = ApiKey::copy_of(text);
-            return Self::Native { key, lookup_id };
+            return Self::Native(lookup_id);
         }
         if formats.iter().any(|format| format.matches(text)) {
-            return Self::Foreign(ApiKey::copy_of(text));
+            return Self::Foreign;
         }
         Self::Malformed
     }
@@ -181,29 +201,32 @@ impl Presented {
 
 /// The lookup id of a text that has our shape and the right checksum.
 fn native(text: &str) -> Option<LookupId> {
-    let mut parts = text.split('_');
-    let (prefix, environment) = (parts.next()?, parts.next()?);
-    let (lookup_id, tail) = (parts.next()?, parts.next()?);
-    let shaped = parts.next().is_none()
+    let bytes = text.as_bytes();
+    let (body, checksum) = bytes.split_last_chunk::<CHECKSUM_LEN>()?;
+    let (head, secret) = body.split_last_chunk::<SECRET_LEN>()?;
+    let (head, lookup_id) = head
+        .strip_suffix(b"_")?
+        .split_last_chunk::<LOOKUP_ID_LEN>()?;
+    let mut labels = head.strip_suffix(b"_")?.split(|byte| *byte == b'_');
+    let (prefix, environment) = (labels.next()?, labels.next()?);
+    let shaped = labels.next().is_none()
         && is_label(prefix, 2)
         && is_label(environment, 1)
-        && tail.len() == SECRET_LEN + CHECKSUM_LEN
-        && tail.bytes().all(base62::is_digit);
+        && base62::is_number(secret);
     if !shaped {
         return None;
     }
-    let lookup_id = LookupId::parse(lookup_id)?;
-    let (body, checksum) = text.split_at_checked(text.len().checked_sub(CHECKSUM_LEN)?)?;
-    (base62::checksum(body) == checksum.as_bytes()).then_some(lookup_id)
+    let lookup_id = LookupId::from_bytes(lookup_id)?;
+    (base62::checksum(body) == *checksum).then_some(lookup_id)
 }
 
 /// `[a-z][a-z0-9]*` of `length_min` to 16 characters, as [`Prefix`] and [`Environment`] are.
-fn is_label(text: &str, length_min: usize) -> bool {
+fn is_label(text: &[u8], length_min: usize) -> bool {
     (length_min..=16).contains(&text.len())
-        && text.starts_with(|c: char| c.is_ascii_lowercase())
+        && text.first().is_some_and(u8::is_ascii_lowercase)
         && text
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+            .iter()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
 }
 
 /// The pattern by which secret scanners find keys with this prefix (RE2 and PCRE alike).

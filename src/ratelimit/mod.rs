@@ -23,7 +23,7 @@ pub use self::counter::{CounterId, HashTag};
 use self::local::{COUNTERS_MAX, Local, Mode, Moved, Seeds, Unseeded};
 use self::period::Period;
 use self::shared::{Answer, Decided, Known, Knowns, Shared};
-use crate::clock::Clock;
+use crate::clock::{Clock, Reading};
 use crate::db::{self, Conn, Db};
 use crate::limits::{FailMode, Quota, RateLimit};
 use crate::metrics::Metrics;
@@ -167,16 +167,17 @@ impl Limiter {
     }
 
     pub fn now(&self) -> Now {
-        let elapsed = self
-            .0
-            .clock
-            .monotonic()
-            .saturating_duration_since(self.0.began);
+        self.at(&self.0.clock.read())
+    }
+
+    /// The time of a decision, of clocks that were read already.
+    pub fn at(&self, reading: &Reading) -> Now {
+        let elapsed = reading.monotonic.saturating_duration_since(self.0.began);
         let elapsed_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
         Now {
             // 0 would be a counter that was never used.
             monotonic_us: elapsed_us.saturating_add(1),
-            wall: self.0.clock.now(),
+            wall: reading.wall,
         }
     }
 

@@ -170,8 +170,22 @@ impl Serialize for RequiredScope {
 
 impl<'de> Deserialize<'de> for RequiredScope {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        Self::parse(&text).map_err(de::Error::custom)
+        /// Read where it stands: every verification has some.
+        struct Text;
+
+        impl de::Visitor<'_> for Text {
+            type Value = RequiredScope;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<RequiredScope, E> {
+                RequiredScope::parse(text).map_err(E::custom)
+            }
+        }
+
+        deserializer.deserialize_str(Text)
     }
 }
 

@@ -1,5 +1,6 @@
 //! The decision: one pure function, in the order of the codes.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -95,21 +96,21 @@ impl Outcome {
 
 /// Which environment the key must be of.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum AskedEnvironment {
+pub enum AskedEnvironment<'a> {
     #[default]
     Any,
-    Is(Environment),
+    Is(Cow<'a, Environment>),
     /// The first of the service's list.
     ServiceDefault,
 }
 
 /// What is asked of the key, parsed.
 #[derive(Clone, Debug, Default)]
-pub struct Request {
-    pub environment: AskedEnvironment,
-    pub required_scopes: Vec<RequiredScope>,
+pub struct Request<'a> {
+    pub environment: AskedEnvironment<'a>,
+    pub required_scopes: Cow<'a, [RequiredScope]>,
     /// `None` asks for none; never empty.
-    pub any_scopes: Option<Vec<RequiredScope>>,
+    pub any_scopes: Option<Cow<'a, [RequiredScope]>>,
     pub ip: Option<IpAddr>,
     /// What is charged to limits and quotas; 0 decides without charging.
     pub cost: u64,
@@ -133,7 +134,7 @@ pub struct Decision {
 }
 
 /// A check: the outcome it fails with, or `None`.
-type Rule = fn(&Subject, &Request, Timestamp) -> Option<Outcome>;
+type Rule = fn(&Subject, &Request<'_>, Timestamp) -> Option<Outcome>;
 
 /// The checks in their order; the first that fails is the outcome.
 const ORDER: [Rule; 7] = [
@@ -147,7 +148,7 @@ const ORDER: [Rule; 7] = [
 ];
 
 /// Decides afresh from the request's own inputs.
-pub fn decide(subject: &Subject, request: &Request, now: Timestamp) -> Decision {
+pub fn decide(subject: &Subject, request: &Request<'_>, now: Timestamp) -> Decision {
     for check in ORDER {
         if let Some(outcome) = check(subject, request, now) {
             return Decision {
@@ -169,7 +170,7 @@ pub fn decide(subject: &Subject, request: &Request, now: Timestamp) -> Decision 
 }
 
 /// Every check with its result, whatever the ones before it said.
-pub fn explain(subject: &Subject, request: &Request, now: Timestamp) -> Vec<Check> {
+pub fn explain(subject: &Subject, request: &Request<'_>, now: Timestamp) -> Vec<Check> {
     let key = &subject.key;
     let named = |at: Option<Timestamp>| at.map_or("never".to_owned(), |at| at.to_string());
     let mut checks = Vec::with_capacity(8);
@@ -267,23 +268,23 @@ pub fn explain(subject: &Subject, request: &Request, now: Timestamp) -> Vec<Chec
     checks
 }
 
-fn revoked(subject: &Subject, _: &Request, _: Timestamp) -> Option<Outcome> {
+fn revoked(subject: &Subject, _: &Request<'_>, _: Timestamp) -> Option<Outcome> {
     (subject.key.revoked || subject.key.secret.revoked).then_some(Outcome::Revoked)
 }
 
-fn disabled(subject: &Subject, _: &Request, _: Timestamp) -> Option<Outcome> {
+fn disabled(subject: &Subject, _: &Request<'_>, _: Timestamp) -> Option<Outcome> {
     let enabled = !subject.key.disabled && subject.consumer.is_active && subject.tenant.is_active;
     (!enabled).then_some(Outcome::Disabled)
 }
 
 /// From its very instant: a key that ends at noon is refused at noon.
-fn expired(subject: &Subject, _: &Request, now: Timestamp) -> Option<Outcome> {
+fn expired(subject: &Subject, _: &Request<'_>, now: Timestamp) -> Option<Outcome> {
     let ended = |end: Option<Timestamp>| end.is_some_and(|end| end <= now);
     (ended(subject.key.expires_at) || ended(subject.key.secret.valid_until))
         .then_some(Outcome::Expired)
 }
 
-fn not_yet_valid(subject: &Subject, _: &Request, now: Timestamp) -> Option<Outcome> {
+fn not_yet_valid(subject: &Subject, _: &Request<'_>, now: Timestamp) -> Option<Outcome> {
     subject
         .key
         .not_before
@@ -291,14 +292,17 @@ fn not_yet_valid(subject: &Subject, _: &Request, now: Timestamp) -> Option<Outco
         .then_some(Outcome::NotYetValid)
 }
 
-fn environment(subject: &Subject, request: &Request, _: Timestamp) -> Option<Outcome> {
+fn environment(subject: &Subject, request: &Request<'_>, _: Timestamp) -> Option<Outcome> {
     asked_environment(subject, request)
         .is_some_and(|asked| *asked != subject.key.environment)
         .then_some(Outcome::WrongEnvironment)
 }
 
 /// Of a service that is not there nothing is asked: the next check refuses.
-fn asked_environment<'a>(subject: &'a Subject, request: &'a Request) -> Option<&'a Environment> {
+fn asked_environment<'a>(
+    subject: &'a Subject,
+    request: &'a Request<'_>,
+) -> Option<&'a Environment> {
     match &request.environment {
         AskedEnvironment::Any => None,
         AskedEnvironment::Is(environment) => Some(environment),
@@ -315,7 +319,7 @@ fn asked_environment<'a>(subject: &'a Subject, request: &'a Request) -> Option<&
     }
 }
 
-fn service(subject: &Subject, _: &Request, _: Timestamp) -> Option<Outcome> {
+fn service(subject: &Subject, _: &Request<'_>, _: Timestamp) -> Option<Outcome> {
     let serves = subject
         .service
         .as_ref()
@@ -324,7 +328,7 @@ fn service(subject: &Subject, _: &Request, _: Timestamp) -> Option<Outcome> {
         .then_some(Outcome::WrongService)
 }
 
-fn ip(subject: &Subject, request: &Request, _: Timestamp) -> Option<Outcome> {
+fn ip(subject: &Subject, request: &Request<'_>, _: Timestamp) -> Option<Outcome> {
     let nets = subject.key.allowed_ips.as_ref()?;
     let allowed = request.ip.is_some_and(|ip| {
         let ip = ip.to_canonical();
@@ -333,9 +337,9 @@ fn ip(subject: &Subject, request: &Request, _: Timestamp) -> Option<Outcome> {
     (!allowed).then_some(Outcome::IpNotAllowed)
 }
 
-fn missing(subject: &Subject, request: &Request) -> Vec<RequiredScope> {
+fn missing(subject: &Subject, request: &Request<'_>) -> Vec<RequiredScope> {
     let (Some(entry), Some(grant)) = (&subject.service, subject.grant()) else {
-        return request.required_scopes.clone();
+        return request.required_scopes.to_vec();
     };
     let catalogue = &entry.catalogue;
     let mut missing: Vec<RequiredScope> = request

@@ -26,7 +26,6 @@ pub mod store;
 #[cfg(test)]
 mod tests;
 
-use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -38,10 +37,10 @@ use snapshot::Subject;
 use spend::{Charges, LimitHeaders};
 
 use crate::audit::TenantRef;
-use crate::clock::Clock;
+use crate::clock::{Clock, Reading};
 use crate::db::{self, Conn, Db};
 use crate::id::{KeyId, TenantId};
-use crate::keys::secret::{ApiKey, LookupId, Presented};
+use crate::keys::secret::{ApiKey, LookupId, Presented, Shape};
 use crate::metrics::Metrics;
 use crate::ratelimit::{Limiter, Spent, Verdict};
 use crate::rights::{self, Rights};
@@ -159,7 +158,7 @@ impl Validation {
         presented: &str,
         tenant: &TenantId,
         service: &str,
-        request: &Request,
+        request: &Request<'_>,
         asking: &Asking<'_>,
     ) -> Result<Answer, Failure> {
         let asked = Asked::Service(service);
@@ -177,41 +176,43 @@ impl Validation {
         Ok(answer)
     }
 
-    /// The same for a caller by its key, in the tenant of that key, if memory has all that is needed;
-    /// else `None`, and nothing was charged. `ask` settles what the caller may ask.
-    pub fn validate_now<'a>(
-        &self,
-        caller: &str,
-        peer: IpAddr,
-        presented: &str,
-        asking: Asking<'_>,
-        ask: impl FnOnce(&Subject) -> Option<(Cow<'a, str>, Request)>,
-    ) -> Option<(Subject, Answer)> {
-        let (now, now_us) = (self.clock.now(), Clock::uptime_us());
+    /// The caller of a management key without limits of its own, if memory has all that is needed and
+    /// it is good; else `None`.
+    pub fn caller_now(&self, presented: &str, peer: IpAddr, at: &Reading) -> Option<Subject> {
         let caller = self
-            .load_now(caller, None, Asked::Management, now_us)?
+            .load_now(presented, None, Asked::Management, at.uptime_us)?
             .ok()?;
         let by_itself = Request {
             ip: Some(peer),
             cost: 1,
             ..Request::default()
         };
-        let is_good = decide::decide(&caller, &by_itself, now).outcome.is_valid();
-        if !is_good || !Charges::of(&caller).is_empty() {
-            return None;
-        }
-        let (service, request) = ask(&caller)?;
-        let tenant = &caller.tenant.id;
-        let asked = Asked::Service(&service);
-        let loaded = self.load_now(presented, Some(tenant), asked, now_us)?;
-        let mut answer = judge(loaded, &request, now);
+        let is_good = decide::decide(&caller, &by_itself, at.wall)
+            .outcome
+            .is_valid();
+        (is_good && !Charges::has_any(&caller)).then_some(caller)
+    }
+
+    /// As [`Self::validate`] for such a caller, in the tenant of its key, if memory has all that is
+    /// needed; else `None`, and nothing was charged.
+    pub fn validate_now(
+        &self,
+        caller: &Subject,
+        presented: &str,
+        service: &str,
+        request: &Request<'_>,
+        asking: Asking<'_>,
+        at: &Reading,
+    ) -> Option<Answer> {
+        let (tenant, now) = (&caller.tenant.id, at.wall);
+        let asked = Asked::Service(service);
+        let loaded = self.load_now(presented, Some(tenant), asked, at.uptime_us)?;
+        let mut answer = judge(loaded, request, now);
         if let (Some(subject), true) = (&answer.subject, answer.decision.outcome.is_valid()) {
             let charges = Charges::of(subject);
             let spending = charges.spending(request.cost);
-            let spent = self
-                .limiter
-                .spend_local(&spending, self.limiter.now())?
-                .ok()?;
+            let spent = self.limiter.spend_local(&spending, self.limiter.at(at))?;
+            let spent = spent.ok()?;
             answer.decision.outcome = outcome(spent.verdict);
             answer.spent = Some(spent);
         }
@@ -221,15 +222,15 @@ impl Validation {
             caller: caller.key.key_id.as_str(),
             ..asking
         };
-        self.note((tenant, &service), &request, &answer, &asking, now);
-        Some((caller, answer))
+        self.note((tenant, service), request, &answer, &asking, now);
+        Some(answer)
     }
 
     /// Counts a decision, notes the last use and records it.
     fn note(
         &self,
         place: (&TenantId, &str),
-        request: &Request,
+        request: &Request<'_>,
         answer: &Answer,
         asking: &Asking<'_>,
         now: Timestamp,
@@ -248,7 +249,7 @@ impl Validation {
         presented: &str,
         tenant: &TenantId,
         asked: Asked<'_>,
-        request: &Request,
+        request: &Request<'_>,
     ) -> Result<(Decision, Vec<Check>, Option<Subject>), Failure> {
         let loaded = self
             .load(presented, Some(tenant), asked, request.ip)
@@ -278,7 +279,7 @@ impl Validation {
         key: &KeyId,
         tenant: &TenantId,
         asked: Asked<'_>,
-        request: &Request,
+        request: &Request<'_>,
     ) -> Result<Option<(Decision, Vec<Check>, Subject)>, Failure> {
         let Some(key) = self.records.key_by_id(tenant, key).await? else {
             return Ok(None);
@@ -300,7 +301,7 @@ impl Validation {
         Ok(Identified {
             key_id: subject.key.key_id.clone(),
             tenant: subject.tenant.to_ref(),
-            rights: subject.rights(),
+            rights: subject.rights().clone(),
             environment: subject.key.environment.clone(),
             expires_at: subject.end(),
             superseded: subject.key.secret.superseded,
@@ -387,11 +388,10 @@ impl Validation {
         asked: Asked<'_>,
         now_us: u64,
     ) -> Option<Result<Subject, Outcome>> {
-        let (key, _) = match parse(presented) {
-            Ok(parsed) => parsed,
-            Err(outcome) => return Some(Err(outcome)),
-        };
-        match self.records.key_now(&key, now_us) {
+        if let Some(outcome) = not_a_key(presented) {
+            return Some(Err(outcome));
+        }
+        match self.records.key_now(presented, now_us) {
             Now::Known(key) if tenant.is_none_or(|tenant| *tenant == key.tenant_id) => {
                 let subject = self.records.join_now(key, asked.service(), now_us)?;
                 Some(Ok(subject))
@@ -471,8 +471,19 @@ fn parse(presented: &str) -> Result<(ApiKey, Option<LookupId>), Outcome> {
     }
 }
 
+/// As [`parse`], of a text that is not copied.
+fn not_a_key(presented: &str) -> Option<Outcome> {
+    if presented.is_empty() {
+        return Some(Outcome::Missing);
+    }
+    match Shape::of(presented, &[]) {
+        Shape::Native(_) | Shape::Foreign => None,
+        Shape::Malformed => Some(Outcome::Malformed),
+    }
+}
+
 /// The decision before anything is charged.
-fn judge(loaded: Result<Subject, Outcome>, request: &Request, now: Timestamp) -> Answer {
+fn judge(loaded: Result<Subject, Outcome>, request: &Request<'_>, now: Timestamp) -> Answer {
     match loaded {
         Err(outcome) => Answer {
             decision: Decision {

@@ -33,7 +33,7 @@ pub(super) fn record(
     recorder: &Recorder,
     asking: &Asking<'_>,
     (tenant, service): (&TenantId, &str),
-    request: &Request,
+    request: &Request<'_>,
     answer: &Answer,
     now: Timestamp,
 ) {
@@ -71,7 +71,7 @@ pub(super) fn record(
         environment,
         operation: asking.operation,
         outcome: answer.decision.outcome.code(),
-        required_scopes: &request.required_scopes,
+        required_scopes: &*request.required_scopes,
         any_scopes,
         met,
         cost: request.cost,

@@ -158,13 +158,13 @@ impl Records {
 
     /// What is remembered of a plaintext, looked up by the current pepper alone: a rotation under way
     /// is for [`Self::key`].
-    pub fn key_now(&self, key: &ApiKey, now_us: u64) -> Now<Arc<Entry<KeySnapshot>>> {
+    pub fn key_now(&self, key: &str, now_us: u64) -> Now<Arc<Entry<KeySnapshot>>> {
         let inner = &*self.0;
         if !inner.changes.may_use(now_us) {
             return Now::ToBeAsked;
         }
         let ring = inner.source.ring();
-        let mut prints = ring.prints(key);
+        let mut prints = ring.prints_of_text(key);
         let Some((_, print)) = prints.next() else {
             return Now::ToBeAsked;
         };

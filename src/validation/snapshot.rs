@@ -254,12 +254,11 @@ impl Subject {
     }
 
     /// What the key may do in the administration, when `keystead` is the service asked for.
-    pub fn rights(&self) -> Rights {
-        let rights = self.key.rights.get_or_init(|| {
+    pub fn rights(&self) -> &Rights {
+        self.key.rights.get_or_init(|| {
             let scopes = self.grant().map(|grant| &*grant.scopes);
             Rights::new(scopes.unwrap_or_default())
-        });
-        rights.clone()
+        })
     }
 
     /// When the presented secret stops being good, by the clock alone.

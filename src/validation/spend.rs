@@ -61,9 +61,18 @@ impl<'a> Charges<'a> {
         self.owners.push(of);
     }
 
-    /// Whether nothing limits the subject.
-    pub fn is_empty(&self) -> bool {
-        self.limits.is_empty() && self.quotas.is_empty()
+    /// Whether anything limits the subject.
+    pub fn has_any(subject: &Subject) -> bool {
+        let (key, consumer) = (&subject.key, &subject.consumer);
+        let is_limited =
+            |limits: &[Counted], quota: Option<_>| !limits.is_empty() || quota.is_some();
+        is_limited(&key.limits, key.quota)
+            || is_limited(&consumer.limits, consumer.quota)
+            || subject
+                .grant()
+                .is_some_and(|grant| !grant.limits.is_empty())
+            || (subject.service.as_ref())
+                .is_some_and(|service| is_limited(&service.limits, service.quota))
     }
 
     pub fn spending(&self, cost: u64) -> Spending<'_> {

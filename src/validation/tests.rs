@@ -1,5 +1,6 @@
 //! The decision as a table, and the answer that is written of it.
 
+use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
 
 use serde_json::json;
@@ -136,19 +137,19 @@ fn scopes(texts: &[&str]) -> Vec<RequiredScope> {
     texts.iter().map(parse).collect()
 }
 
-fn asking(required: &[&str]) -> Request {
+fn asking(required: &[&str]) -> Request<'static> {
     Request {
-        required_scopes: scopes(required),
+        required_scopes: scopes(required).into(),
         ..Request::default()
     }
 }
 
-fn outcome(made: Made, request: &Request) -> Outcome {
+fn outcome(made: Made, request: &Request<'_>) -> Outcome {
     decide(&made.subject(), request, now()).outcome
 }
 
 /// What spoils a key, in the order of the checks.
-type Spoil = fn(&mut Made, &mut Request);
+type Spoil = fn(&mut Made, &mut Request<'_>);
 
 const SPOILED: [(&str, Outcome, Spoil); 17] = [
     ("revoked", Outcome::Revoked, |made, _| {
@@ -179,7 +180,8 @@ const SPOILED: [(&str, Outcome, Spoil); 17] = [
         "another environment",
         Outcome::WrongEnvironment,
         |_, request| {
-            request.environment = AskedEnvironment::Is(Environment::parse("test").unwrap());
+            request.environment =
+                AskedEnvironment::Is(Cow::Owned(Environment::parse("test").unwrap()));
         },
     ),
     (
@@ -210,11 +212,11 @@ const SPOILED: [(&str, Outcome, Spoil); 17] = [
         "a scope too many",
         Outcome::InsufficientScope,
         |_, request| {
-            request.required_scopes = scopes(&["invoice:read", "invoice:send"]);
+            request.required_scopes = scopes(&["invoice:read", "invoice:send"]).into();
         },
     ),
     ("none of any", Outcome::InsufficientScope, |_, request| {
-        request.any_scopes = Some(scopes(&["invoice:send", "domain:order"]));
+        request.any_scopes = Some(scopes(&["invoice:send", "domain:order"]).into());
     }),
 ];
 
@@ -278,7 +280,7 @@ fn an_end_is_refused_from_its_very_instant() {
 
 #[test]
 fn what_is_written_is_what_the_document_says() {
-    let written = |made: Made, request: &Request| -> VerifyAnswer {
+    let written = |made: Made, request: &Request<'_>| -> VerifyAnswer {
         let subject = made.subject();
         let answer = Answer {
             decision: decide(&subject, request, now()),

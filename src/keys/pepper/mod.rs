@@ -176,10 +176,18 @@ impl PepperRing {
     /// What to look up: the fingerprint under each version we can compute, likeliest first; each is
     /// computed when it is asked for.
     pub fn prints<'a>(&'a self, key: &'a ApiKey) -> impl Iterator<Item = (i32, Fingerprint)> + 'a {
+        self.prints_of_text(key.expose_secret())
+    }
+
+    /// The same of a plaintext that is not copied.
+    pub fn prints_of_text<'a>(
+        &'a self,
+        key: &'a str,
+    ) -> impl Iterator<Item = (i32, Fingerprint)> + 'a {
         self.versions
             .iter()
             .take(COMPUTABLE_MAX)
-            .map(|(version, pepper)| (*version, Fingerprint::of(key, pepper)))
+            .map(move |(version, pepper)| (*version, Fingerprint::of_text(key, pepper)))
     }
 
     pub fn fingerprints(&self, key: &ApiKey) -> Vec<(i32, Fingerprint)> {

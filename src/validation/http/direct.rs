@@ -4,13 +4,14 @@
 //! that are no good or have limits of their own, entries that are missing or due, counters in Redis.
 
 use actix_web::HttpResponse;
-use actix_web::http::header::ContentType;
+use actix_web::http::StatusCode;
 
 use super::{ask, asking};
 use crate::auth::http::expiry_notice;
 use crate::clock::Clock;
 use crate::http::direct::{Direct, Plain};
 use crate::http::json_body;
+use crate::http::middleware::direct_headers;
 use crate::validation::body::VerifyRequest;
 use crate::validation::{Validation, answer};
 
@@ -22,26 +23,24 @@ pub fn verify_directly(validation: Validation, clock: Clock) -> Direct {
 }
 
 fn answer_now(validation: &Validation, clock: &Clock, plain: &Plain<'_>) -> Option<HttpResponse> {
-    let began_us = Clock::uptime_us();
+    let at = clock.read();
     let body = json_body::parse_once::<VerifyRequest>(plain.body).ok()?;
-    let (caller, decided) = validation.validate_now(
-        plain.key,
-        plain.context.ip,
+    let (asked, request_id) = (body.asked(), &plain.context.request_id);
+    let caller = validation.caller_now(plain.key, plain.context.ip, &at)?;
+    let own = Some(&caller.key.environment);
+    let (service, request) = ask(caller.rights(), own, asked).ok()?;
+    let decided = validation.validate_now(
+        &caller,
         body.api_key.expose_secret(),
-        asking("", &plain.context.request_id, &body.asked(), began_us),
-        |caller| {
-            ask(
-                &caller.rights(),
-                Some(&caller.key.environment),
-                body.asked(),
-            )
-            .ok()
-        },
+        &service,
+        &request,
+        asking("", request_id, &asked, at.uptime_us),
+        &at,
     )?;
-    let mut response = HttpResponse::Ok();
-    response.insert_header(ContentType::json());
-    if let Some(notice) = caller.end().and_then(|end| expiry_notice(end, clock.now())) {
-        response.insert_header(notice);
+    let mut response = HttpResponse::with_body(StatusCode::OK, answer::write(&decided, request_id));
+    *response.headers_mut() = direct_headers();
+    if let Some((name, value)) = caller.end().and_then(|end| expiry_notice(end, at.wall)) {
+        response.headers_mut().insert(name, value);
     }
-    Some(response.body(answer::write(&decided, &plain.context.request_id)))
+    Some(response.map_into_boxed_body())
 }

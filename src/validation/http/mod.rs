@@ -31,7 +31,6 @@ use crate::http::problem::{Code, Problem, ProblemBody};
 use crate::id::ServiceId;
 use crate::keys::secret::UnparsedKey;
 use crate::rights::{Permission, Reach, Rights};
-use crate::scope::RequiredScope;
 use crate::text::{Environment, Slug};
 use crate::usage::record::Operation;
 
@@ -233,9 +232,9 @@ fn asking<'a>(
 /// Checks what is asked and settles the service: named, or the only one of the caller.
 fn ask<'a>(
     rights: &Rights,
-    own: Option<&Environment>,
+    own: Option<&'a Environment>,
     asked: VerifyAsked<'a>,
-) -> Result<(Cow<'a, str>, Request), Problem> {
+) -> Result<(Cow<'a, str>, Request<'a>), Problem> {
     let mut errors = Vec::new();
     let ip = match asked.ip {
         None => None,
@@ -286,16 +285,17 @@ fn ask<'a>(
     }
     let service = settle_service(rights, asked.service)?;
     let environment = match (asked.environment, own) {
-        (Some(environment), _) => AskedEnvironment::Is(environment.clone()),
-        (None, Some(own)) => AskedEnvironment::Is(own.clone()),
+        (Some(environment), _) | (None, Some(environment)) => {
+            AskedEnvironment::Is(Cow::Borrowed(environment))
+        }
         (None, None) => AskedEnvironment::ServiceDefault,
     };
     Ok((
         service,
         Request {
             environment,
-            required_scopes: asked.required_scopes.to_vec(),
-            any_scopes: asked.any_scopes.map(<[RequiredScope]>::to_vec),
+            required_scopes: asked.required_scopes.into(),
+            any_scopes: asked.any_scopes.map(Cow::from),
             ip,
             cost: asked.cost.unwrap_or(1),
         },

@@ -288,7 +288,7 @@ async fn a_change_whose_time_is_up_is_whole_and_in_force(home: Home) {
 /// What validation says on a node, without its edge.
 async fn judge(node: &Server, tenant: &TenantId, key: &str) -> String {
     let request = Request {
-        required_scopes: vec![RequiredScope::parse("invoice:read").unwrap()],
+        required_scopes: vec![RequiredScope::parse("invoice:read").unwrap()].into(),
         ..Request::default()
     };
     let asking = crate::support::asking();
