@@ -64,6 +64,8 @@ pub enum Conflict {
     KeyExpired,
     CountChanged,
     InProgress,
+    ReviewClosed,
+    ReviewUndecided,
     /// `default` and `keystead` are part of the house.
     BuiltIn,
 }

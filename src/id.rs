@@ -165,6 +165,10 @@ id!(
     /// A use of a key, or an attempt at one.
     EventId, "evt"
 );
+id!(
+    /// A review of who has access.
+    ReviewId, "rev"
+);
 
 #[cfg(test)]
 mod tests {

@@ -32,6 +32,7 @@ pub mod patch;
 pub mod process;
 pub mod ratelimit;
 pub mod redis_link;
+pub mod reviews;
 pub mod rights;
 pub mod routes;
 pub mod schema;

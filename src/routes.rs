@@ -14,6 +14,7 @@ use crate::consumers::http as consumers;
 use crate::gateway::http as gateway;
 use crate::http::{docs, health, openapi, operations};
 use crate::keys::http as keys;
+use crate::reviews::http as reviews;
 use crate::services::http as services;
 use crate::tenants::http as tenants;
 use crate::usage::http as usage;
@@ -173,6 +174,34 @@ pub fn api(app: &mut ServiceConfig) {
         ],
     );
     at("/v1/audit/verify", vec![post().to(audit::verify_audit)]);
+
+    at(
+        "/v1/reviews/access",
+        vec![
+            post().to(reviews::create_access_review),
+            get().to(reviews::list_access_reviews),
+        ],
+    );
+    at(
+        "/v1/reviews/access/{id}",
+        vec![get().to(reviews::read_access_review)],
+    );
+    at(
+        "/v1/reviews/access/{id}/items",
+        vec![get().to(reviews::list_access_review_items)],
+    );
+    at(
+        "/v1/reviews/access/{id}/items/{key}/decide",
+        vec![post().to(reviews::decide_access_review)],
+    );
+    at(
+        "/v1/reviews/access/{id}/close",
+        vec![post().to(reviews::close_access_review)],
+    );
+    at(
+        "/v1/reviews/access/{id}/export",
+        vec![get().to(reviews::export::export_access_review)],
+    );
 }
 
 #[derive(OpenApi)]
@@ -230,6 +259,13 @@ pub fn api(app: &mut ServiceConfig) {
     audit::checkpoints::create_audit_checkpoint,
     audit::checkpoints::list_audit_checkpoints,
     audit::verify_audit,
+    reviews::create_access_review,
+    reviews::list_access_reviews,
+    reviews::read_access_review,
+    reviews::list_access_review_items,
+    reviews::decide_access_review,
+    reviews::close_access_review,
+    reviews::export::export_access_review,
     health::check_liveness,
     health::check_readiness,
     health::read_metrics,

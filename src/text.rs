@@ -1,5 +1,6 @@
 //! Short texts that are right by construction: slugs, names, external ids, labels.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use diesel::deserialize::{self, FromSql, FromSqlRow};
@@ -11,6 +12,20 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 /// Control characters end up in logs, terminals and headers; none is ever meant.
 pub fn has_control(text: &str) -> bool {
     text.chars().any(char::is_control)
+}
+
+/// A cell of CSV that no spreadsheet computes and that ends no line: what could begin a formula gets
+/// an apostrophe before it (OWASP, CSV injection), full-width letters included; breaks become spaces.
+pub fn spreadsheet_cell(text: &str) -> Cow<'_, str> {
+    let is_formula = text.starts_with([
+        '=', '+', '-', '@', '\t', '\r', '\n', '\u{ff1d}', '\u{ff0b}', '\u{ff0d}', '\u{ff20}',
+    ]);
+    let breaks = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
+    if !is_formula && !text.contains(breaks) {
+        return Cow::Borrowed(text);
+    }
+    let apostrophe = if is_formula { "'" } else { "" };
+    Cow::Owned(format!("{apostrophe}{}", text.replace(breaks, " ")))
 }
 
 /// `[a-z0-9][a-z0-9-]{0,62}`
@@ -224,5 +239,23 @@ mod tests {
             assert!(Tag::parse(bad).is_err());
         }
         assert!(Name::parse("Zoë 🚀").is_ok());
+    }
+    #[test]
+    fn no_cell_is_a_formula_and_none_breaks_its_line() {
+        for (cell, expected) in [
+            ("=HYPERLINK(\"x\")", "'=HYPERLINK(\"x\")"),
+            ("+1", "'+1"),
+            ("-1", "'-1"),
+            ("@SUM(A1)", "'@SUM(A1)"),
+            ("\u{ff1d}1", "'\u{ff1d}1"),
+            ("\t=1", "' =1"),
+            ("\r=1", "' =1"),
+            ("curl/8\n=1", "curl/8 =1"),
+            ("a\u{2028}b\u{1b}[2J", "a b [2J"),
+            ("plain, \"quoted\"", "plain, \"quoted\""),
+            ("", ""),
+        ] {
+            assert_eq!(spreadsheet_cell(cell), expected);
+        }
     }
 }

@@ -82,6 +82,8 @@ pub(super) fn start(app: &App) -> Tasks {
             let swept = idempotency::sweep(&this.db, this.clock.now()).await;
             report("old idempotency keys are swept later", swept.map(drop));
             report("nodes that ended are swept later", this.nodes.sweep().await);
+            let swept = this.reviews.sweep().await;
+            report("reviews without their keys are swept later", swept);
             report("old uses are cut later", this.cut_uses().await);
         }
     }));

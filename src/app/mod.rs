@@ -38,6 +38,7 @@ use crate::master::MasterKeys;
 use crate::metrics::Metrics;
 use crate::ratelimit::Limiter;
 use crate::redis_link::RedisLink;
+use crate::reviews::Reviews;
 use crate::routes;
 use crate::services::Services;
 use crate::tenants::Tenants;
@@ -71,6 +72,7 @@ pub struct App {
     pub services: Services,
     pub consumers: Consumers,
     pub keys: Keys,
+    pub reviews: Reviews,
     pub validation: Validation,
     pub people: People,
     pub changes: Changes,
@@ -231,6 +233,13 @@ impl App {
                 let _on_its_runtime = db.runtime().enter();
                 Refusals::start(audit.clone())
             },
+            reviews: Reviews::new(
+                db.clone(),
+                audit.clone(),
+                Usage::new(usage_db.clone(), clock.clone()),
+                clock.clone(),
+                entropy.clone(),
+            ),
             usage: Usage::new(usage_db.clone(), clock.clone()),
             cursors: CursorKey::new(&master.first),
             document: Document::new(&document),

@@ -174,6 +174,7 @@ impl App {
             .app_data(web::Data::new(self.services.clone()))
             .app_data(web::Data::new(self.consumers.clone()))
             .app_data(web::Data::new(self.keys.clone()))
+            .app_data(web::Data::new(self.reviews.clone()))
             .app_data(web::Data::new(self.validation.clone()))
             .app_data(web::Data::new(self.people.clone()))
             .app_data(web::Data::new(self.audit.clone()))

@@ -26,4 +26,5 @@ pub use refused::{Refusal, Refusals};
 pub use signing::Outlet;
 pub use store::checkpoint::StatementFilter;
 pub use store::list::{Entry, EventFilter};
+pub use store::origin::newest_done;
 pub use verify::{Chains, Report};

@@ -424,6 +424,30 @@ impl Db {
         .await
     }
 
+    /// As [`Self::read`], with one picture of the database from the first look to the last, whatever
+    /// is committed meanwhile. Waits to the end; of such work there may be little at a time, because
+    /// it keeps its connection.
+    pub async fn snapshot<T, E, F>(&self, work: F) -> std::result::Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+        F: OnConn<std::result::Result<T, E>>,
+    {
+        let db = self.clone();
+        self.spawn(None, async move {
+            let mut conn = db.pools.lease(Lane::Read, db.wait_max).await?;
+            let begin = match conn {
+                Conn::Sqlite(_) => "BEGIN",
+                Conn::Postgres(_) => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+            };
+            conn.batch(begin).await?;
+            let mut tx = Tx(Some(conn));
+            let done = work(tx.conn()).await;
+            tx.end(done).await
+        })
+        .await
+    }
+
     /// Runs `work` in one write transaction: all of it is committed, or none of it.
     ///
     /// For housekeeping alone: a change that an administrator makes goes through
@@ -526,7 +550,7 @@ pub async fn migrate_all(main: &Db, usage: &Db) -> Result<Vec<String>> {
     Ok(applied)
 }
 
-/// An open write transaction. Dropped unfinished, by a panic, it closes its connection.
+/// An open transaction. Dropped unfinished, by a panic, it closes its connection.
 pub(crate) struct Tx(Option<Conn>);
 
 impl Tx {

@@ -356,8 +356,84 @@ diesel::table! {
     }
 }
 
+diesel::table! {
+    review (id) {
+        id -> Text,
+        tenant_id -> Text,
+        name -> Text,
+        /// JSON, as the next one.
+        filter -> Text,
+        thresholds -> Text,
+        created_at -> BigInt,
+        created_by -> Text,
+        reason -> Nullable<Text>,
+        /// The instant of its keys; null until all of them are in it.
+        as_of -> Nullable<BigInt>,
+        keys -> BigInt,
+        /// JSON: how many keys each finding has.
+        findings -> Text,
+        /// SHA-256 in hex over its keys, as its audit line has it.
+        digest -> Nullable<Text>,
+        closed_at -> Nullable<BigInt>,
+        closed_by -> Nullable<Text>,
+        close_reason -> Nullable<Text>,
+    }
+}
+
+diesel::table! {
+    review_service (review_id, service) {
+        review_id -> Text,
+        service -> Text,
+    }
+}
+
+diesel::table! {
+    review_item (review_id, key_id) {
+        review_id -> Text,
+        key_id -> Text,
+        /// RFC 8785 canonical JSON of the key as it stood.
+        record -> Text,
+        /// Each between commas.
+        findings -> Text,
+        decision -> Text,
+        note -> Nullable<Text>,
+        own -> Integer,
+        carried_out -> Integer,
+        decided_at -> Nullable<BigInt>,
+        decided_by -> Nullable<Text>,
+        decided_by_name -> Nullable<Text>,
+    }
+}
+
+diesel::table! {
+    usage_seal (id) {
+        id -> Integer,
+        sealed_to -> BigInt,
+    }
+}
+
+diesel::table! {
+    usage_late (tenant_id, start, seq, key_id, secret_id, superseded, service, outcome, operation, caller) {
+        seq -> BigInt,
+        tenant_id -> Text,
+        start -> BigInt,
+        key_id -> Text,
+        secret_id -> Text,
+        superseded -> Integer,
+        service -> Text,
+        outcome -> Text,
+        operation -> Text,
+        caller -> Text,
+        consumer_id -> Text,
+        uses -> BigInt,
+        cost -> BigInt,
+    }
+}
+
 diesel::allow_tables_to_appear_in_same_query!(
     tenant, service, consumer, api_key, key_grant, key_tag, secret, pepper
 );
 
 diesel::allow_tables_to_appear_in_same_query!(audit_event, audit_head);
+
+diesel::allow_tables_to_appear_in_same_query!(review, review_service);

@@ -69,6 +69,8 @@ codes! {
     KeyExpired = 409 "key_expired" "The key has expired";
     CountChanged = 409 "count_changed" "The number of objects has changed";
     InProgress = 409 "in_progress" "The first request of this kind is still running";
+    ReviewClosed = 409 "review_closed" "The review is closed";
+    ReviewUndecided = 409 "review_undecided" "Keys of the review are undecided";
     BuiltIn = 409 "built_in" "The object is part of Keystead itself";
 
     VersionMismatch = 412 "version_mismatch" "The object was changed in the meantime";
@@ -139,6 +141,8 @@ impl Code {
             | Self::KeyRevoked
             | Self::KeyExpired
             | Self::CountChanged
+            | Self::ReviewClosed
+            | Self::ReviewUndecided
             | Self::BuiltIn
             | Self::VersionMismatch
             | Self::PayloadTooLarge

@@ -6,6 +6,7 @@ pub mod context;
 pub mod cors;
 pub mod direct;
 pub mod docs;
+pub mod download;
 pub mod extract;
 pub mod gate;
 pub mod headers;

@@ -24,7 +24,7 @@ use utoipa::openapi::{
 use super::problem::{Code, MEDIA_TYPE, ProblemBody, ViolationBody};
 
 /// Tags in the order of the document, each with its sentence.
-const TAGS: [(&str, &str); 11] = [
+const TAGS: [(&str, &str); 12] = [
     ("keys", "Issue, change, rotate and end keys."),
     ("validation", "May this key do this, now?"),
     (
@@ -38,6 +38,7 @@ const TAGS: [(&str, &str); 11] = [
     ("oauth", "Keys become short-lived tokens."),
     ("usage", "Which key was used where."),
     ("audit", "Who did what, provably unaltered."),
+    ("reviews", "Who has access, and who said that it may stay."),
     ("operations", "Health, metrics and this document."),
 ];
 

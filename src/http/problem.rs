@@ -330,6 +330,8 @@ impl From<Conflict> for Code {
             Conflict::KeyExpired => Self::KeyExpired,
             Conflict::CountChanged => Self::CountChanged,
             Conflict::InProgress => Self::InProgress,
+            Conflict::ReviewClosed => Self::ReviewClosed,
+            Conflict::ReviewUndecided => Self::ReviewUndecided,
             Conflict::BuiltIn => Self::BuiltIn,
         }
     }

@@ -361,19 +361,11 @@ impl Keys {
     pub async fn revoke(&self, by: By, reference: String, own: bool) -> Result<Key> {
         self.audit
             .change(by.at.clone(), async move |change: &mut Change| {
-                let before = find(change, &reference).await?;
-                let before = if own {
-                    before.ok_or(Error::NotFound("key"))?
-                } else {
-                    let before = there(&by.rights, Permission::KeysRevoke, before)?;
-                    may_end(&by.rights, &before.grants)?;
-                    before
-                };
-                if before.revoked_at.is_some() {
-                    return Ok(before);
+                if own {
+                    let before = find(change, &reference).await?;
+                    return revoke(change, before.ok_or(Error::NotFound("key"))?).await;
                 }
-                let after = revoked(change, &before);
-                finish(change, "key.revoke", &before, after, false).await
+                revoke_within(change, &by.rights, &reference).await
             })
             .await
     }
@@ -522,6 +514,25 @@ impl Keys {
             verifier,
         })
     }
+}
+
+/// Ends a key for good as part of a larger change, with the rights of who makes it.
+///
+/// # Errors
+/// As [`Keys::revoke`].
+pub async fn revoke_within(change: &mut Change, rights: &Rights, reference: &str) -> Result<Key> {
+    let before = find(change, reference).await?;
+    let before = there(rights, Permission::KeysRevoke, before)?;
+    may_end(rights, &before.grants)?;
+    revoke(change, before).await
+}
+
+async fn revoke(change: &mut Change, before: Key) -> Result<Key> {
+    if before.revoked_at.is_some() {
+        return Ok(before);
+    }
+    let after = revoked(change, &before);
+    finish(change, "key.revoke", &before, after, false).await
 }
 
 /// Limits a filter to what the caller may see.

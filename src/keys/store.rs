@@ -87,7 +87,11 @@ pub struct KeyFilter {
     pub ids: Option<Vec<KeyId>>,
     pub lookup_ids: Option<Vec<LookupId>>,
     pub consumer: Option<ConsumerId>,
+    /// Of any of these.
+    pub consumers: Option<Vec<ConsumerId>>,
     pub service: Option<ServiceId>,
+    /// Keys that grant on any of these.
+    pub services: Option<Vec<ServiceId>>,
     /// Only keys that grant on one of these services: what the caller may see.
     pub visible_services: Option<Vec<ServiceId>>,
     /// Leaves out keys that grant on this service.
@@ -95,6 +99,10 @@ pub struct KeyFilter {
     pub status: Option<KeyStatus>,
     pub tags: Vec<Tag>,
     pub environment: Option<Environment>,
+    /// Of any of these.
+    pub environments: Option<Vec<Environment>>,
+    /// Neither revoked nor past its end: what is or may be in use.
+    pub is_live: bool,
     pub name: Option<String>,
     pub external_id: Option<String>,
     pub created_by: Option<String>,
@@ -342,6 +350,28 @@ macro_rules! filtered {
         if let Some(consumer) = &filter.consumer {
             query = query.filter(api_key::consumer_id.eq(consumer));
         }
+        if let Some(consumers) = &filter.consumers {
+            query = query.filter(api_key::consumer_id.eq_any(consumers));
+        }
+        if let Some(services) = &filter.services {
+            query = query.filter(
+                api_key::id.eq_any(
+                    key_grant::table
+                        .filter(key_grant::service_id.eq_any(services))
+                        .select(key_grant::key_id),
+                ),
+            );
+        }
+        if let Some(environments) = &filter.environments {
+            query = query.filter(api_key::environment.eq_any(environments));
+        }
+        if filter.is_live {
+            query = query.filter(api_key::revoked_at.is_null()).filter(
+                api_key::expires_at
+                    .is_null()
+                    .or(api_key::expires_at.gt(now)),
+            );
+        }
         if let Some(service) = &filter.service {
             query = query.filter(
                 api_key::id.eq_any(
@@ -496,6 +526,30 @@ pub async fn matching(
         .select((KeyRow::as_select(), api_key::last_used_at))
         .load(c)
         .await)?;
+    complete(conn, rows).await
+}
+
+/// The keys that match, by their ids, behind `after`, at most `limit`.
+pub async fn matching_after(
+    conn: &mut Conn,
+    tenant: &TenantId,
+    filter: &KeyFilter,
+    after: Option<&KeyId>,
+    limit: i64,
+    now: Timestamp,
+) -> db::Result<Vec<Key>> {
+    let rows: Vec<(KeyRow, Option<Timestamp>)> = each!(&mut *conn, c => {
+        let mut query = filtered!(tenant, filter, now);
+        if let Some(after) = after {
+            query = query.filter(api_key::id.gt(after));
+        }
+        query
+            .order(api_key::id.asc())
+            .limit(limit)
+            .select((KeyRow::as_select(), api_key::last_used_at))
+            .load(c)
+            .await
+    })?;
     complete(conn, rows).await
 }
 

@@ -20,7 +20,7 @@ pub mod summary;
 use crate::clock::Clock;
 use crate::db::{self, Conn, Db};
 use crate::page::{Page, PageRequest, Position};
-use crate::time::Span;
+use crate::time::{Span, Timestamp};
 
 use query::Order;
 use store::events::{self, StoredEvent, Wanted};
@@ -75,6 +75,22 @@ impl Usage {
         self.db
             .read(async move |conn: &mut Conn| {
                 events::walk(conn, &wanted, after.as_ref(), limit).await
+            })
+            .await
+    }
+
+    /// The scopes that were required of these keys, and met, since then: key, slug of the service,
+    /// scope, each once.
+    pub async fn scopes_met(
+        &self,
+        tenant: String,
+        keys: Vec<String>,
+        since: Timestamp,
+    ) -> db::Result<Vec<(String, String, String)>> {
+        self.db
+            .snapshot(async move |conn: &mut Conn| {
+                let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+                store::scopes::met_since(conn, &tenant, &keys, since).await
             })
             .await
     }

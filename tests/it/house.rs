@@ -45,6 +45,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("consumers", &["idempotency", "audit"]),
     ("tenants", &["services", "idempotency", "audit"]),
     ("keys", &["services", "consumers", "tenants"]),
+    ("reviews", &["keys", "usage"]),
     ("validation", &["keys", "usage"]),
     ("auth", &["validation"]),
     ("gateway", &["validation"]),

@@ -28,6 +28,7 @@ mod openapi;
 mod peppers;
 mod redis_link;
 mod relayed;
+mod reviews;
 mod schema;
 mod security;
 mod starting;

@@ -4,6 +4,7 @@ pub(super) mod checkpoint;
 pub(super) mod export;
 pub(super) mod key;
 pub(super) mod list;
+pub(super) mod origin;
 
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;

@@ -1,7 +1,5 @@
 //! Events as a file: a chunk at a time, so that a million of them need no more memory than a few.
 
-use std::borrow::Cow;
-
 use actix_web::web::Bytes;
 use actix_web::{HttpResponse, web};
 use futures_util::stream;
@@ -15,6 +13,7 @@ use crate::db;
 use crate::http::extract::Query;
 use crate::http::problem::Problem;
 use crate::page::Position;
+use crate::text::spreadsheet_cell;
 use crate::usage::Usage;
 use crate::usage::query::{EventFilter, ExportQuery, Format};
 use crate::usage::store::events::Wanted;
@@ -163,7 +162,7 @@ fn csv(events: &[UsageEventBody], has_header: bool) -> anyhow::Result<Vec<u8>> {
     }
     for event in events {
         let cells = cells(event)?;
-        out.write_record(cells.iter().map(|cell| safe(cell).into_owned()))?;
+        out.write_record(cells.iter().map(|cell| spreadsheet_cell(cell).into_owned()))?;
     }
     Ok(out.into_inner()?)
 }
@@ -230,39 +229,4 @@ fn cells(event: &UsageEventBody) -> anyhow::Result<[String; COLUMNS.len()]> {
         event.node.clone(),
         event.latency_us.to_string(),
     ])
-}
-
-/// What a spreadsheet would take for a formula begins with an apostrophe. Line breaks become spaces,
-/// so that an event is a line.
-fn safe(cell: &str) -> Cow<'_, str> {
-    let is_formula = cell.starts_with(['=', '+', '-', '@', '\t', '\r', '\n']);
-    let breaks = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
-    if !is_formula && !cell.contains(breaks) {
-        return Cow::Borrowed(cell);
-    }
-    let apostrophe = if is_formula { "'" } else { "" };
-    Cow::Owned(format!("{apostrophe}{}", cell.replace(breaks, " ")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn no_cell_is_a_formula_and_none_breaks_its_line() {
-        for (cell, expected) in [
-            ("=HYPERLINK(\"x\")", "'=HYPERLINK(\"x\")"),
-            ("+1", "'+1"),
-            ("-1", "'-1"),
-            ("@SUM(A1)", "'@SUM(A1)"),
-            ("\t=1", "' =1"),
-            ("\r=1", "' =1"),
-            ("curl/8\n=1", "curl/8 =1"),
-            ("a\u{2028}b\u{1b}[2J", "a b [2J"),
-            ("plain, \"quoted\"", "plain, \"quoted\""),
-            ("", ""),
-        ] {
-            assert_eq!(safe(cell), expected);
-        }
-    }
 }

@@ -7,5 +7,6 @@ pub mod journal;
 pub mod partition;
 pub mod retention;
 mod rows;
+pub mod scopes;
 mod strangers;
 pub mod summary;

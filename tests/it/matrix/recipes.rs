@@ -255,6 +255,25 @@ pub fn recipe(operation: &str) -> Option<Recipe> {
         "list_audit_keys" => scope("audit:read"),
         "verify_audit" => scope("audit:read"),
         "export_audit_events" => scope("audit:read").leaves(&["audit.export"]),
+        // Reviews
+        "create_access_review" => scope("keys:write")
+            .body(|world| json!({"name": "made", "filter": {"services": [world.service_id]}}))
+            .answers(201)
+            .leaves(&["access_review.create"]),
+        "list_access_reviews" => scope("keys:read"),
+        "read_access_review" => scope("keys:read").ids(review),
+        "list_access_review_items" => scope("keys:read").ids(review),
+        "decide_access_review" => scope("keys:write")
+            .ids(|world| vec![&world.review_id, &world.key_id])
+            .body(|_| json!({"decision": "keep"}))
+            .leaves(&["access_review.decide"]),
+        "close_access_review" => scope("keys:write")
+            .ids(review)
+            .body(|_| json!({"leave_undecided": true}))
+            .leaves(&["access_review.close"]),
+        "export_access_review" => scope("keys:read")
+            .ids(review)
+            .leaves(&["access_review.export"]),
         // Operations
         "check_liveness" | "check_readiness" | "read_metrics" | "read_openapi" | "read_docs" => {
             nothing
@@ -290,6 +309,10 @@ fn tenant(world: &World) -> Vec<&str> {
 
 fn service(world: &World) -> Vec<&str> {
     vec![&world.service_id]
+}
+
+fn review(world: &World) -> Vec<&str> {
+    vec![&world.review_id]
 }
 
 fn consumer(world: &World) -> Vec<&str> {

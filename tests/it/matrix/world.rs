@@ -20,6 +20,8 @@ pub struct World {
     pub lookup_id: String,
     pub secret_id: String,
     pub api_key: String,
+    /// Of the keys of the service.
+    pub review_id: String,
 }
 
 impl World {
@@ -48,6 +50,8 @@ impl World {
                 }),
             )
             .await;
+        let about = json!({"name": name, "filter": {"services": [service["id"]]}});
+        let review = caller.create("/v1/reviews/access", about).await;
         Self {
             name: name.to_owned(),
             tenant_id: tenant_id.to_owned(),
@@ -58,6 +62,7 @@ impl World {
             lookup_id: text(&issued["key"]["lookup_id"]),
             secret_id: text(&issued["key"]["secrets"][0]["id"]),
             api_key: text(&issued["api_key"]),
+            review_id: text(&review["id"]),
         }
     }
 
@@ -73,6 +78,7 @@ impl World {
             key_id: id("key"),
             lookup_id: "000000000000".to_owned(),
             secret_id: id("sec"),
+            review_id: id("rev"),
             api_key: ApiKey::generate(
                 &Prefix::parse("ks").expect("a prefix"),
                 &Environment::parse("live").expect("an environment"),
@@ -94,6 +100,7 @@ impl World {
             &self.key_id,
             &self.lookup_id,
             &self.secret_id,
+            &self.review_id,
             &self.api_key,
             &self.name,
         ]

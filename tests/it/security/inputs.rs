@@ -471,7 +471,8 @@ async fn a_cursor_is_good_for_its_own_list_alone(home: Home) {
         .filter(|operation| operation.id.starts_with("list_") && !operation.open)
         .map(|operation| operation.route)
         .collect();
-    lists.retain(|route| route != "/v1/audit/keys");
+    // Of what is listed below another object the path is the binding: see the tests of reviews.
+    lists.retain(|route| route != "/v1/audit/keys" && !route.contains('{'));
     assert!(lists.len() >= 5, "{lists:?}");
     let mut cursors = Vec::new();
     for list in &lists {
@@ -514,6 +515,7 @@ async fn a_cursor_is_good_for_its_own_list_alone(home: Home) {
             "/v1/audit/events" => "action=key.create",
             "/v1/audit/checkpoints" => "kind=checkpoint",
             "/v1/usage/events" => "outcome=valid",
+            "/v1/reviews/access" => "status=open",
             _ => "status=active",
         };
         refused(&owner, &format!("{list}?{filter}&cursor={cursor}")).await;

@@ -1,0 +1,3 @@
+DROP TABLE review_item;
+DROP TABLE review_service;
+DROP TABLE review;
