@@ -31,6 +31,7 @@ class Programs:
         self.bare = release / "examples" / "bare"
         self.fill = release / "examples" / "fill"
         self.steady = release / "examples" / "steady"
+        self.ingest = release / "examples" / "ingest"
 
 
 def free_address():
@@ -84,9 +85,10 @@ class Awake:
 class Throwaway:
     """A private PostgreSQL or Redis on the other core; it ends with its standard input."""
 
-    def __init__(self, kind):
+    def __init__(self, kind, fsync=False):
         self.child = subprocess.Popen(
             ["taskset", "-c", LOAD_CORE, ROOT / "scripts" / "throwaway", kind],
+            env={**os.environ, "KEYSTEAD_TEST_FSYNC": "on" if fsync else "off"},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )
         self.url = self.child.stdout.readline().strip()

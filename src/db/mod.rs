@@ -305,7 +305,7 @@ impl Db {
             Target::Sqlite { path } => {
                 sqlite::create_private_file(path)?;
                 Pools::Sqlite {
-                    writer: sqlite::writer(path),
+                    writer: sqlite::writer(path, content),
                     readers: sqlite::readers(path),
                     loads: sqlite::readers(path),
                     looks: sqlite::readers(path),

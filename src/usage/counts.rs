@@ -1,8 +1,7 @@
 //! From records to rows of counts: pure, exact, and the same whatever the order of the records.
 
-use std::collections::BTreeMap;
-
-use serde::Serialize;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
 
 use super::record::{Batch, Operation, Record};
 use crate::time::Timestamp;
@@ -12,7 +11,7 @@ pub const HOUR_MS: i64 = 60 * MINUTE_MS;
 pub const DAY_MS: i64 = 24 * HOUR_MS;
 
 /// A row of uses by minute or hour. The order of the members is the order in which rows are locked.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct UseKey {
     pub tenant_id: String,
     pub start: i64,
@@ -28,7 +27,7 @@ pub struct UseKey {
 }
 
 /// A row of uses by day.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DayKey {
     pub tenant_id: String,
     pub start: i64,
@@ -37,7 +36,7 @@ pub struct DayKey {
     pub operation: Operation,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct IpKey {
     pub tenant_id: String,
     pub day: i64,
@@ -45,7 +44,7 @@ pub struct IpKey {
     pub ip: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ScopeKey {
     pub tenant_id: String,
     pub day: i64,
@@ -54,7 +53,7 @@ pub struct ScopeKey {
     pub scope: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct StrangerKey {
     pub tenant_id: String,
     pub hour: i64,
@@ -66,21 +65,21 @@ pub struct StrangerKey {
 }
 
 /// How often, and what it cost. Only what was let through costs anything.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Uses {
     pub uses: u64,
     pub cost: u64,
 }
 
 /// How often, from when to when.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
     pub uses: u64,
     pub first_at: i64,
     pub last_at: i64,
 }
 
-/// All that a batch adds to the tables, each row once.
+/// All that batches add to the tables, each row once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     pub minutes: BTreeMap<UseKey, Uses>,
@@ -92,19 +91,49 @@ pub struct Counts {
 }
 
 impl Counts {
-    pub fn of(batch: &Batch) -> Self {
-        let mut counts = Self::default();
-        for record in &batch.records {
-            counts.add(record, 1);
+    pub fn of(batches: &[Batch]) -> Self {
+        let mut tally = Tally::default();
+        for batch in batches {
+            for record in &batch.records {
+                tally.add(record, 1);
+            }
+            for line in &batch.counts_only {
+                tally.add(&line.record, line.uses);
+            }
         }
-        for line in &batch.counts_only {
-            counts.add(&line.record, line.uses);
-        }
-        counts
+        tally.counts()
     }
+}
 
+/// Who used what of whom: all that a row of uses is told by but its time.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Who<'a> {
+    tenant_id: &'a str,
+    key_id: &'a str,
+    secret_id: &'a str,
+    superseded: bool,
+    service: &'a str,
+    outcome: &'a str,
+    operation: Operation,
+    caller: &'a str,
+    consumer_id: &'a str,
+}
+
+/// Adds up without a copy of any text: there are many records and few rows.
+#[derive(Default)]
+struct Tally<'a> {
+    minutes: HashMap<(i64, Who<'a>), Uses>,
+    /// By tenant, day, key and address.
+    ips: HashMap<(&'a str, i64, &'a str, &'a str), Seen>,
+    /// By tenant, day, key, service and scope.
+    scopes: HashMap<(&'a str, i64, &'a str, &'a str, &'a str), Seen>,
+    /// By the minute, and the address.
+    strangers: HashMap<(i64, Who<'a>, &'a str), u64>,
+}
+
+impl<'a> Tally<'a> {
     /// Adds `uses` uses that were all like `record`.
-    pub fn add(&mut self, record: &Record, uses: u64) {
+    fn add(&mut self, record: &'a Record, uses: u64) {
         if uses == 0 {
             return;
         }
@@ -116,63 +145,130 @@ impl Counts {
                 0
             },
         };
-        let minute = use_key(record, start(record.at, MINUTE_MS));
-        let hour = UseKey {
-            start: start(record.at, HOUR_MS),
-            ..minute.clone()
-        };
-        let day = DayKey {
-            tenant_id: record.tenant_id.clone(),
-            start: start(record.at, DAY_MS),
-            service: record.service.clone(),
-            outcome: record.outcome.clone(),
-            operation: record.operation,
-        };
-        self.minutes.entry(minute).or_default().add(added);
-        self.hours.entry(hour).or_default().add(added);
-        self.days.entry(day).or_default().add(added);
-        if let Some(key) = &record.key {
-            self.add_whereabouts(record, &key.key_id, uses);
-        } else {
-            let stranger = self.strangers.entry(StrangerKey {
-                tenant_id: record.tenant_id.clone(),
-                hour: start(record.at, HOUR_MS),
-                caller: record.caller.clone(),
-                service: record.service.clone(),
-                outcome: record.outcome.clone(),
-                operation: record.operation,
-                ip: record.ip.clone().unwrap_or_default(),
-            });
-            let known = stranger.or_default();
+        let (minute, who) = (start(record.at, MINUTE_MS), Who::of(record));
+        self.minutes.entry((minute, who)).or_default().add(added);
+        let ip = record.ip.as_deref();
+        if record.key.is_none() {
+            let row = self.strangers.entry((minute, who, ip.unwrap_or_default()));
+            let known = row.or_default();
             *known = known.saturating_add(uses);
+            return;
         }
-    }
-
-    fn add_whereabouts(&mut self, record: &Record, key_id: &str, uses: u64) {
         let (day, at) = (start(record.at, DAY_MS), record.at.millis());
         let seen = Seen {
             uses,
             first_at: at,
             last_at: at,
         };
-        if let Some(ip) = &record.ip {
-            let row = self.ips.entry(IpKey {
-                tenant_id: record.tenant_id.clone(),
-                day,
-                key_id: key_id.to_owned(),
-                ip: ip.clone(),
-            });
-            row.and_modify(|known| known.add(seen)).or_insert(seen);
+        if let Some(ip) = ip {
+            let row = (who.tenant_id, day, who.key_id, ip);
+            put(&mut self.ips, row, seen);
         }
         for scope in &record.used_scopes {
-            let row = self.scopes.entry(ScopeKey {
-                tenant_id: record.tenant_id.clone(),
-                day,
-                key_id: key_id.to_owned(),
-                service: record.service.clone(),
-                scope: scope.clone(),
-            });
-            row.and_modify(|known| known.add(seen)).or_insert(seen);
+            let row = (who.tenant_id, day, who.key_id, who.service, &**scope);
+            put(&mut self.scopes, row, seen);
+        }
+    }
+
+    fn counts(self) -> Counts {
+        let mut counts = Counts::default();
+        for ((minute, who), uses) in self.minutes {
+            let at = Timestamp::from_millis(minute);
+            let hours = counts.hours.entry(who.row(start(at, HOUR_MS)));
+            hours.or_default().add(uses);
+            let days = counts.days.entry(who.day(start(at, DAY_MS)));
+            days.or_default().add(uses);
+            counts.minutes.insert(who.row(minute), uses);
+        }
+        let ips = self.ips.into_iter();
+        counts.ips = ips
+            .map(|((tenant_id, day, key_id, ip), seen)| {
+                let row = IpKey {
+                    tenant_id: tenant_id.to_owned(),
+                    day,
+                    key_id: key_id.to_owned(),
+                    ip: ip.to_owned(),
+                };
+                (row, seen)
+            })
+            .collect();
+        let scopes = self.scopes.into_iter();
+        counts.scopes = scopes
+            .map(|((tenant_id, day, key_id, service, scope), seen)| {
+                let row = ScopeKey {
+                    tenant_id: tenant_id.to_owned(),
+                    day,
+                    key_id: key_id.to_owned(),
+                    service: service.to_owned(),
+                    scope: scope.to_owned(),
+                };
+                (row, seen)
+            })
+            .collect();
+        for ((minute, who, ip), uses) in self.strangers {
+            let hour = start(Timestamp::from_millis(minute), HOUR_MS);
+            let known = counts.strangers.entry(who.stranger(hour, ip)).or_default();
+            *known = known.saturating_add(uses);
+        }
+        counts
+    }
+}
+
+fn put<K: Eq + Hash>(rows: &mut HashMap<K, Seen>, row: K, seen: Seen) {
+    let known = rows.entry(row);
+    known.and_modify(|known| known.add(seen)).or_insert(seen);
+}
+
+impl<'a> Who<'a> {
+    fn of(record: &'a Record) -> Self {
+        let key = record.key.as_ref();
+        Self {
+            tenant_id: &record.tenant_id,
+            key_id: key.map_or("", |key| &key.key_id),
+            secret_id: key.map_or("", |key| &key.secret_id),
+            superseded: key.is_some_and(|key| key.superseded),
+            service: &record.service,
+            outcome: &record.outcome,
+            operation: record.operation,
+            caller: &record.caller,
+            consumer_id: key.map_or("", |key| &key.consumer_id),
+        }
+    }
+
+    fn row(&self, start: i64) -> UseKey {
+        UseKey {
+            tenant_id: self.tenant_id.to_owned(),
+            start,
+            key_id: self.key_id.to_owned(),
+            secret_id: self.secret_id.to_owned(),
+            superseded: i32::from(self.superseded),
+            service: self.service.to_owned(),
+            outcome: self.outcome.to_owned(),
+            operation: self.operation,
+            caller: self.caller.to_owned(),
+            consumer_id: self.consumer_id.to_owned(),
+        }
+    }
+
+    fn day(&self, start: i64) -> DayKey {
+        DayKey {
+            tenant_id: self.tenant_id.to_owned(),
+            start,
+            service: self.service.to_owned(),
+            outcome: self.outcome.to_owned(),
+            operation: self.operation,
+        }
+    }
+
+    fn stranger(&self, hour: i64, ip: &str) -> StrangerKey {
+        StrangerKey {
+            tenant_id: self.tenant_id.to_owned(),
+            hour,
+            caller: self.caller.to_owned(),
+            service: self.service.to_owned(),
+            outcome: self.outcome.to_owned(),
+            operation: self.operation,
+            ip: ip.to_owned(),
         }
     }
 }
@@ -196,22 +292,6 @@ impl Seen {
 pub fn start(at: Timestamp, length_ms: i64) -> i64 {
     let at = at.millis();
     at - at.rem_euclid(length_ms)
-}
-
-fn use_key(record: &Record, start: i64) -> UseKey {
-    let key = record.key.as_ref();
-    UseKey {
-        tenant_id: record.tenant_id.clone(),
-        start,
-        key_id: key.map_or_else(String::new, |key| key.key_id.clone()),
-        secret_id: key.map_or_else(String::new, |key| key.secret_id.clone()),
-        superseded: key.map_or(0, |key| i32::from(key.superseded)),
-        service: record.service.clone(),
-        outcome: record.outcome.clone(),
-        operation: record.operation,
-        caller: record.caller.clone(),
-        consumer_id: key.map_or_else(String::new, |key| key.consumer_id.clone()),
-    }
 }
 
 #[cfg(test)]
@@ -272,6 +352,14 @@ pub(crate) mod tests {
         )
     }
 
+    fn counted<'a>(uses: impl IntoIterator<Item = (&'a Record, u64)>) -> Counts {
+        let mut tally = Tally::default();
+        for (record, uses) in uses {
+            tally.add(record, uses);
+        }
+        tally.counts()
+    }
+
     fn total<K>(rows: &BTreeMap<K, Uses>) -> (u64, u64) {
         let uses = rows.values().map(|row| row.uses).sum();
         (uses, rows.values().map(|row| row.cost).sum())
@@ -282,16 +370,11 @@ pub(crate) mod tests {
         fn every_table_counts_every_use_once_in_any_order(
             records in prop::collection::vec(any_record(), 0..60)
         ) {
-            let (mut forward, mut backward) = (Counts::default(), Counts::default());
-            for (record, uses) in &records {
-                forward.add(record, *uses);
-            }
-            for (record, uses) in records.iter().rev() {
-                for _ in 0..*uses {
-                    backward.add(record, 1);
-                }
-            }
-            prop_assert_eq!(&forward, &backward);
+            let forward = counted(records.iter().map(|(record, uses)| (record, *uses)));
+            let singly = records.iter().rev().flat_map(|(record, uses)| {
+                (0..*uses).map(move |_| (record, 1))
+            });
+            prop_assert_eq!(&forward, &counted(singly));
             let all: u64 = records.iter().map(|(_, uses)| uses).sum();
             let cost: u64 = records
                 .iter()
@@ -309,9 +392,8 @@ pub(crate) mod tests {
 
     #[test]
     fn a_use_stands_in_the_minute_hour_and_day_it_began_in() {
-        let mut counts = Counts::default();
-        counts.add(&record(DAY_MS - 1), 1);
-        counts.add(&record(DAY_MS), 1);
+        let records = [record(DAY_MS - 1), record(DAY_MS)];
+        let counts = counted(records.iter().map(|record| (record, 1)));
         let starts: Vec<i64> = counts.minutes.keys().map(|row| row.start).collect();
         assert_eq!(starts, [DAY_MS - MINUTE_MS, DAY_MS]);
         let starts: Vec<i64> = counts.hours.keys().map(|row| row.start).collect();
@@ -322,10 +404,8 @@ pub(crate) mod tests {
 
     #[test]
     fn an_address_and_a_scope_remember_their_first_and_last_use() {
-        let mut counts = Counts::default();
-        for at in [500, 100, 900] {
-            counts.add(&record(at), 2);
-        }
+        let records = [500, 100, 900].map(record);
+        let counts = counted(records.iter().map(|record| (record, 2)));
         let seen = Seen {
             uses: 6,
             first_at: 100,
@@ -337,14 +417,11 @@ pub(crate) mod tests {
 
     #[test]
     fn counts_that_cannot_be_stay_at_the_largest() {
-        let mut counts = Counts::default();
-        counts.add(
-            &Record {
-                cost: u64::MAX,
-                ..record(0)
-            },
-            3,
-        );
+        let dear = Record {
+            cost: u64::MAX,
+            ..record(0)
+        };
+        let counts = counted([(&dear, 3)]);
         assert_eq!(total(&counts.days), (3, u64::MAX));
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! 1. **collect**: five times a second the buffers are taken and kept in the journal of this node. What
 //!    was answered longer ago than that survives the end of the process, whatever ends it.
-//! 2. **store**: block by block the journal goes into the ledger, each block as one batch that the ledger
-//!    takes once; then it leaves the journal. A crash between the two is a batch that is sent again.
+//! 2. **store**: the journal goes into the ledger, each block as one batch that the ledger takes once
+//!    (`drain.rs`); then it leaves the journal. A crash between the two is a batch that is sent again.
 //!
 //! A journal that is full keeps counts in the place of events: how many is told, and nothing is lost
 //! of what is counted.
@@ -16,12 +16,9 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 
 use super::codec;
-use super::fold::Folded;
-use super::record::Batch;
+use super::drain::Progress;
 use super::recorder::{Collected, Recorder};
-use super::rules::{Refusals, Rules};
-use super::store::batch::{self, Written};
-use super::store::journal::{self, Block, NewBlock};
+use super::store::journal::{self, NewBlock};
 use crate::clock::Clock;
 use crate::db::{self, Conn, Db};
 
@@ -38,29 +35,34 @@ const JOURNAL_BYTES_MAX: i64 = 1024 * 1024 * 1024;
 const HELD_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 const USES: &str = "uses";
-const FOLDED: &str = "folded";
+pub(super) const FOLDED: &str = "folded";
 
 /// How many uses a block could not be read for, at least: it does not say.
-const UNREADABLE: u64 = 1;
+pub(super) const UNREADABLE: u64 = 1;
+
+/// What an appended block takes in the journal's log beside its bytes, at most: two pages.
+const OVERHEAD: u64 = 2 * 4096;
 
 /// Keeps what a node records, cheap to clone.
 #[derive(Clone)]
-pub struct Ledger(Arc<Inner>);
+pub struct Ledger(pub(super) Arc<Inner>);
 
-struct Inner {
+pub(super) struct Inner {
     recorder: Arc<Recorder>,
     /// The file of the journal, opened when the node begins.
     path: PathBuf,
-    journal: OnceLock<Db>,
-    ledger: Db,
-    clock: Clock,
+    pub(super) journal: OnceLock<Db>,
+    pub(super) ledger: Db,
+    pub(super) clock: Clock,
     /// New with each start, so that no number of this node is ever another block's.
     node: String,
-    waiting_bytes: AtomicI64,
+    pub(super) waiting_bytes: AtomicI64,
+    /// How many bytes were appended to the journal since its last checkpoint.
+    pub(super) appended: AtomicU64,
     shed: AtomicU64,
-    lost: AtomicU64,
+    pub(super) lost: AtomicU64,
     /// One at a time: blocks leave in their order.
-    storing: Mutex<Refusals>,
+    pub(super) storing: Mutex<Progress>,
     /// What was taken from the buffers and is not in the journal yet.
     flushing: Mutex<Collected>,
 }
@@ -82,6 +84,7 @@ impl Ledger {
             clock,
             node,
             waiting_bytes: AtomicI64::new(0),
+            appended: AtomicU64::new(0),
             shed: AtomicU64::new(0),
             lost: AtomicU64::new(0),
             storing: Mutex::default(),
@@ -158,89 +161,11 @@ impl Ledger {
             .write_to_end(async move |conn: &mut Conn| journal::append(conn, blocks).await)
             .await?;
         *collected = Collected::default();
+        let appended = OVERHEAD.saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX));
+        inner.appended.fetch_add(appended, Ordering::Relaxed);
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         inner.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
-    }
-
-    /// Step 2, until the journal is empty. Answers how many batches it stored. It goes on if the caller
-    /// stops waiting.
-    ///
-    /// # Errors
-    /// The ledger's or the journal's; what was not stored waits.
-    pub async fn store(&self, rules: Rules) -> db::Result<usize> {
-        let this = self.clone();
-        let store = async move { this.store_to_end(&rules).await };
-        self.0.ledger.spawn(None, store).await
-    }
-
-    async fn store_to_end(&self, rules: &Rules) -> db::Result<usize> {
-        let inner = &*self.0;
-        let Some(journal) = inner.journal.get() else {
-            return Ok(0);
-        };
-        let mut refusals = inner.storing.lock().await;
-        let mut stored = 0;
-        loop {
-            let read = async move |conn: &mut Conn| journal::first(conn).await;
-            let first: Option<Block> = journal.read(read).await?;
-            let Some(block) = first else {
-                return Ok(stored);
-            };
-            let number = block.number;
-            let bytes = i64::try_from(block.block.len()).unwrap_or(i64::MAX);
-            if let Some(mut batch) = self.batch(&block) {
-                refusals.fold(&mut batch);
-                stored += usize::from(self.store_batch(batch, rules).await?);
-            }
-            let remove = async move |conn: &mut Conn| journal::remove(conn, number).await;
-            journal.write_to_end(remove).await?;
-            inner.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
-        }
-    }
-
-    /// Whether it was not stored before.
-    async fn store_batch(&self, batch: Batch, rules: &Rules) -> db::Result<bool> {
-        let (rules, now) = (rules.clone(), self.0.clock.now());
-        let write = async move |conn: &mut Conn| batch::write(conn, &batch, &rules, now).await;
-        let written = self.0.ledger.write_to_end(write).await?;
-        Ok(matches!(written, Written::Stored { .. }))
-    }
-
-    /// `None` for a block that cannot be read: it would stand before all others for ever.
-    fn batch(&self, block: &Block) -> Option<Batch> {
-        let mut batch = Batch {
-            node: block.node.clone(),
-            number: block.number,
-            records: Vec::new(),
-            shed: 0,
-            counts_only: Vec::new(),
-        };
-        let read = if block.kind == FOLDED {
-            Folded::from_bytes(&block.block)
-                .map_err(|error| error.to_string())
-                .map(|folded| {
-                    batch.shed = folded.uses();
-                    batch.counts_only = folded.lines();
-                })
-        } else {
-            let form = u8::try_from(block.form).unwrap_or_default();
-            codec::read(form, &block.block)
-                .map_err(|error| error.to_string())
-                .map(|records| batch.records = records)
-        };
-        if let Err(error) = read {
-            self.0.lost.fetch_add(UNREADABLE, Ordering::Relaxed);
-            tracing::error!(
-                target: "security",
-                number = block.number,
-                bytes = block.block.len(),
-                error,
-                "gave up a block of uses that cannot be read"
-            );
-            return None;
-        }
-        Some(batch)
     }
 
     fn fold(&self, collected: &mut Collected) {

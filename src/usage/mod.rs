@@ -6,6 +6,7 @@
 
 pub mod codec;
 pub mod counts;
+mod drain;
 pub mod fold;
 pub mod http;
 pub mod ledger;

@@ -87,6 +87,51 @@ impl Record {
     pub fn is_valid(&self) -> bool {
         self.outcome == VALID
     }
+
+    /// Replaces each NUL, which no text of `PostgreSQL` can hold, by U+FFFD: one must not keep a batch
+    /// out for ever. Only in what somebody else has chosen.
+    pub fn replace_nuls(&mut self) {
+        let texts = [&mut self.service, &mut self.caller, &mut self.request_id];
+        let scopes = self.required_scopes.iter_mut();
+        let scopes = scopes
+            .chain(&mut self.any_scopes)
+            .chain(&mut self.used_scopes);
+        let told = [
+            &mut self.ip,
+            &mut self.method,
+            &mut self.path,
+            &mut self.user_agent,
+        ];
+        let of_a_token = [&mut self.token_id, &mut self.subject, &mut self.actor];
+        let told = told.into_iter().chain(of_a_token).flatten();
+        for text in texts.into_iter().chain(scopes).chain(told) {
+            replace_nuls(text);
+        }
+        if self
+            .context
+            .iter()
+            .any(|(name, value)| has_nul(name) || has_nul(value))
+        {
+            let context = std::mem::take(&mut self.context).into_iter();
+            self.context = context
+                .map(|(mut name, mut value)| {
+                    replace_nuls(&mut name);
+                    replace_nuls(&mut value);
+                    (name, value)
+                })
+                .collect();
+        }
+    }
+}
+
+fn has_nul(text: &str) -> bool {
+    text.as_bytes().contains(&0)
+}
+
+fn replace_nuls(text: &mut String) {
+    if has_nul(text) {
+        *text = text.replace('\0', "\u{fffd}");
+    }
 }
 
 /// Whose use it was.
@@ -109,6 +154,14 @@ pub struct Batch {
     /// How many events were folded into counts because there was no room for them.
     pub shed: u64,
     pub counts_only: Vec<CountLine>,
+}
+
+impl Batch {
+    /// Those of events and those that are counted only.
+    pub fn all_records(&mut self) -> impl Iterator<Item = &mut Record> {
+        let counted = self.counts_only.iter_mut().map(|line| &mut line.record);
+        self.records.iter_mut().chain(counted)
+    }
 }
 
 /// Uses that are counted and leave no event.

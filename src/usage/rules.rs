@@ -54,7 +54,7 @@ impl Rules {
 
 /// How many refusals each key has had in the second at hand. Kept by who sends batches, from one
 /// to the next.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Refusals {
     second: i64,
     seen: HashMap<String, u32>,

@@ -1,28 +1,33 @@
-//! Storing a batch: its events and its counts, all of it or nothing, and once.
+//! Storing batches: their events and their counts, all of it or nothing, and each batch once.
 //!
-//! 1. The batch's own row comes first: if it stands there, the batch was stored before and nothing is
-//!    written. Two who send the same one wait for each other here.
+//! 1. The batches' own rows come first: those that stand there were stored before and nothing is written
+//!    of them. Two who send the same one wait for each other here.
 //! 2. Events are added, then each table of counts, always in this order and each sorted.
-//! 3. The number of the batch comes last, because its row lock is held to the commit: so numbers are
+//! 3. The numbers of the batches come last, because their row lock is held to the commit: so numbers are
 //!    in the order of the commits and without gaps, and who reads by number misses nothing.
+//!
+//! Several batches of a node go in one transaction, so that a row that all of them count is written
+//! once. Whichever of them fails, none is stored: then they are sent one by one.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use diesel::prelude::*;
+use diesel::sql_types::{Array, BigInt, Text};
 use diesel_async::RunQueryDsl;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::partition;
-use super::rows::{Table, bounded};
+use super::rows::{Kind, Rows, Table, bounded};
 use super::strangers;
 use crate::db::schema::{usage_batch, usage_head};
 use crate::db::{self, Conn};
 use crate::each;
 use crate::id::EventId;
 use crate::time::Timestamp;
-use crate::usage::counts::{Counts, Seen, Uses};
-use crate::usage::record::{Batch, Operation, Record};
+use crate::usage::counts::{Counts, Seen, UseKey, Uses};
+use crate::usage::record::{Batch, Identified, Record};
 use crate::usage::rules::Rules;
 
 /// What became of a batch.
@@ -54,7 +59,26 @@ pub struct Detail {
     pub latency_us: u64,
 }
 
-/// Stores `batch`. Only inside [`Db::write`](crate::db::Db::write) of the usage ledger.
+/// [`Detail`] of a record, as it is written.
+#[derive(Serialize)]
+struct DetailOf<'a> {
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    required_scopes: &'a [String],
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    any_scopes: &'a [String],
+    cost: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    method: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user_agent: Option<&'a str>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    context: &'a BTreeMap<String, String>,
+    latency_us: u64,
+}
+
+/// Stores `batch` alone. Only inside [`Db::write`](crate::db::Db::write) of the usage ledger.
 ///
 /// # Errors
 /// The database's; the caller sends the same batch again until it is answered.
@@ -64,142 +88,250 @@ pub async fn write(
     rules: &Rules,
     now: Timestamp,
 ) -> db::Result<Written> {
-    let events = event_rows(batch, rules)?;
-    if !claim(conn, batch, &events, now).await? {
-        return Ok(Written::Again);
+    let group = Group::of(vec![batch.clone()], &Arc::new(rules.clone()))?;
+    let mut written = group.write(conn, now).await?;
+    Ok(written.pop().unwrap_or(Written::Again))
+}
+
+/// Batches that are stored by one transaction, made ready before it begins.
+#[derive(Debug)]
+pub struct Group {
+    batches: Vec<Batch>,
+    rules: Arc<Rules>,
+    spans: Vec<Span>,
+    events: Rows,
+    counts: Counts,
+    /// Those that events lie in.
+    hours: BTreeSet<i64>,
+}
+
+/// The events of a batch: how many, and from when to when.
+#[derive(Clone, Copy, Debug, Default)]
+struct Span {
+    events: usize,
+    times: Option<(i64, i64)>,
+}
+
+impl Group {
+    /// # Errors
+    /// A use that cannot be written as JSON: none is known.
+    pub fn of(mut batches: Vec<Batch>, rules: &Arc<Rules>) -> db::Result<Self> {
+        // Before they are counted: what becomes the same is one row.
+        for record in batches.iter_mut().flat_map(Batch::all_records) {
+            record.replace_nuls();
+        }
+        let (mut events, mut spans) = (Rows::default(), Vec::new());
+        let mut hours = BTreeSet::new();
+        for batch in &batches {
+            let mut span = Span::default();
+            for (index, record) in batch.records.iter().enumerate() {
+                let Some(key) = record.key.as_ref().filter(|_| rules.keep(record)) else {
+                    continue;
+                };
+                put_event(&mut events, batch, index, record, key)?;
+                let at = record.at.millis();
+                span.add(at);
+                hours.insert(partition::hour_of(at));
+            }
+            spans.push(span);
+        }
+        Ok(Self {
+            counts: Counts::of(&batches),
+            batches,
+            rules: Arc::clone(rules),
+            spans,
+            events,
+            hours,
+        })
     }
-    let hours: BTreeSet<i64> = events
-        .iter()
-        .map(|row| partition::hour_of(row.at))
-        .collect();
-    for hour in hours {
-        partition::ensure(conn, hour).await?;
+
+    /// Stores them; answers what became of each. Only inside
+    /// [`Db::write`](crate::db::Db::write) of the usage ledger.
+    ///
+    /// # Errors
+    /// The database's; nothing may be committed then, and the caller sends the same batches again, in
+    /// whatever groups, until it is answered.
+    pub async fn write(mut self, conn: &mut Conn, now: Timestamp) -> db::Result<Vec<Written>> {
+        let claimed = claim(conn, &self.batches, &self.spans, now).await?;
+        let sent: Vec<(String, i64)> = self.batches.iter().map(name).collect();
+        if claimed.len() < sent.len() {
+            // Some were stored before. It is rare that they are sent again.
+            let mut new = self.batches;
+            new.retain(|batch| claimed.contains(&name(batch)));
+            self = Self::of(new, &self.rules)?;
+        }
+        let mut numbers = BTreeMap::new();
+        if !self.batches.is_empty() {
+            for hour in self.hours {
+                partition::ensure(conn, hour).await?;
+            }
+            EVENT.put(conn, self.events).await?;
+            put_counts(conn, &self.counts).await?;
+            numbers = number(conn, &self.batches).await?;
+        }
+        let mut spans = self.spans.into_iter();
+        let written = sent.into_iter().map(|name| match numbers.get(&name) {
+            Some(seq) => Written::Stored {
+                seq: *seq,
+                events: spans.next().unwrap_or_default().events,
+            },
+            None => Written::Again,
+        });
+        Ok(written.collect())
     }
-    EVENT.put(conn, &events).await?;
-    put_counts(conn, &Counts::of(batch)).await?;
-    let seq: i64 = each!(&mut *conn, c => diesel::update(usage_head::table.find(1))
-        .set(usage_head::seq.eq(usage_head::seq + 1))
+}
+
+impl Span {
+    fn add(&mut self, at: i64) {
+        self.events += 1;
+        let (first, last) = self.times.unwrap_or((at, at));
+        self.times = Some((first.min(at), last.max(at)));
+    }
+}
+
+fn name(batch: &Batch) -> (String, i64) {
+    (batch.node.clone(), batch.number)
+}
+
+/// Adds the rows of the batches that are new; answers which those are.
+async fn claim(
+    conn: &mut Conn,
+    batches: &[Batch],
+    spans: &[Span],
+    now: Timestamp,
+) -> db::Result<BTreeSet<(String, i64)>> {
+    let mut rows: Vec<_> = batches.iter().zip(spans).collect();
+    // So that two who send the same ones do not wait for each other in a circle.
+    rows.sort_by_key(|(batch, _)| (&batch.node, batch.number));
+    let rows = rows.into_iter().map(|(batch, span)| {
+        let (first, last) = span.times.unwrap_or((now.millis(), now.millis()));
+        (
+            usage_batch::node.eq(&batch.node),
+            usage_batch::number.eq(batch.number),
+            usage_batch::first_at.eq(first),
+            usage_batch::last_at.eq(last),
+            usage_batch::events.eq(bounded(span.events as u64)),
+            usage_batch::shed.eq(bounded(batch.shed)),
+            usage_batch::stored_at.eq(now),
+        )
+    });
+    match conn {
+        Conn::Sqlite(c) => {
+            let mut new = BTreeSet::new();
+            for row in rows {
+                let name: Option<(String, i64)> = diesel::insert_into(usage_batch::table)
+                    .values(row)
+                    .on_conflict_do_nothing()
+                    .returning((usage_batch::node, usage_batch::number))
+                    .get_result(&mut **c)
+                    .await
+                    .optional()?;
+                new.extend(name);
+            }
+            Ok(new)
+        }
+        Conn::Postgres(c) => {
+            let new: Vec<(String, i64)> = diesel::insert_into(usage_batch::table)
+                .values(rows.collect::<Vec<_>>())
+                .on_conflict_do_nothing()
+                .returning((usage_batch::node, usage_batch::number))
+                .get_results(&mut **c)
+                .await?;
+            Ok(new.into_iter().collect())
+        }
+    }
+}
+
+/// Gives the batches the next numbers, in their order; answers each one's.
+async fn number(conn: &mut Conn, batches: &[Batch]) -> db::Result<BTreeMap<(String, i64), i64>> {
+    let count = i64::try_from(batches.len()).unwrap_or(i64::MAX);
+    let last: i64 = each!(&mut *conn, c => diesel::update(usage_head::table.find(1))
+        .set(usage_head::seq.eq(usage_head::seq + count))
         .returning(usage_head::seq)
         .get_result(c)
         .await)?;
-    each!(conn, c => diesel::update(usage_batch::table.find((&batch.node, batch.number)))
-        .set(usage_batch::seq.eq(seq))
-        .execute(c)
-        .await)?;
-    Ok(Written::Stored {
-        seq,
-        events: events.len(),
-    })
+    let seqs: Vec<i64> = (last - count + 1..=last).collect();
+    match conn {
+        Conn::Sqlite(c) => {
+            for (batch, seq) in batches.iter().zip(&seqs) {
+                diesel::update(usage_batch::table.find((&batch.node, batch.number)))
+                    .set(usage_batch::seq.eq(seq))
+                    .execute(&mut **c)
+                    .await?;
+            }
+        }
+        Conn::Postgres(c) => {
+            let nodes: Vec<&str> = batches.iter().map(|batch| &*batch.node).collect();
+            let numbers: Vec<i64> = batches.iter().map(|batch| batch.number).collect();
+            let update = "UPDATE usage_batch SET seq = given.seq \
+                          FROM UNNEST($1::text[], $2::bigint[], $3::bigint[]) AS given (node, number, seq) \
+                          WHERE usage_batch.node = given.node AND usage_batch.number = given.number";
+            diesel::sql_query(update)
+                .bind::<Array<Text>, _>(nodes)
+                .bind::<Array<BigInt>, _>(numbers)
+                .bind::<Array<BigInt>, _>(&seqs)
+                .execute(&mut **c)
+                .await?;
+        }
+    }
+    Ok(batches.iter().map(name).zip(seqs).collect())
 }
 
-/// Whether the batch is new.
-async fn claim(
-    conn: &mut Conn,
-    batch: &Batch,
-    events: &[EventRow<'_>],
-    now: Timestamp,
-) -> db::Result<bool> {
-    let times = || events.iter().map(|row| row.at);
-    let first = times().min().unwrap_or_else(|| now.millis());
-    let last = times().max().unwrap_or_else(|| now.millis());
-    let row = (
-        usage_batch::node.eq(&batch.node),
-        usage_batch::number.eq(batch.number),
-        usage_batch::first_at.eq(first),
-        usage_batch::last_at.eq(last),
-        usage_batch::events.eq(bounded(events.len() as u64)),
-        usage_batch::shed.eq(bounded(batch.shed)),
-        usage_batch::stored_at.eq(now),
-    );
-    let added = each!(conn, c => diesel::insert_into(usage_batch::table)
-        .values(row)
-        .on_conflict_do_nothing()
-        .execute(c)
-        .await)?;
-    Ok(added == 1)
-}
-
-#[derive(Serialize)]
-struct EventRow<'a> {
-    tenant_id: &'a str,
-    at: i64,
-    id: EventId,
-    node: &'a str,
-    batch: i64,
-    key_id: &'a str,
-    secret_id: &'a str,
-    superseded: i32,
-    consumer_id: &'a str,
-    service: &'a str,
-    environment: &'a str,
-    operation: Operation,
-    outcome: &'a str,
-    ip: Option<&'a str>,
-    caller: &'a str,
-    request_id: &'a str,
-    token_id: Option<&'a str>,
-    subject: Option<&'a str>,
-    actor: Option<&'a str>,
-    detail: String,
-}
-
-const EVENT: Table = Table {
+static EVENT: Table = Table {
     name: "usage_event",
     columns: &[
-        ("tenant_id", "text"),
-        ("at", "bigint"),
-        ("id", "text"),
-        ("node", "text"),
-        ("batch", "bigint"),
-        ("key_id", "text"),
-        ("secret_id", "text"),
-        ("superseded", "integer"),
-        ("consumer_id", "text"),
-        ("service", "text"),
-        ("environment", "text"),
-        ("operation", "text"),
-        ("outcome", "text"),
-        ("ip", "text"),
-        ("caller", "text"),
-        ("request_id", "text"),
-        ("token_id", "text"),
-        ("subject", "text"),
-        ("actor", "text"),
-        ("detail", "text"),
+        ("tenant_id", Kind::Text),
+        ("at", Kind::Big),
+        ("id", Kind::Text),
+        ("node", Kind::Text),
+        ("batch", Kind::Big),
+        ("key_id", Kind::Text),
+        ("secret_id", Kind::Text),
+        ("superseded", Kind::Integer),
+        ("consumer_id", Kind::Text),
+        ("service", Kind::Text),
+        ("environment", Kind::Text),
+        ("operation", Kind::Text),
+        ("outcome", Kind::Text),
+        ("ip", Kind::Text),
+        ("caller", Kind::Text),
+        ("request_id", Kind::Text),
+        ("token_id", Kind::Text),
+        ("subject", Kind::Text),
+        ("actor", Kind::Text),
+        ("detail", Kind::Text),
     ],
     conflict: "",
 };
 
-fn event_rows<'a>(batch: &'a Batch, rules: &Rules) -> db::Result<Vec<EventRow<'a>>> {
-    let mut rows = Vec::with_capacity(batch.records.len());
-    for (index, record) in batch.records.iter().enumerate() {
-        let Some(key) = record.key.as_ref().filter(|_| rules.keep(record)) else {
-            continue;
-        };
-        rows.push(EventRow {
-            tenant_id: &record.tenant_id,
-            at: record.at.millis(),
-            id: event_id(batch, index, record.at),
-            node: &batch.node,
-            batch: batch.number,
-            key_id: &key.key_id,
-            secret_id: &key.secret_id,
-            superseded: i32::from(key.superseded),
-            consumer_id: &key.consumer_id,
-            service: &record.service,
-            environment: &record.environment,
-            operation: record.operation,
-            outcome: &record.outcome,
-            ip: record.ip.as_deref(),
-            caller: &record.caller,
-            request_id: &record.request_id,
-            token_id: record.token_id.as_deref(),
-            subject: record.subject.as_deref(),
-            actor: record.actor.as_deref(),
-            detail: detail(record)?,
-        });
-    }
-    Ok(rows)
+fn put_event(
+    rows: &mut Rows,
+    batch: &Batch,
+    index: usize,
+    record: &Record,
+    key: &Identified,
+) -> db::Result<()> {
+    rows.text(&record.tenant_id)
+        .number(record.at.millis())
+        .text(event_id(batch, index, record.at).as_str())
+        .text(&batch.node)
+        .number(batch.number)
+        .text(&key.key_id)
+        .text(&key.secret_id)
+        .number(i64::from(key.superseded))
+        .text(&key.consumer_id)
+        .text(&record.service)
+        .text(&record.environment)
+        .text(record.operation.as_str())
+        .text(&record.outcome)
+        .text_or_null(record.ip.as_deref())
+        .text(&record.caller)
+        .text(&record.request_id)
+        .text_or_null(record.token_id.as_deref())
+        .text_or_null(record.subject.as_deref())
+        .text_or_null(record.actor.as_deref())
+        .text(&detail(record)?);
+    Ok(())
 }
 
 /// The same for the same record of the same batch, whoever stores it.
@@ -217,97 +349,111 @@ fn event_id(batch: &Batch, index: usize, at: Timestamp) -> EventId {
 }
 
 fn detail(record: &Record) -> db::Result<String> {
-    let detail = Detail {
-        required_scopes: record.required_scopes.clone(),
-        any_scopes: record.any_scopes.clone(),
+    let detail = DetailOf {
+        required_scopes: &record.required_scopes,
+        any_scopes: &record.any_scopes,
         cost: record.cost,
-        method: record.method.clone(),
-        path: record.path.clone(),
-        user_agent: record.user_agent.clone(),
-        context: record.context.clone(),
+        method: record.method.as_deref(),
+        path: record.path.as_deref(),
+        user_agent: record.user_agent.as_deref(),
+        context: &record.context,
         latency_us: record.latency_us,
     };
     serde_json::to_string(&detail)
         .map_err(|error| db::Error::Corrupt(format!("the detail of a use: {error}")))
 }
 
-/// A row of counts: its key and what is added.
-#[derive(Serialize)]
-struct CountRow<'a, K, A> {
-    #[serde(flatten)]
-    key: &'a K,
-    #[serde(flatten)]
-    added: A,
-}
-
-#[derive(Serialize)]
-struct AddedUses {
-    uses: i64,
-    cost: i64,
-}
-
-#[derive(Serialize)]
-struct AddedSeen {
-    uses: i64,
-    first_at: i64,
-    last_at: i64,
-}
-
-#[derive(Serialize)]
-struct AddedStrangers {
-    uses: i64,
-}
-
 async fn put_counts(conn: &mut Conn, counts: &Counts) -> db::Result<()> {
-    let uses = |added: &Uses| AddedUses {
-        uses: bounded(added.uses),
-        cost: bounded(added.cost),
-    };
-    let seen = |added: &Seen| AddedSeen {
-        uses: bounded(added.uses),
-        first_at: added.first_at,
-        last_at: added.last_at,
-    };
-    MINUTE.put(conn, &count_rows(&counts.minutes, uses)).await?;
-    HOUR.put(conn, &count_rows(&counts.hours, uses)).await?;
-    IP.put(conn, &count_rows(&counts.ips, seen)).await?;
-    SCOPE.put(conn, &count_rows(&counts.scopes, seen)).await?;
-    let strangers = strangers::fold(conn, &counts.strangers).await?;
-    let added = |uses: &u64| AddedStrangers {
-        uses: bounded(*uses),
-    };
-    STRANGER.put(conn, &count_rows(&strangers, added)).await?;
+    MINUTE.put(conn, use_rows(&counts.minutes)).await?;
+    HOUR.put(conn, use_rows(&counts.hours)).await?;
+    let mut rows = Rows::default();
+    for (row, seen) in &counts.ips {
+        rows.text(&row.tenant_id)
+            .number(row.day)
+            .text(&row.key_id)
+            .text(&row.ip);
+        put_seen(&mut rows, seen, true);
+    }
+    IP.put(conn, rows).await?;
+    let mut rows = Rows::default();
+    for (row, seen) in &counts.scopes {
+        rows.text(&row.tenant_id)
+            .number(row.day)
+            .text(&row.key_id)
+            .text(&row.service)
+            .text(&row.scope);
+        put_seen(&mut rows, seen, false);
+    }
+    SCOPE.put(conn, rows).await?;
+    let mut rows = Rows::default();
+    for (row, uses) in &strangers::fold(conn, &counts.strangers).await? {
+        rows.text(&row.tenant_id)
+            .number(row.hour)
+            .text(&row.caller)
+            .text(&row.service)
+            .text(&row.outcome)
+            .text(row.operation.as_str())
+            .text(&row.ip)
+            .number(bounded(*uses));
+    }
+    STRANGER.put(conn, rows).await?;
     // Last, because every node steps the same few rows.
-    DAY.put(conn, &count_rows(&counts.days, uses)).await
+    let mut rows = Rows::default();
+    for (row, uses) in &counts.days {
+        rows.text(&row.tenant_id)
+            .number(row.start)
+            .text(&row.service)
+            .text(&row.outcome)
+            .text(row.operation.as_str())
+            .number(bounded(uses.uses))
+            .number(bounded(uses.cost));
+    }
+    DAY.put(conn, rows).await
 }
 
-fn count_rows<K, V, A>(
-    counts: &BTreeMap<K, V>,
-    added: impl Fn(&V) -> A,
-) -> Vec<CountRow<'_, K, A>> {
-    let rows = counts.iter().map(|(key, value)| CountRow {
-        key,
-        added: added(value),
-    });
-    rows.collect()
+fn use_rows(counts: &BTreeMap<UseKey, Uses>) -> Rows {
+    let mut rows = Rows::default();
+    for (row, uses) in counts {
+        rows.text(&row.tenant_id)
+            .number(row.start)
+            .text(&row.key_id)
+            .text(&row.secret_id)
+            .number(i64::from(row.superseded))
+            .text(&row.service)
+            .text(&row.outcome)
+            .text(row.operation.as_str())
+            .text(&row.caller)
+            .text(&row.consumer_id)
+            .number(bounded(uses.uses))
+            .number(bounded(uses.cost));
+    }
+    rows
 }
 
-const USE_COLUMNS: &[(&str, &str)] = &[
-    ("tenant_id", "text"),
-    ("start", "bigint"),
-    ("key_id", "text"),
-    ("secret_id", "text"),
-    ("superseded", "integer"),
-    ("service", "text"),
-    ("outcome", "text"),
-    ("operation", "text"),
-    ("caller", "text"),
-    ("consumer_id", "text"),
-    ("uses", "bigint"),
-    ("cost", "bigint"),
+fn put_seen(rows: &mut Rows, seen: &Seen, with_first: bool) {
+    rows.number(bounded(seen.uses));
+    if with_first {
+        rows.number(seen.first_at);
+    }
+    rows.number(seen.last_at);
+}
+
+const USE_COLUMNS: &[(&str, Kind)] = &[
+    ("tenant_id", Kind::Text),
+    ("start", Kind::Big),
+    ("key_id", Kind::Text),
+    ("secret_id", Kind::Text),
+    ("superseded", Kind::Integer),
+    ("service", Kind::Text),
+    ("outcome", Kind::Text),
+    ("operation", Kind::Text),
+    ("caller", Kind::Text),
+    ("consumer_id", Kind::Text),
+    ("uses", Kind::Big),
+    ("cost", Kind::Big),
 ];
 
-const MINUTE: Table = Table {
+static MINUTE: Table = Table {
     name: "usage_minute",
     columns: USE_COLUMNS,
     conflict: "ON CONFLICT (tenant_id, start, key_id, secret_id, superseded, service, outcome, \
@@ -315,7 +461,7 @@ const MINUTE: Table = Table {
                cost = usage_minute.cost + excluded.cost",
 };
 
-const HOUR: Table = Table {
+static HOUR: Table = Table {
     name: "usage_hour",
     columns: USE_COLUMNS,
     conflict: "ON CONFLICT (tenant_id, start, key_id, secret_id, superseded, service, outcome, \
@@ -323,31 +469,31 @@ const HOUR: Table = Table {
                cost = usage_hour.cost + excluded.cost",
 };
 
-const DAY: Table = Table {
+static DAY: Table = Table {
     name: "usage_day",
     columns: &[
-        ("tenant_id", "text"),
-        ("start", "bigint"),
-        ("service", "text"),
-        ("outcome", "text"),
-        ("operation", "text"),
-        ("uses", "bigint"),
-        ("cost", "bigint"),
+        ("tenant_id", Kind::Text),
+        ("start", Kind::Big),
+        ("service", Kind::Text),
+        ("outcome", Kind::Text),
+        ("operation", Kind::Text),
+        ("uses", Kind::Big),
+        ("cost", Kind::Big),
     ],
     conflict: "ON CONFLICT (tenant_id, start, service, outcome, operation) DO UPDATE SET \
                uses = usage_day.uses + excluded.uses, cost = usage_day.cost + excluded.cost",
 };
 
-const IP: Table = Table {
+static IP: Table = Table {
     name: "usage_ip",
     columns: &[
-        ("tenant_id", "text"),
-        ("day", "bigint"),
-        ("key_id", "text"),
-        ("ip", "text"),
-        ("uses", "bigint"),
-        ("first_at", "bigint"),
-        ("last_at", "bigint"),
+        ("tenant_id", Kind::Text),
+        ("day", Kind::Big),
+        ("key_id", Kind::Text),
+        ("ip", Kind::Text),
+        ("uses", Kind::Big),
+        ("first_at", Kind::Big),
+        ("last_at", Kind::Big),
     ],
     conflict: "ON CONFLICT (tenant_id, day, key_id, ip) DO UPDATE SET \
                uses = usage_ip.uses + excluded.uses, \
@@ -357,16 +503,16 @@ const IP: Table = Table {
                          THEN excluded.last_at ELSE usage_ip.last_at END",
 };
 
-const SCOPE: Table = Table {
+static SCOPE: Table = Table {
     name: "usage_scope",
     columns: &[
-        ("tenant_id", "text"),
-        ("day", "bigint"),
-        ("key_id", "text"),
-        ("service", "text"),
-        ("scope", "text"),
-        ("uses", "bigint"),
-        ("last_at", "bigint"),
+        ("tenant_id", Kind::Text),
+        ("day", Kind::Big),
+        ("key_id", Kind::Text),
+        ("service", Kind::Text),
+        ("scope", Kind::Text),
+        ("uses", Kind::Big),
+        ("last_at", Kind::Big),
     ],
     conflict: "ON CONFLICT (tenant_id, day, key_id, service, scope) DO UPDATE SET \
                uses = usage_scope.uses + excluded.uses, \
@@ -374,17 +520,17 @@ const SCOPE: Table = Table {
                          THEN excluded.last_at ELSE usage_scope.last_at END",
 };
 
-const STRANGER: Table = Table {
+static STRANGER: Table = Table {
     name: "usage_stranger",
     columns: &[
-        ("tenant_id", "text"),
-        ("hour", "bigint"),
-        ("caller", "text"),
-        ("service", "text"),
-        ("outcome", "text"),
-        ("operation", "text"),
-        ("ip", "text"),
-        ("uses", "bigint"),
+        ("tenant_id", Kind::Text),
+        ("hour", Kind::Big),
+        ("caller", Kind::Text),
+        ("service", Kind::Text),
+        ("outcome", Kind::Text),
+        ("operation", Kind::Text),
+        ("ip", Kind::Text),
+        ("uses", Kind::Big),
     ],
     conflict: "ON CONFLICT (tenant_id, hour, caller, service, outcome, operation, ip) DO UPDATE \
                SET uses = usage_stranger.uses + excluded.uses",

@@ -51,9 +51,11 @@ pub async fn append(conn: &mut Conn, blocks: Vec<NewBlock>) -> db::Result<()> {
     Ok(())
 }
 
-/// The oldest block.
-pub async fn first(conn: &mut Conn) -> db::Result<Option<Block>> {
+/// The oldest block behind the number `after` that is none of `left_out`.
+pub async fn next(conn: &mut Conn, after: i64, left_out: &[i64]) -> db::Result<Option<Block>> {
     Ok(each!(conn, c => usage_journal::table
+        .filter(usage_journal::number.gt(after))
+        .filter(usage_journal::number.ne_all(left_out))
         .order(usage_journal::number)
         .select(Block::as_select())
         .first(c)
@@ -61,11 +63,19 @@ pub async fn first(conn: &mut Conn) -> db::Result<Option<Block>> {
         .optional())?)
 }
 
-pub async fn remove(conn: &mut Conn, number: i64) -> db::Result<()> {
-    each!(conn, c => diesel::delete(usage_journal::table.find(number))
-        .execute(c)
-        .await)?;
+pub async fn remove(conn: &mut Conn, numbers: &[i64]) -> db::Result<()> {
+    each!(conn, c => diesel::delete(
+        usage_journal::table.filter(usage_journal::number.eq_any(numbers))
+    )
+    .execute(c)
+    .await)?;
     Ok(())
+}
+
+/// Brings what was appended from the write-ahead log into the file, as far as nobody reads there. On a
+/// connection that reads: it waits for the disk, and no flush shall wait for it.
+pub async fn checkpoint(conn: &mut Conn) -> db::Result<()> {
+    conn.batch("PRAGMA wal_checkpoint(PASSIVE)").await
 }
 
 /// How many bytes of blocks are waiting.

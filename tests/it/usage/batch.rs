@@ -1,10 +1,12 @@
 //! Batches are stored whole, and once.
 
+use std::sync::Arc;
+
 use futures_util::future::join_all;
 use keystead::db::{self, Conn};
 use keystead::time::Timestamp;
-use keystead::usage::store::batch::{self as stored, Written};
-use keystead::usage::{CountLine, Events, Record, Rules};
+use keystead::usage::store::batch::{self as stored, Group, Written};
+use keystead::usage::{Batch, CountLine, Events, Record, Rules};
 
 use super::{HOUR, batch, lines, number, record, store, try_store};
 use crate::support::{Home, both};
@@ -13,6 +15,9 @@ both!(
     a_batch_sent_again_counts_once,
     the_same_batch_sent_by_many_at_once_counts_once,
     a_batch_that_fails_leaves_nothing,
+    of_a_group_what_was_stored_before_is_not_stored_again,
+    a_group_that_fails_leaves_nothing_of_any_batch,
+    texts_that_become_the_same_are_one_row,
     batches_of_many_nodes_take_numbers_without_gaps,
     every_use_is_counted_whatever_events_a_service_keeps,
     strangers_fill_a_bounded_number_of_rows,
@@ -81,6 +86,70 @@ async fn a_batch_that_fails_leaves_nothing(home: Home) {
     }
     let written = store(&db, &first, &Rules::default()).await;
     assert_eq!(written, Written::Stored { seq: 1, events: 1 });
+}
+
+async fn write_group(
+    home: &Home,
+    batches: Vec<Batch>,
+    ends: db::Result<()>,
+) -> db::Result<Vec<Written>> {
+    let group = Group::of(batches, &Arc::new(Rules::default()))?;
+    let write = async move |conn: &mut Conn| {
+        let written = group.write(conn, Timestamp::from_millis(HOUR)).await?;
+        ends.map(|()| written)
+    };
+    home.usage_db().write(write).await
+}
+
+fn three_batches() -> Vec<Batch> {
+    let of = |number| {
+        let records = (0..10).map(|at| record(HOUR + at * 7 * 60_000 * number, "key_1"));
+        batch("a", number, records.collect())
+    };
+    (1..=3).map(of).collect()
+}
+
+async fn of_a_group_what_was_stored_before_is_not_stored_again(home: Home) {
+    let batches = three_batches();
+    store(&home.usage_db(), &batches[1], &Rules::default()).await;
+    let written = write_group(&home, batches.clone(), Ok(())).await.unwrap();
+    let stored = |seq| Written::Stored { seq, events: 10 };
+    assert_eq!(written, [stored(2), Written::Again, stored(3)]);
+    let again = write_group(&home, batches, Ok(())).await.unwrap();
+    assert_eq!(again, [Written::Again; 3]);
+    assert_eq!(number(&home, EVENTS).await, 30);
+    assert_eq!(number(&home, USES).await, 30);
+    let ids = "SELECT COUNT(DISTINCT id) FROM usage_event";
+    assert_eq!(number(&home, ids).await, 30);
+    let head = "SELECT seq FROM usage_head";
+    assert_eq!(number(&home, head).await, 3);
+}
+
+async fn a_group_that_fails_leaves_nothing_of_any_batch(home: Home) {
+    let failed = write_group(&home, three_batches(), Err(db::Error::Busy)).await;
+    assert!(failed.is_err());
+    for table in ["event", "batch", "minute", "hour", "day", "ip", "scope"] {
+        let count = format!("SELECT COUNT(*) FROM usage_{table}");
+        assert_eq!(number(&home, &count).await, 0, "{table}");
+    }
+    // Whatever is sent together the next time.
+    let mut batches = three_batches();
+    let last = batches.pop().unwrap();
+    write_group(&home, batches, Ok(())).await.unwrap();
+    store(&home.usage_db(), &last, &Rules::default()).await;
+    assert_eq!(number(&home, USES).await, 30);
+    let seqs = "SELECT CAST(seq AS TEXT) AS line FROM usage_batch ORDER BY seq";
+    assert_eq!(lines(&home, seqs).await, ["1", "2", "3"]);
+}
+
+async fn texts_that_become_the_same_are_one_row(home: Home) {
+    let (mut one, mut other) = (record(HOUR, "key_1"), record(HOUR, "key_1"));
+    one.caller = "a\0b".to_owned();
+    other.caller = "a\u{fffd}b".to_owned();
+    let both = batch("a", 1, vec![one, other]);
+    store(&home.usage_db(), &both, &Rules::default()).await;
+    let callers = "SELECT caller || ' ' || uses AS line FROM usage_minute";
+    assert_eq!(lines(&home, callers).await, ["a\u{fffd}b 2"]);
 }
 
 async fn batches_of_many_nodes_take_numbers_without_gaps(home: Home) {

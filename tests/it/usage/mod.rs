@@ -1,6 +1,7 @@
 //! The usage ledger on both databases: batches stored once, what is counted and what is kept.
 
 mod batch;
+mod drained;
 mod read;
 mod recorded;
 mod retention;

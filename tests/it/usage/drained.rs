@@ -1,0 +1,273 @@
+//! What is in the journal goes into the ledger: in groups, once, and whatever one block of it does.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use diesel_async::RunQueryDsl as _;
+use keystead::clock::Clock;
+use keystead::db::{self, Conn, Db};
+use keystead::each;
+use keystead::usage::codec::{Use, UsedKey};
+use keystead::usage::{Events, Ledger, Operation, Recorder, Rules};
+
+use super::{HOUR, lines, number};
+use crate::support::{Home, both};
+
+both!(
+    blocks_of_one_transaction_are_batches_of_their_own_in_their_order,
+    blocks_that_were_stored_and_are_still_in_the_journal_count_once,
+    a_block_that_the_ledger_does_not_take_holds_up_no_other,
+    a_ledger_that_takes_nothing_sets_nothing_aside,
+    a_block_that_cannot_be_read_is_given_up_and_the_others_are_stored,
+    the_log_of_the_journal_stays_small,
+    no_commit_into_the_journal_waits_for_the_disk,
+);
+
+const EVENTS: &str = "SELECT COUNT(*) FROM usage_event";
+const USES: &str = "SELECT COALESCE(SUM(uses), 0) FROM usage_hour";
+
+/// A journal, and what fills it.
+struct Node {
+    recorder: Arc<Recorder>,
+    ledger: Ledger,
+    moved_ms: Arc<AtomicI64>,
+}
+
+impl Node {
+    async fn new(home: &Home, journal: &Path, name: &str) -> Self {
+        let recorder = Arc::new(Recorder::new(true));
+        let moved_ms = Arc::new(AtomicI64::new(0));
+        let ledger = Ledger::new(
+            Arc::clone(&recorder),
+            journal.to_owned(),
+            home.usage_db(),
+            Clock::Shifted(Arc::clone(&moved_ms)),
+            name.to_owned(),
+        );
+        ledger.begin().await.expect("a journal");
+        Self {
+            recorder,
+            ledger,
+            moved_ms,
+        }
+    }
+
+    /// Keeps a block of `uses` uses that were asked for by `caller`.
+    async fn keep(&self, caller: &str, uses: i64) {
+        self.keep_with(caller, uses, "curl/8").await;
+    }
+
+    async fn keep_with(&self, caller: &str, uses: i64, user_agent: &str) {
+        let scopes = ["invoice:read".to_owned()];
+        for number in 0..uses {
+            self.recorder.record(&Use {
+                at: HOUR + number,
+                tenant_id: "ten_1",
+                key: Some(UsedKey {
+                    key_id: "key_1",
+                    secret_id: "sec_1",
+                    superseded: false,
+                    consumer_id: "con_1",
+                }),
+                service: "billing",
+                environment: "live",
+                operation: Operation::Verify,
+                outcome: "valid",
+                required_scopes: &scopes,
+                any_scopes: &[],
+                met: None,
+                cost: 1,
+                ip: None,
+                method: None,
+                path: None,
+                user_agent: Some(user_agent),
+                context: None,
+                caller,
+                request_id: &format!("{caller}-{number}"),
+                latency_us: 9,
+            });
+        }
+        self.ledger.flush().await.expect("it is kept");
+    }
+
+    async fn store(&self) -> db::Result<usize> {
+        self.ledger.store(Rules::default()).await
+    }
+}
+
+async fn blocks_of_one_transaction_are_batches_of_their_own_in_their_order(home: Home) {
+    let node = Node::new(&home, &home.dir().join("journal.db"), "a").await;
+    for block in 1..=20 {
+        node.keep(&format!("caller-{block}"), block).await;
+    }
+    assert_eq!(node.store().await.unwrap(), 20);
+    assert_eq!(node.ledger.waiting_bytes(), 0);
+    let all: i64 = (1..=20).sum();
+    assert_eq!(number(&home, EVENTS).await, all);
+    assert_eq!(number(&home, USES).await, all);
+    let batches =
+        "SELECT number || ' ' || seq || ' ' || events AS line FROM usage_batch ORDER BY seq";
+    let expected: Vec<String> = (1..=20).map(|n| format!("{n} {n} {n}")).collect();
+    assert_eq!(lines(&home, batches).await, expected);
+    let mixed = "SELECT COUNT(*) FROM usage_event WHERE caller <> 'caller-' || batch";
+    assert_eq!(number(&home, mixed).await, 0);
+}
+
+async fn blocks_that_were_stored_and_are_still_in_the_journal_count_once(home: Home) {
+    let (journal, copy) = (home.dir().join("journal.db"), home.dir().join("copy.db"));
+    let node = Node::new(&home, &journal, "a").await;
+    for block in 0..5 {
+        node.keep(&format!("caller-{block}"), 10).await;
+    }
+    // As it is if the process ends between the ledger's commit and the journal's.
+    for end in ["", "-wal"] {
+        let named = |path: &Path| format!("{}{end}", path.display());
+        std::fs::copy(named(&journal), named(&copy)).unwrap();
+    }
+    assert_eq!(node.store().await.unwrap(), 5);
+    let again = Node::new(&home, &copy, "b").await;
+    assert!(again.ledger.is_waiting());
+    again.keep("later", 7).await;
+    assert_eq!(again.store().await.unwrap(), 1);
+    assert!(!again.ledger.is_waiting());
+    assert_eq!(number(&home, EVENTS).await, 57);
+    assert_eq!(number(&home, USES).await, 57);
+    let ids = "SELECT COUNT(DISTINCT request_id) FROM usage_event";
+    assert_eq!(number(&home, ids).await, 57);
+    assert_eq!(number(&home, "SELECT MAX(seq) FROM usage_batch").await, 6);
+}
+
+/// From now on the table of events takes none that `callers` asked for, as a text about `NEW` or a row.
+async fn refuse(home: &Home, callers: &str) {
+    let sqlite = format!(
+        "CREATE TRIGGER refuse BEFORE INSERT ON usage_event WHEN NEW.caller {callers} \
+         BEGIN SELECT RAISE(ABORT, 'refused'); END"
+    );
+    let postgres =
+        format!("ALTER TABLE usage_event ADD CONSTRAINT refuse CHECK (NOT caller {callers})");
+    change(&home.usage_db(), sqlite, postgres).await;
+}
+
+async fn refuse_no_more(home: &Home) {
+    let sqlite = "DROP TRIGGER refuse".to_owned();
+    let postgres = "ALTER TABLE usage_event DROP CONSTRAINT refuse".to_owned();
+    change(&home.usage_db(), sqlite, postgres).await;
+}
+
+async fn change(db: &Db, sqlite: String, postgres: String) {
+    db.write(async move |conn: &mut Conn| -> db::Result<()> {
+        let sql = match conn {
+            Conn::Sqlite(_) => sqlite,
+            Conn::Postgres(_) => postgres,
+        };
+        each!(conn, c => diesel::sql_query(sql).execute(c).await)?;
+        Ok(())
+    })
+    .await
+    .expect("it is changed");
+}
+
+async fn a_block_that_the_ledger_does_not_take_holds_up_no_other(home: Home) {
+    let node = Node::new(&home, &home.dir().join("journal.db"), "a").await;
+    refuse(&home, "= 'poison'").await;
+    for caller in ["first", "poison", "second", "third"] {
+        node.keep(caller, 10).await;
+    }
+    assert_eq!(node.store().await.unwrap(), 3);
+    assert_eq!(number(&home, EVENTS).await, 30);
+    assert_eq!(number(&home, USES).await, 30);
+    // It waits; what comes later passes it by, and is not told that anything is wrong.
+    assert!(node.ledger.is_waiting());
+    node.keep("fourth", 10).await;
+    assert_eq!(node.store().await.unwrap(), 1);
+    node.moved_ms.fetch_add(61_000, Ordering::SeqCst);
+    assert_eq!(node.store().await.unwrap(), 0);
+    assert_eq!(number(&home, USES).await, 40);
+    assert_eq!(node.ledger.lost(), 0);
+
+    refuse_no_more(&home).await;
+    assert_eq!(node.store().await.unwrap(), 0);
+    node.moved_ms.fetch_add(61_000, Ordering::SeqCst);
+    assert_eq!(node.store().await.unwrap(), 1);
+    assert!(!node.ledger.is_waiting());
+    assert_eq!(number(&home, EVENTS).await, 50);
+    assert_eq!(number(&home, USES).await, 50);
+    let numbers = "SELECT number || ' ' || seq AS line FROM usage_batch ORDER BY seq";
+    let expected = ["1 1", "3 2", "4 3", "5 4", "2 5"];
+    assert_eq!(lines(&home, numbers).await, expected);
+}
+
+async fn a_ledger_that_takes_nothing_sets_nothing_aside(home: Home) {
+    let node = Node::new(&home, &home.dir().join("journal.db"), "a").await;
+    refuse(&home, "<> ''").await;
+    for block in 0..6 {
+        node.keep(&format!("caller-{block}"), 10).await;
+    }
+    for _ in 0..3 {
+        assert!(node.store().await.is_err());
+    }
+    assert_eq!(number(&home, USES).await, 0);
+    refuse_no_more(&home).await;
+    assert_eq!(node.store().await.unwrap(), 6);
+    assert_eq!(number(&home, EVENTS).await, 60);
+    assert_eq!(number(&home, USES).await, 60);
+    // Alone it is told of.
+    refuse(&home, "= 'poison'").await;
+    node.keep("poison", 10).await;
+    assert!(node.store().await.is_err());
+}
+
+async fn a_block_that_cannot_be_read_is_given_up_and_the_others_are_stored(home: Home) {
+    let journal = home.dir().join("journal.db");
+    let node = Node::new(&home, &journal, "a").await;
+    for caller in ["first", "second", "third"] {
+        node.keep(caller, 10).await;
+    }
+    let torn =
+        "UPDATE usage_journal SET block = SUBSTR(block, 1, LENGTH(block) - 1) WHERE number = 2";
+    let file = Db::open_journal(journal).unwrap();
+    change(&file, torn.to_owned(), String::new()).await;
+    assert_eq!(node.store().await.unwrap(), 2);
+    assert_eq!(node.ledger.lost(), 1);
+    assert_eq!(number(&home, EVENTS).await, 20);
+    assert_eq!(node.store().await.unwrap(), 0);
+    assert_eq!(node.ledger.lost(), 1);
+}
+
+async fn the_log_of_the_journal_stays_small(home: Home) {
+    let journal = home.dir().join("journal.db");
+    let node = Node::new(&home, &journal, "a").await;
+    let mut rules = Rules::default();
+    rules.set("ten_1", "billing", Events::None);
+    let agent = "a".repeat(1024 * 1024);
+    for _ in 0..40 {
+        node.keep_with("caller", 1, &agent).await;
+        assert_eq!(node.ledger.store(rules.clone()).await.unwrap(), 1);
+    }
+    assert_eq!(number(&home, USES).await, 40);
+    let log = std::fs::metadata(home.dir().join("journal.db-wal")).unwrap();
+    assert!(log.len() < 16 * 1024 * 1024, "{}", log.len());
+}
+
+async fn no_commit_into_the_journal_waits_for_the_disk(home: Home) {
+    #[derive(diesel::QueryableByName)]
+    struct Setting {
+        #[diesel(sql_type = diesel::sql_types::Integer)]
+        synchronous: i32,
+    }
+    // The connection that writes.
+    let of = async |db: &Db| -> i32 {
+        let query = "SELECT synchronous FROM pragma_synchronous";
+        let read = async move |conn: &mut Conn| -> db::Result<Setting> {
+            Ok(each!(conn, c => diesel::sql_query(query).get_result(c).await)?)
+        };
+        db.write(read).await.expect("a setting").synchronous
+    };
+    let journal = Db::open_journal(home.dir().join("journal.db")).unwrap();
+    assert_eq!(of(&journal).await, 1, "the journal's is not NORMAL");
+    if home.usage_db().is_sqlite() {
+        assert_eq!(of(&home.usage_db()).await, 2, "the ledger's is not FULL");
+        assert_eq!(of(&home.db()).await, 2, "the database's is not FULL");
+    }
+}
