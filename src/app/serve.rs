@@ -86,7 +86,7 @@ impl Running {
         }
         self.handle.stop(true).await;
         drop(self.tasks);
-        self.app.finish().await;
+        Box::pin(self.app.finish()).await;
     }
 }
 

@@ -71,7 +71,7 @@ pub(super) fn record(
         environment,
         operation: asking.operation,
         outcome: answer.decision.outcome.code(),
-        required_scopes: &*request.required_scopes,
+        required_scopes: &request.required_scopes,
         any_scopes,
         met,
         cost: request.cost,
