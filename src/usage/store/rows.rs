@@ -67,13 +67,11 @@ impl Rows {
     }
 
     pub(super) fn text_or_null(&mut self, text: Option<&str>) -> &mut Self {
-        match text {
-            Some(text) => self.text(text),
-            None => {
-                self.values.push(Value::Null);
-                self
-            }
+        if let Some(text) = text {
+            return self.text(text);
         }
+        self.values.push(Value::Null);
+        self
     }
 
     pub(super) fn number(&mut self, number: i64) -> &mut Self {
