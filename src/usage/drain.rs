@@ -84,7 +84,8 @@ impl Ledger {
     /// The ledger's or the journal's; what was not stored waits.
     pub async fn store(&self, rules: Rules) -> db::Result<usize> {
         let this = self.clone();
-        let store = async move { this.store_to_end(rules).await };
+        // On the heap: it is a large future, in all that waits for it.
+        let store = Box::pin(async move { this.store_to_end(rules).await });
         self.0.ledger.spawn(None, store).await
     }
 
