@@ -7,6 +7,7 @@
 //! fifth of a second apart. Prints what was measured as JSON.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,6 +24,7 @@ use keystead::usage::codec::{Use, UsedKey};
 use keystead::usage::store::retention;
 use keystead::usage::{Ledger, Operation, Recorder, Rules};
 use rand::rngs::StdRng;
+use rand::seq::IndexedRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 use serde_json::json;
 use tracing::span::{Attributes, Id};
@@ -116,7 +118,7 @@ async fn main() -> anyhow::Result<()> {
         "events_in_all": after.events,
         "bytes_per_event": bytes(&target, &usage).await? / after.events,
     });
-    println!("{told:#}");
+    writeln!(std::io::stdout(), "{told:#}")?;
     Ok(())
 }
 
@@ -124,59 +126,64 @@ async fn main() -> anyhow::Result<()> {
 async fn fill(ledger: &Ledger, recorder: &Recorder, blocks: i64) -> anyhow::Result<()> {
     let mut random = StdRng::seed_from_u64(7);
     let began = Clock::System.now().millis() - blocks * BLOCK_MS;
-    let tenant = TenantId::made_of(Timestamp::from_millis(began), &random.random()).to_string();
-    let keys: Vec<Made> = (0..KEYS).map(|_| Made::new(began, &mut random)).collect();
-    let callers: Vec<String> = SERVICES
-        .iter()
-        .map(|_| KeyId::made_of(Timestamp::from_millis(began), &random.random()).to_string())
+    let at = Timestamp::from_millis(began);
+    let tenant = TenantId::made_of(at, &random.random()).to_string();
+    let callers = SERVICES.map(|(service, scope)| Caller {
+        id: KeyId::made_of(at, &random.random()).to_string(),
+        service,
+        scopes: [scope.to_owned()],
+    });
+    let keys: Vec<Made> = (0..KEYS)
+        .filter_map(|_| Some(Made::new(began, callers.choose(&mut random)?, &mut random)))
         .collect();
     for block in 0..blocks {
         for number in 0..USES {
-            let key = &keys[random.random_range(0..KEYS)];
+            let key = keys.choose(&mut random).context("no key")?;
             let at = began + block * BLOCK_MS + number * BLOCK_MS / USES;
-            record(recorder, &mut random, &tenant, &callers, key, at);
+            record(recorder, &mut random, &tenant, key, at);
         }
         ledger.flush().await?;
     }
     Ok(())
 }
 
+/// Who asks about the keys of a service.
+struct Caller {
+    id: String,
+    service: &'static str,
+    scopes: [String; 1],
+}
+
 /// A key as its uses name it.
-struct Made {
+struct Made<'a> {
     key: String,
     secret: String,
     consumer: String,
-    service: usize,
-    address: [u8; 3],
+    caller: &'a Caller,
+    network: [u8; 3],
 }
 
-impl Made {
-    fn new(at: i64, random: &mut StdRng) -> Self {
+impl<'a> Made<'a> {
+    fn new(at: i64, caller: &'a Caller, random: &mut StdRng) -> Self {
         let at = Timestamp::from_millis(at - random.random_range(0..1_000_000_000));
         Self {
             key: KeyId::made_of(at, &random.random()).to_string(),
             secret: SecretId::made_of(at, &random.random()).to_string(),
             consumer: ConsumerId::made_of(at, &random.random()).to_string(),
-            service: random.random_range(0..SERVICES.len()),
-            address: random.random(),
+            caller,
+            network: random.random(),
         }
     }
 }
 
-fn record(
-    recorder: &Recorder,
-    random: &mut StdRng,
-    tenant: &str,
-    callers: &[String],
-    key: &Made,
-    at: i64,
-) {
-    let (service, scope) = SERVICES[key.service];
-    let scopes = [scope.to_owned()];
+fn record(recorder: &Recorder, random: &mut StdRng, tenant: &str, key: &Made<'_>, at: i64) {
     let is_valid = random.random_ratio(98, 100);
-    let [a, b, c] = key.address;
+    let service = key.caller.service;
     let path = format!("/v1/{service}/{}", random.random_range(0..100_000));
     let request_id = hex::encode(random.random::<[u8; 12]>());
+    // A key is used from three addresses.
+    let [net, subnet, range] = key.network;
+    let ip = [net, subnet, range, random.random_range(1..4)].into();
     recorder.record(&Use {
         at,
         tenant_id: tenant,
@@ -194,17 +201,16 @@ fn record(
         } else {
             "insufficient_scope"
         },
-        required_scopes: &scopes,
+        required_scopes: &key.caller.scopes,
         any_scopes: &[],
         met: None,
         cost: 1,
-        // A key is used from three addresses.
-        ip: Some([10 + a % 3, b, c, random.random_range(1..4)].into()),
+        ip: Some(ip),
         method: Some("GET"),
         path: Some(&path),
-        user_agent: Some(AGENTS[random.random_range(0..AGENTS.len())]),
+        user_agent: AGENTS.choose(random).copied(),
         context: None,
-        caller: &callers[key.service],
+        caller: &key.caller.id,
         request_id: &request_id,
         latency_us: random.random_range(8..60),
     });
@@ -256,8 +262,9 @@ async fn bytes(target: &Target, usage: &Db) -> anyhow::Result<i64> {
 fn cpu_seconds() -> anyhow::Result<f64> {
     let stat = std::fs::read_to_string("/proc/self/stat")?;
     let behind_the_name = stat.rsplit(')').next().context("no name")?;
-    let fields: Vec<&str> = behind_the_name.split_whitespace().collect();
-    let ticks: u32 = fields[11].parse::<u32>()? + fields[12].parse::<u32>()?;
+    // User and system time are the twelfth and the thirteenth behind it, in hundredths.
+    let times = behind_the_name.split_whitespace().skip(11).take(2);
+    let ticks: u32 = times.map(str::parse::<u32>).sum::<Result<_, _>>()?;
     Ok(f64::from(ticks) / 100.0)
 }
 
