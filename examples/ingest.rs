@@ -133,7 +133,7 @@ async fn fill(ledger: &Ledger, recorder: &Recorder, blocks: i64) -> anyhow::Resu
         service,
         scopes: [scope.to_owned()],
     });
-    let keys: Vec<Made> = (0..KEYS)
+    let keys: Vec<Made<'_>> = (0..KEYS)
         .filter_map(|_| Some(Made::new(began, callers.choose(&mut random)?, &mut random)))
         .collect();
     for block in 0..blocks {
