@@ -65,6 +65,7 @@ pub const SECURITY_EVENTS: &[&str] = &[
     "cross_tenant",
     "audit_broken",
     "audit_not_written",
+    "usage_broken",
     "panic",
 ];
 

@@ -123,6 +123,7 @@ pub fn api(app: &mut ServiceConfig) {
         vec![post().to(keys::issue_key), get().to(keys::list_keys)],
     );
     at("/v1/keys/batch", vec![post().to(keys::bulk::issue_keys)]);
+    at("/v1/keys/export", vec![get().to(keys::export::export_keys)]);
     at("/v1/keys/find", vec![post().to(keys::bulk::find_keys)]);
     at("/v1/keys/revoke", vec![post().to(keys::bulk::revoke_keys)]);
     at(
@@ -232,6 +233,7 @@ pub fn api(app: &mut ServiceConfig) {
     keys::issue_key,
     keys::list_keys,
     keys::bulk::issue_keys,
+    keys::export::export_keys,
     keys::bulk::find_keys,
     keys::bulk::revoke_keys,
     keys::read_key,

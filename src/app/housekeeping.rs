@@ -7,7 +7,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Interval, MissedTickBehavior};
 
 use super::{App, start};
-use crate::audit::{Actor, Change};
+use crate::audit::verify::tenants_of;
+use crate::audit::{Actor, Chains, Change};
 use crate::clock::Clock;
 use crate::db::{self, Conn, feed};
 use crate::http::health::{CUT_OFF, Phase};
@@ -30,6 +31,12 @@ const TRAIL_LOOK_EVERY: Duration = Duration::from_mins(1);
 
 const SWEEP_EVERY: Duration = Duration::from_hours(1);
 
+/// A node that has just started has other things to do than to tidy up.
+const FIRST_SWEEP_AFTER: Duration = Duration::from_secs(10);
+
+/// How often it is looked whether an hour of uses can be sealed.
+const SEAL_LOOK_EVERY: Duration = Duration::from_mins(1);
+
 /// How far back the feed of changes reaches: longer than anything lives that was read before them.
 const CHANGES_KEPT: Span = Span::hours(48);
 
@@ -45,6 +52,11 @@ pub(super) fn start(app: &App) -> Tasks {
     let mut tasks = Vec::new();
     let this = app.clone();
     tasks.push(runtime.spawn(async move {
+        this.started().await;
+        report(
+            "of some keys the last use before the start is not known",
+            this.recall_last_used().await,
+        );
         let mut timer = every(LAST_USED_EVERY);
         loop {
             timer.tick().await;
@@ -65,28 +77,8 @@ pub(super) fn start(app: &App) -> Tasks {
             report("peppers are looked at later", this.tend_peppers().await);
         }
     }));
-    let this = app.clone();
-    tasks.push(runtime.spawn(async move {
-        let mut timer = every(SWEEP_EVERY);
-        loop {
-            timer.tick().await;
-            if this.is_starting() {
-                continue;
-            }
-            report(
-                "old changes are cut later",
-                this.cut_changes().await.map(drop),
-            );
-            let swept = this.limiter.sweep_stored().await;
-            report("old counts of quotas are swept later", swept.map(drop));
-            let swept = idempotency::sweep(&this.db, this.clock.now()).await;
-            report("old idempotency keys are swept later", swept.map(drop));
-            report("nodes that ended are swept later", this.nodes.sweep().await);
-            let swept = this.reviews.sweep().await;
-            report("reviews without their keys are swept later", swept);
-            report("old uses are cut later", this.cut_uses().await);
-        }
-    }));
+    tasks.push(runtime.spawn(sweep(app.clone())));
+    tasks.push(runtime.spawn(seal_hours(app.clone())));
     tasks.push(runtime.spawn(keep_trail(app.clone())));
     let this = app.clone();
     tasks.push(runtime.spawn(async move {
@@ -122,9 +114,7 @@ pub(super) fn start(app: &App) -> Tasks {
     let this = app.clone();
     tasks.push(runtime.spawn(async move {
         // What is followed begins at the start of the node.
-        while this.is_starting() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        this.started().await;
         this.follower.clone().follow().await;
     }));
     tasks.push(runtime.spawn(app.nodes.clone().stay()));
@@ -139,15 +129,46 @@ pub(super) fn start(app: &App) -> Tasks {
     Tasks(tasks)
 }
 
+/// Removes what is old, and makes room for what comes.
+async fn sweep(app: App) {
+    app.started().await;
+    tokio::time::sleep(FIRST_SWEEP_AFTER).await;
+    let mut timer = every(SWEEP_EVERY);
+    loop {
+        timer.tick().await;
+        let cut = app.cut_changes().await;
+        report("old changes are cut later", cut.map(drop));
+        let swept = app.limiter.sweep_stored().await;
+        report("old counts of quotas are swept later", swept.map(drop));
+        let swept = idempotency::sweep(&app.db, app.clock.now()).await;
+        report("old idempotency keys are swept later", swept.map(drop));
+        report("nodes that ended are swept later", app.nodes.sweep().await);
+        let swept = app.reviews.sweep().await;
+        report("reviews without their keys are swept later", swept);
+        report("old uses are cut later", app.cut_uses().await);
+        let taken = app.seals.take_in_late().await;
+        report("what came late is sealed later", taken.map(drop));
+    }
+}
+
+async fn seal_hours(app: App) {
+    app.started().await;
+    tokio::time::sleep(FIRST_SWEEP_AFTER).await;
+    let mut timer = every(SEAL_LOOK_EVERY);
+    loop {
+        timer.tick().await;
+        let sealed = app.seals.seal_due().await;
+        report("hours of uses are sealed later", sealed.map(drop));
+    }
+}
+
 /// Signs the audit trail and cuts off what is old, when either is due.
 async fn keep_trail(app: App) {
     let settings = &app.config.audit;
+    app.started().await;
     let mut timer = every(settings.checkpoint_every.duration().min(TRAIL_LOOK_EVERY));
     loop {
         timer.tick().await;
-        if app.is_starting() {
-            continue;
-        }
         let signed = app.audit.checkpoint_due(settings.checkpoint_every).await;
         report("the audit trail is signed later", signed.map(drop));
         if let Some(retention) = settings.retention {
@@ -214,6 +235,13 @@ impl App {
         self.readiness.phase() == Phase::Starting
     }
 
+    /// Waits until the node has started.
+    async fn started(&self) {
+        while self.is_starting() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// How the parts work at present, for readiness and metrics.
     pub(super) fn tell_modes(&self) {
         let word = |away: bool| if away { "away" } else { "reachable" };
@@ -243,6 +271,15 @@ impl App {
             .await
     }
 
+    /// A life that was killed did not write when keys were last used, but the ledger has it.
+    async fn recall_last_used(&self) -> db::Result<()> {
+        for tenant in tenants_of(&self.db, &Chains::All).await? {
+            let used = self.usage.last_uses(tenant.id.to_string()).await?;
+            self.validation.note_used(used);
+        }
+        Ok(())
+    }
+
     /// Brings what is in the journal into the ledger, by what the services keep now.
     pub async fn store_uses(&self) -> db::Result<()> {
         if !self.ledger.is_waiting() {
@@ -257,13 +294,16 @@ impl App {
             self.usage_rules.store(Arc::clone(&rules));
             rules
         };
-        self.ledger.store(rules.1.clone()).await.map(drop)
+        let stored = self.ledger.store(rules.1.clone()).await;
+        self.validation.note_used(self.ledger.take_inherited());
+        stored.map(drop)
     }
 
     /// Makes room for the events to come and deletes those that are old; what was deleted is in the
     /// audit trail.
     pub async fn cut_uses(&self) -> db::Result<()> {
         self.usage.prepare_hours().await?;
+        self.seals.announce_cut(&self.usage).await?;
         let settings = &self.config.usage;
         let cut = self
             .usage

@@ -42,7 +42,7 @@ use crate::reviews::Reviews;
 use crate::routes;
 use crate::services::Services;
 use crate::tenants::Tenants;
-use crate::usage::{Ledger, Recorder, Rules, Usage};
+use crate::usage::{Ledger, Recorder, Rules, Seals, Usage};
 use crate::validation::Validation;
 use crate::validation::http::direct::verify_directly;
 use crate::validation::records::Records;
@@ -63,6 +63,7 @@ pub struct App {
     /// What services keep of their uses, and at which position of the changes that was.
     usage_rules: Arc<ArcSwap<(i64, Rules)>>,
     pub usage: Usage,
+    pub seals: Seals,
     pub audit: Audit,
     pub master: Arc<MasterKeys>,
     pub peppers: Arc<Peppers>,
@@ -241,6 +242,7 @@ impl App {
                 entropy.clone(),
             ),
             usage: Usage::new(usage_db.clone(), clock.clone()),
+            seals: Seals::new(db.clone(), usage_db.clone(), audit.clone(), clock.clone()),
             cursors: CursorKey::new(&master.first),
             document: Document::new(&document),
             config: Arc::new(config),

@@ -204,7 +204,8 @@ impl Audit {
         }
     }
 
-    fn security_event(&self, event: &str) {
+    /// Counts one of the events that somebody should look at.
+    pub fn security_event(&self, event: &str) {
         if let Some(metrics) = &self.metrics {
             metrics.security_events.inc(event);
         }

@@ -25,6 +25,8 @@ pub use node::NodeStart;
 pub use refused::{Refusal, Refusals};
 pub use signing::Outlet;
 pub use store::checkpoint::StatementFilter;
+pub use store::history;
 pub use store::list::{Entry, EventFilter};
+pub use store::origin;
 pub use store::origin::newest_done;
 pub use verify::{Chains, Report};

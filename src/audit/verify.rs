@@ -14,15 +14,16 @@ use std::time::Duration;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::Audit;
 use super::chain::{Head, HeadKeys};
 use super::outside::{Checks, Found};
 use super::signing::span::SigningKeys;
 use super::store::{self, checkpoint, key};
 use super::walk::{BadRecord, Fault, Walk};
+use super::{Audit, TenantRef};
 use crate::db::{self, Conn, Db};
 use crate::id::TenantId;
 use crate::master::MasterKeys;
+use crate::text::Slug;
 
 /// Lines a page: a database connection is held for one page at a time.
 pub(super) const PAGE: i64 = 1000;
@@ -177,6 +178,19 @@ impl Audit {
             .await?;
         one(&self.db, &against, tenant.clone(), slug, 1, || true).await
     }
+}
+
+/// The tenants whose chains these are, without those that are no tenants any more.
+///
+/// # Errors
+/// The database's.
+pub async fn tenants_of(db: &Db, chains: &Chains) -> db::Result<Vec<TenantRef>> {
+    let all = tenants(db, chains).await?;
+    let named = all.into_iter().filter_map(|(id, slug)| {
+        let slug = Slug::parse(slug.as_deref()?).ok()?;
+        Some(TenantRef { id, slug })
+    });
+    Ok(named.collect())
 }
 
 pub(super) async fn tenants(

@@ -11,6 +11,7 @@ use crate::audit::verify::verify_against;
 use crate::audit::{Attribution, Chains, Report, offline};
 use crate::config::Sources;
 use crate::telemetry::escape;
+use crate::usage::proof::{self, HoursReport};
 
 pub(super) fn run(command: AuditCommand, sources: &Sources) -> Result<(), Failure> {
     if let AuditCommand::Verify {
@@ -39,7 +40,12 @@ pub(super) fn run(command: AuditCommand, sources: &Sources) -> Result<(), Failur
                 let (db, master) = (&maintenance.db, &maintenance.master);
                 let reports = verify_against(db, master, &chains, &found).await?;
                 show(&reports, json)?;
+                let hours = proof::verify(db, maintenance.usage_db()?.as_ref(), &chains).await?;
+                show_hours(&hours, json)?;
                 match reports.iter().filter(|report| !report.valid).count() {
+                    0 if hours.iter().any(|report| !report.valid) => Err(Failure::Failed(
+                        "counts of uses are not what was sealed".to_owned(),
+                    )),
                     0 => Ok(()),
                     1 => Err(Failure::Failed("a chain does not verify".to_owned())),
                     bad => Err(Failure::Failed(format!("{bad} chains do not verify"))),
@@ -142,6 +148,20 @@ fn show_statements(statements: &[Statement]) -> Result<(), Failure> {
 fn show(reports: &[Report], json: bool) -> Result<(), Failure> {
     let mut text = String::new();
     for report in reports {
+        let report = if json {
+            serde_json::to_string(report)
+                .map_err(|error| Failure::Failed(format!("a report has no JSON: {error}")))?
+        } else {
+            report.to_string()
+        };
+        text.push_str(&lines(&report));
+    }
+    print(&text)
+}
+
+fn show_hours(reports: &[HoursReport], json: bool) -> Result<(), Failure> {
+    let mut text = String::new();
+    for report in reports.iter().filter(|report| !report.is_empty()) {
         let report = if json {
             serde_json::to_string(report)
                 .map_err(|error| Failure::Failed(format!("a report has no JSON: {error}")))?

@@ -51,6 +51,17 @@ impl Maintenance {
         })
     }
 
+    /// Where the usage ledger is, if there is one.
+    pub(super) fn usage_db(&self) -> Result<Option<Db>, Failure> {
+        let target = self.config.database.url.target();
+        if target.usage_file().is_some_and(|path| !path.exists()) {
+            return Ok(None);
+        }
+        Db::open_usage(target, &self.db)
+            .map(Some)
+            .map_err(|error| Failure::Usage(format!("the usage ledger cannot be opened: {error}")))
+    }
+
     pub(super) async fn tenant(&self, slug: &str) -> Result<TenantRef, Failure> {
         let slug =
             Slug::parse(slug).map_err(|shape| Failure::Usage(format!("--tenant {shape}")))?;

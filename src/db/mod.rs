@@ -182,6 +182,14 @@ impl Target {
     pub fn is_sqlite(&self) -> bool {
         matches!(self, Self::Sqlite { .. })
     }
+
+    /// The file of the usage ledger, where it is one beside the database.
+    pub fn usage_file(&self) -> Option<PathBuf> {
+        match self {
+            Self::Sqlite { path } => Some(path.with_file_name(USAGE_FILE)),
+            Self::Postgres { .. } => None,
+        }
+    }
 }
 
 #[derive(Clone)]

@@ -4,6 +4,7 @@ pub mod base62;
 pub mod bulk;
 pub mod fingerprint;
 pub mod hash;
+pub mod history;
 pub mod http;
 pub mod issue;
 pub mod key;

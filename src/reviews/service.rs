@@ -290,21 +290,19 @@ impl Reviews {
                 }
                 verdict.decided_at = Some(change.now());
                 store::decide(change.conn(), &review.id, &key_id, &verdict).await?;
-                let shown = |verdict: &Verdict| {
+                let shown = |verdict: &Verdict, decided_by: Option<&Actor>| {
                     json!({
                         "review": review.id,
                         "decision": verdict.decision,
                         "note": verdict.note,
                         "own": verdict.own,
                         "carried_out": verdict.carried_out,
+                        "decided_by": decided_by,
                     })
                 };
-                let old = before.decided_at.is_some().then(|| {
-                    let mut old = shown(&before);
-                    old["decided_by"] = json!(before.decided_by);
-                    old
-                });
-                let new = Some(shown(&verdict));
+                let was_decided = before.decided_at.is_some();
+                let old = was_decided.then(|| shown(&before, before.decided_by.as_ref()));
+                let new = Some(shown(&verdict, verdict.decided_by.as_ref()));
                 change.record("access_review.decide", ("key", key_id.as_str()), old, new);
                 change.concerns(services_of(&item));
                 Ok(Item { verdict, ..item })

@@ -263,6 +263,9 @@ impl Ledger {
                 self.remove(journal, vec![block.number], length).await?;
                 continue;
             };
+            if batch.node != self.0.node {
+                self.inherit(&batch);
+            }
             refusals.fold(&mut batch);
             numbers.push(block.number);
             batches.push(batch);

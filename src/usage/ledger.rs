@@ -8,19 +8,23 @@
 //! A journal that is full keeps counts in the place of events: how many is told, and nothing is lost
 //! of what is counted.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Mutex;
 
 use super::codec;
 use super::drain::Progress;
+use super::record::Batch;
 use super::recorder::{Collected, Recorder};
 use super::store::journal::{self, NewBlock};
 use crate::clock::Clock;
 use crate::db::{self, Conn, Db};
+use crate::id::{KeyId, SecretId};
+use crate::time::Timestamp;
 
 /// A kill loses at most so much.
 pub const FLUSH_EVERY: Duration = Duration::from_millis(200);
@@ -33,6 +37,9 @@ const JOURNAL_BYTES_MAX: i64 = 1024 * 1024 * 1024;
 
 /// What cannot be kept is held in memory up to here; a block is not larger either.
 const HELD_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// Beyond so many secrets further ones wait for their next use.
+const INHERITED_MAX: usize = 100_000;
 
 const USES: &str = "uses";
 pub(super) const FOLDED: &str = "folded";
@@ -55,7 +62,7 @@ pub(super) struct Inner {
     pub(super) ledger: Db,
     pub(super) clock: Clock,
     /// New with each start, so that no number of this node is ever another block's.
-    node: String,
+    pub(super) node: String,
     pub(super) waiting_bytes: AtomicI64,
     /// How many bytes were appended to the journal since its last checkpoint.
     pub(super) appended: AtomicU64,
@@ -65,6 +72,8 @@ pub(super) struct Inner {
     pub(super) storing: Mutex<Progress>,
     /// What was taken from the buffers and is not in the journal yet.
     flushing: Mutex<Collected>,
+    /// Uses that were let through in lives of this node that ended, until somebody takes them.
+    inherited: StdMutex<HashMap<SecretId, (KeyId, Timestamp)>>,
 }
 
 impl Ledger {
@@ -89,6 +98,7 @@ impl Ledger {
             lost: AtomicU64::new(0),
             storing: Mutex::default(),
             flushing: Mutex::default(),
+            inherited: StdMutex::default(),
         }))
     }
 
@@ -166,6 +176,37 @@ impl Ledger {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         inner.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// A life that was killed has not said when keys were last used, but what it journaled tells.
+    pub(super) fn inherit(&self, batch: &Batch) {
+        let folded = batch.counts_only.iter().map(|line| &line.record);
+        let mut inherited = self.inherited();
+        for record in batch.records.iter().chain(folded) {
+            let Some(key) = record.key.as_ref().filter(|_| record.is_valid()) else {
+                continue;
+            };
+            let ids = (KeyId::parse(&key.key_id), SecretId::parse(&key.secret_id));
+            if let (Some(key), Some(secret)) = ids
+                && (inherited.len() < INHERITED_MAX || inherited.contains_key(&secret))
+            {
+                let last = inherited.entry(secret).or_insert((key, record.at));
+                last.1 = last.1.max(record.at);
+            }
+        }
+    }
+
+    fn inherited(&self) -> MutexGuard<'_, HashMap<SecretId, (KeyId, Timestamp)>> {
+        let inherited = self.0.inherited.lock();
+        inherited.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When keys and secrets were last used in lives of this node that ended, as far as their blocks
+    /// were read since this was last asked.
+    pub fn take_inherited(&self) -> Vec<(KeyId, SecretId, Timestamp)> {
+        let taken = std::mem::take(&mut *self.inherited());
+        let uses = taken.into_iter();
+        uses.map(|(secret, (key, at))| (key, secret, at)).collect()
     }
 
     fn fold(&self, collected: &mut Collected) {

@@ -10,16 +10,19 @@ mod drain;
 pub mod fold;
 pub mod http;
 pub mod ledger;
+pub mod proof;
 pub mod query;
 pub mod record;
 pub mod recorder;
 pub mod retention;
 pub mod rules;
+pub mod seal;
 pub mod store;
 pub mod summary;
 
 use crate::clock::Clock;
 use crate::db::{self, Conn, Db};
+use crate::id::{KeyId, SecretId};
 use crate::page::{Page, PageRequest, Position};
 use crate::time::{Span, Timestamp};
 
@@ -31,6 +34,7 @@ pub use ledger::Ledger;
 pub use record::{Batch, CountLine, Identified, Operation, Record};
 pub use recorder::Recorder;
 pub use rules::{Events, Refusals, Rules};
+pub use seal::Seals;
 
 /// How far back a list looks that names no beginning.
 pub const EVENTS_RETENTION: Span = Span::days(30);
@@ -94,6 +98,23 @@ impl Usage {
                 store::scopes::met_since(conn, &tenant, &keys, since).await
             })
             .await
+    }
+
+    /// Keys and secrets of the last minutes with uses, each with the minute of its last, for who has
+    /// just started: the life before may have ended without writing it to the keys.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn last_uses(&self, tenant: String) -> db::Result<Vec<(KeyId, SecretId, Timestamp)>> {
+        let uses = self
+            .db
+            .read(async move |conn: &mut Conn| store::last::last_uses(conn, &tenant).await)
+            .await?;
+        let uses = uses.into_iter().filter_map(|(key, secret, minute)| {
+            let at = Timestamp::from_millis(minute?);
+            Some((KeyId::parse(&key)?, SecretId::parse(&secret)?, at))
+        });
+        Ok(uses.collect())
     }
 
     pub async fn sum(&self, what: Sum) -> db::Result<Vec<SumRow>> {

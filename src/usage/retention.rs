@@ -4,7 +4,7 @@ use super::Usage;
 use super::store::{partition, retention};
 use crate::db::{self, Conn};
 use crate::time::{Span, Timestamp};
-use crate::usage::counts::HOUR_MS;
+use crate::usage::counts::{self, HOUR_MS};
 
 /// Counts are kept so long.
 const COUNTS_KEPT: Span = Span::days(400);
@@ -24,6 +24,11 @@ pub struct Cut {
     pub hours_for_room: u64,
     /// The end of the last of them.
     pub until: Option<Timestamp>,
+}
+
+/// Counts before this are not kept: whole days, so that the trail has a line a day of it and no more.
+pub(super) fn counts_from(now: Timestamp) -> i64 {
+    counts::start(now.minus(COUNTS_KEPT), counts::DAY_MS)
 }
 
 /// What is to be kept.
@@ -55,15 +60,10 @@ impl Usage {
     /// # Errors
     /// The database's; what was cut until then is cut.
     pub async fn cut(&self, keep: Keep) -> db::Result<Cut> {
-        let newest = async move |conn: &mut Conn| retention::newest(conn).await;
         let mut cut = Cut::default();
-        let clock = self.clock.now();
-        let newest: Option<i64> = self.db.read(newest).await?;
-        let Some(newest) = newest else {
+        let Some(now) = self.newest().await? else {
             return Ok(cut);
         };
-        // A clock that jumped ahead makes nothing old.
-        let now = clock.min(Timestamp::from_millis(newest));
         let old = now.minus(keep.events).millis();
         while let Some(hour) = self.oldest_hour(old).await? {
             self.drop_hour(hour, &mut cut).await?;
@@ -76,13 +76,21 @@ impl Usage {
             cut.hours_for_room += 1;
         }
         let minutes = now.minus(MINUTES_KEPT).millis();
-        let counts = now.minus(COUNTS_KEPT).millis();
+        let counts = counts_from(now);
         self.db
             .write(async move |conn: &mut Conn| {
                 retention::cut_counts(conn, minutes, counts, old.min(minutes)).await
             })
             .await?;
         Ok(cut)
+    }
+
+    /// What age is judged by; a clock that jumped ahead makes nothing old. `None` for an empty ledger.
+    pub(super) async fn newest(&self) -> db::Result<Option<Timestamp>> {
+        let newest = async move |conn: &mut Conn| retention::newest(conn).await;
+        let newest: Option<i64> = self.db.read(newest).await?;
+        let clock = self.clock.now();
+        Ok(newest.map(|newest| clock.min(Timestamp::from_millis(newest))))
     }
 
     async fn oldest_hour(&self, before_ms: i64) -> db::Result<Option<i64>> {

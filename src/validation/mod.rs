@@ -39,7 +39,7 @@ use spend::{Charges, LimitHeaders};
 use crate::audit::TenantRef;
 use crate::clock::{Clock, Reading};
 use crate::db::{self, Conn, Db};
-use crate::id::{KeyId, TenantId};
+use crate::id::{KeyId, SecretId, TenantId};
 use crate::keys::secret::{ApiKey, LookupId, Presented, Shape};
 use crate::metrics::Metrics;
 use crate::ratelimit::{Limiter, Spent, Verdict};
@@ -437,6 +437,11 @@ impl Validation {
     /// How many keys are remembered.
     pub fn remembered(&self) -> usize {
         self.records.keys_len()
+    }
+
+    /// Notes uses that this node did not judge in this life of its own.
+    pub fn note_used(&self, used: Vec<(KeyId, SecretId, Timestamp)>) {
+        self.used.put_back(used);
     }
 
     /// Writes what was used since the last time; called on a timer and at the stop.

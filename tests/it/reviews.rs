@@ -62,6 +62,15 @@ async fn caller(owner: &Client, scopes: &[&str]) -> Client {
     owner.with_key(&api_key)
 }
 
+async fn lasting(owner: &Client) -> Client {
+    let body = json!({
+        "name": "lasting", "consumer": "acme", "ttl": "80d",
+        "grants": [{"service": "keystead", "scopes": ["*"]}],
+    });
+    let (_, api_key) = issue(owner, body).await;
+    owner.with_key(&api_key)
+}
+
 /// The keys of a review by their names.
 async fn items(client: &Client, review: &Value) -> BTreeMap<String, Value> {
     let path = format!("/v1/reviews/access/{}/items?limit=200", text(review, "/id"));
@@ -115,6 +124,8 @@ async fn a_review_holds_its_keys_as_they_stood_with_their_findings(home: Home) {
     let server = home.serve().await;
     let owner = server.owner();
     world(&owner).await;
+    // The first owner key lives for a day.
+    let owner = lasting(&owner).await;
     let both_scopes = ["invoice:read", "invoice:send"];
     let (idle, idle_key) = issue(&owner, key("idle", "acme", "billing", &both_scopes)).await;
     ask(&owner, &idle_key, "invoice:read").await;
@@ -519,8 +530,7 @@ async fn fill(home: &Home, from: usize, to: usize) {
          '[]', '{{}}', '[]', 1, 1, '{{\"kind\":\"system\"}}', 'system', 1 \
          FROM consumer c, {series} WHERE c.slug = 'acme'"
     );
-    let sql: &'static str = Box::leak(sql.into_boxed_str());
-    tables::execute(home, sql).await;
+    tables::execute_on(home.eyes(), &sql).await;
 }
 
 async fn more_keys_than_a_review_takes_are_refused(home: Home) {

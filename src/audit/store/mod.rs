@@ -2,9 +2,10 @@
 
 pub(super) mod checkpoint;
 pub(super) mod export;
+pub mod history;
 pub(super) mod key;
 pub(super) mod list;
-pub(super) mod origin;
+pub mod origin;
 
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;

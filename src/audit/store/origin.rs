@@ -1,4 +1,4 @@
-//! The newest line of one action on each of several targets: who did it last, and why.
+//! Lines by what was done: who did it last to each of several targets and why, and all of one kind.
 
 use std::collections::HashMap;
 
@@ -11,6 +11,7 @@ use crate::db::schema::audit_event;
 use crate::db::{self, Conn};
 use crate::each;
 use crate::id::TenantId;
+use crate::time::Timestamp;
 
 /// By target. Those whose lines were cut off are not among them.
 ///
@@ -38,11 +39,71 @@ pub async fn newest_done(
         .select((audit_event::seq, audit_event::target_id, audit_event::record))
         .load(c)
         .await)?;
-    let read = rows.into_iter().map(|(seq, target, record)| {
-        let event = serde_json::from_str(&record).map_err(|error| {
-            db::Error::Corrupt(format!("the record of audit event {seq}: {error}"))
-        })?;
-        Ok((target, event))
-    });
+    let read = rows
+        .into_iter()
+        .map(|(seq, target, record)| Ok((target, self::read(seq, &record)?)));
     read.collect()
+}
+
+/// The newest line of an action.
+///
+/// # Errors
+/// As [`newest_done`].
+pub async fn newest_of(
+    conn: &mut Conn,
+    tenant: &TenantId,
+    action: &str,
+) -> db::Result<Option<Event>> {
+    let row: Option<(i64, String)> = each!(conn, c => audit_event::table
+        .filter(audit_event::tenant_id.eq(tenant))
+        .filter(audit_event::action.eq(action))
+        .filter(audit_event::outcome.eq(AuditOutcome::Done.as_str()))
+        .order(audit_event::seq.desc())
+        .select((audit_event::seq, audit_event::record))
+        .first(c)
+        .await
+        .optional())?;
+    row.map(|(seq, record)| read(seq, &record)).transpose()
+}
+
+/// At most `limit` lines of an action with numbers above `after`, in the order of the chain.
+///
+/// # Errors
+/// As [`newest_done`].
+pub async fn all_of(
+    conn: &mut Conn,
+    tenant: &TenantId,
+    action: &str,
+    after: i64,
+    limit: i64,
+) -> db::Result<Vec<Event>> {
+    let rows: Vec<(i64, String)> = each!(conn, c => audit_event::table
+        .filter(audit_event::tenant_id.eq(tenant))
+        .filter(audit_event::action.eq(action))
+        .filter(audit_event::outcome.eq(AuditOutcome::Done.as_str()))
+        .filter(audit_event::seq.gt(after))
+        .order(audit_event::seq)
+        .limit(limit)
+        .select((audit_event::seq, audit_event::record))
+        .load(c)
+        .await)?;
+    rows.into_iter()
+        .map(|(seq, record)| read(seq, &record))
+        .collect()
+}
+
+/// The number and the time of the first line there is: not 1 where the beginning was cut off.
+pub async fn first(conn: &mut Conn, tenant: &TenantId) -> db::Result<Option<(i64, Timestamp)>> {
+    Ok(each!(conn, c => audit_event::table
+        .filter(audit_event::tenant_id.eq(tenant))
+        .order(audit_event::seq)
+        .select((audit_event::seq, audit_event::at))
+        .first(c)
+        .await
+        .optional())?)
+}
+
+pub(super) fn read(seq: i64, record: &str) -> db::Result<Event> {
+    serde_json::from_str(record)
+        .map_err(|error| db::Error::Corrupt(format!("the record of audit event {seq}: {error}")))
 }

@@ -2,6 +2,7 @@
 //! affairs beside it.
 
 pub mod bulk;
+pub mod export;
 pub mod holder;
 
 use actix_web::http::StatusCode;

@@ -75,7 +75,7 @@ async fn page(mut export: Export) -> db::Result<Option<(Vec<ReviewItemBody>, Exp
 
 fn text(table: &mut Table, items: Vec<ReviewItemBody>) -> db::Result<Bytes> {
     for item in items {
-        table.add(&item, |item| cells(item))?;
+        table.add(&item, cells)?;
     }
     table.take()
 }
@@ -142,7 +142,7 @@ fn cells(item: &ReviewItemBody) -> Vec<String> {
         key("/last_used"),
         key("/not_before"),
         key("/expires_at"),
-        words(&item.key["tags"]),
+        item.key.get("tags").map(words).unwrap_or_default(),
         key("/external_id"),
         words(&item.findings),
         item.decision.as_str().to_owned(),

@@ -3,7 +3,8 @@
 //! 1. The batches' own rows come first: those that stand there were stored before and nothing is written
 //!    of them. Two who send the same one wait for each other here.
 //! 2. Events are added, then each table of counts, always in this order and each sorted.
-//! 3. The numbers of the batches come last, because their row lock is held to the commit: so numbers are
+//! 3. What is added to hours that were sealed before is noted, so that a further seal takes it in.
+//! 4. The numbers of the batches come last, because their row lock is held to the commit: so numbers are
 //!    in the order of the commits and without gaps, and who reads by number misses nothing.
 //!
 //! Several batches of a node go in one transaction, so that a row that all of them count is written
@@ -20,7 +21,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::partition;
 use super::rows::{Kind, Rows, Table, bounded};
-use super::strangers;
+use super::{seal, strangers};
 use crate::db::schema::{usage_batch, usage_head};
 use crate::db::{self, Conn};
 use crate::each;
@@ -162,12 +163,16 @@ impl Group {
         }
         let mut numbers = BTreeMap::new();
         if !self.batches.is_empty() {
+            let sealed_to = seal::held_sealed_to(conn).await?;
             for hour in self.hours {
                 partition::ensure(conn, hour).await?;
             }
             EVENT.put(conn, self.events).await?;
             put_counts(conn, &self.counts).await?;
             numbers = number(conn, &self.batches).await?;
+            let last = numbers.values().max().copied().unwrap_or_default();
+            LATE.put(conn, late_rows(&self.counts.hours, sealed_to, last))
+                .await?;
         }
         let mut spans = self.spans.into_iter();
         let written = sent.into_iter().map(|name| match numbers.get(&name) {
@@ -414,18 +419,32 @@ async fn put_counts(conn: &mut Conn, counts: &Counts) -> db::Result<()> {
 fn use_rows(counts: &BTreeMap<UseKey, Uses>) -> Rows {
     let mut rows = Rows::default();
     for (row, uses) in counts {
-        rows.text(&row.tenant_id)
-            .number(row.start)
-            .text(&row.key_id)
-            .text(&row.secret_id)
-            .number(i64::from(row.superseded))
-            .text(&row.service)
-            .text(&row.outcome)
-            .text(row.operation.as_str())
-            .text(&row.caller)
-            .text(&row.consumer_id)
-            .number(bounded(uses.uses))
-            .number(bounded(uses.cost));
+        put_use(&mut rows, row, uses);
+    }
+    rows
+}
+
+fn put_use(rows: &mut Rows, row: &UseKey, uses: &Uses) {
+    rows.text(&row.tenant_id)
+        .number(row.start)
+        .text(&row.key_id)
+        .text(&row.secret_id)
+        .number(i64::from(row.superseded))
+        .text(&row.service)
+        .text(&row.outcome)
+        .text(row.operation.as_str())
+        .text(&row.caller)
+        .text(&row.consumer_id)
+        .number(bounded(uses.uses))
+        .number(bounded(uses.cost));
+}
+
+/// What is added to hours that are sealed, under the last number of the group. As a rule nothing.
+fn late_rows(hours: &BTreeMap<UseKey, Uses>, sealed_to: i64, seq: i64) -> Rows {
+    let mut rows = Rows::default();
+    for (row, uses) in hours.iter().filter(|(row, _)| row.start < sealed_to) {
+        rows.number(seq);
+        put_use(&mut rows, row, uses);
     }
     rows
 }
@@ -467,6 +486,26 @@ static HOUR: Table = Table {
     conflict: "ON CONFLICT (tenant_id, start, key_id, secret_id, superseded, service, outcome, \
                operation, caller) DO UPDATE SET uses = usage_hour.uses + excluded.uses, \
                cost = usage_hour.cost + excluded.cost",
+};
+
+static LATE: Table = Table {
+    name: "usage_late",
+    columns: &[
+        ("seq", Kind::Big),
+        ("tenant_id", Kind::Text),
+        ("start", Kind::Big),
+        ("key_id", Kind::Text),
+        ("secret_id", Kind::Text),
+        ("superseded", Kind::Integer),
+        ("service", Kind::Text),
+        ("outcome", Kind::Text),
+        ("operation", Kind::Text),
+        ("caller", Kind::Text),
+        ("consumer_id", Kind::Text),
+        ("uses", Kind::Big),
+        ("cost", Kind::Big),
+    ],
+    conflict: "",
 };
 
 static DAY: Table = Table {

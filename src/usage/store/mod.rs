@@ -4,9 +4,11 @@
 pub mod batch;
 pub mod events;
 pub mod journal;
+pub mod last;
 pub mod partition;
 pub mod retention;
 mod rows;
 pub mod scopes;
+pub mod seal;
 mod strangers;
 pub mod summary;

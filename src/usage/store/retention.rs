@@ -8,8 +8,8 @@ use diesel::sql_types::BigInt;
 use diesel_async::RunQueryDsl;
 
 use crate::db::schema::{
-    usage_batch, usage_day, usage_event, usage_hour, usage_ip, usage_minute, usage_scope,
-    usage_stranger,
+    usage_batch, usage_day, usage_event, usage_hour, usage_ip, usage_late, usage_minute,
+    usage_scope, usage_stranger,
 };
 use crate::db::{self, Conn};
 use crate::each;
@@ -114,6 +114,7 @@ pub async fn cut_counts(
     }
     before!(usage_minute, start, minutes);
     before!(usage_hour, start, counts);
+    before!(usage_late, start, counts);
     before!(usage_day, start, counts);
     before!(usage_ip, day, counts);
     before!(usage_scope, day, counts);

@@ -3,6 +3,7 @@
 //! behind, what is at rest, what a change of the pepper means.
 
 mod cut;
+mod history;
 mod killed;
 mod life;
 mod many;

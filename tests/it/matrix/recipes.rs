@@ -147,6 +147,7 @@ pub fn recipe(operation: &str) -> Option<Recipe> {
             .ids(secret)
             .body(|_| json!({"valid_until": "2199-01-01T00:00:00Z"}))
             .leaves(&["secret.update"]),
+        "export_keys" => scope("keys:read").leaves(&["key.export"]),
         "find_keys" => scope("keys:read").body(|world| json!({"lookup_ids": [world.lookup_id]})),
         "revoke_keys" => scope("keys:revoke")
             .body(|world| json!({"ids": [world.key_id], "expected": 1}))

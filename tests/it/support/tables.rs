@@ -89,8 +89,12 @@ pub async fn rows_of(home: &Home, tenant: &str) -> Vec<String> {
 
 /// Changes the database past every server.
 pub async fn execute(home: &Home, statement: &'static str) {
-    let done: db::Result<usize> = home
-        .db()
+    execute_on(&home.db(), statement).await;
+}
+
+pub async fn execute_on(db: &Db, statement: &str) {
+    let statement = statement.to_owned();
+    let done: db::Result<usize> = db
         .write(async move |conn: &mut Conn| {
             Ok(each!(conn, c => diesel::sql_query(statement).execute(c).await)?)
         })

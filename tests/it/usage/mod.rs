@@ -5,6 +5,7 @@ mod drained;
 mod read;
 mod recorded;
 mod retention;
+mod seals;
 
 use std::collections::BTreeMap;
 

@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use keystead::clock::Clock;
+use keystead::time::{Span, Timestamp};
 use serde_json::json;
 
 use super::{lines, number};
+use crate::support::tables::lines_of;
 use crate::support::{
     Backend, Client, Fault, Home, Process, Proxy, both, run, setting, text, until,
 };
@@ -15,6 +17,8 @@ both!(
     every_decision_is_counted_and_those_of_known_keys_are_events,
     a_kill_loses_at_most_one_flush_and_doubles_nothing,
     a_node_that_is_told_to_stop_loses_nothing,
+    a_kill_does_not_lose_when_a_key_was_last_used,
+    keys_are_found_by_when_they_were_last_used,
 );
 
 const BOUND: Duration = Duration::from_secs(20);
@@ -200,6 +204,107 @@ async fn a_node_that_is_told_to_stop_loses_nothing(home: Home) {
     let missing: Vec<&String> = answered.keys().filter(|id| !there.contains(*id)).collect();
     assert!(missing.is_empty(), "{missing:?}");
     assert_eq!(events(&home).await.len(), there.len());
+}
+
+/// What a killed node had not written yet stands in its journal or in the ledger.
+async fn a_kill_does_not_lose_when_a_key_was_last_used(home: Home) {
+    let mut node = home.spawn(&[]).await;
+    let address = node.address.clone();
+    let again = [("SERVER__LISTEN", address.as_str())];
+    let owner = node.owner();
+    let asker = Asker::new(&owner).await;
+    // The first is used so that the next writing is ten seconds away, the others just before a kill.
+    let mut keys = vec![asker.key.clone()];
+    for name in ["stored", "journaled"] {
+        let body = json!({
+            "name": name, "consumer": "acme",
+            "grants": [{"service": "invoicing", "scopes": ["invoice:read"]}],
+        });
+        keys.push(text(&owner.create("/v1/keys", body).await, "/api_key"));
+    }
+    let unused = async || {
+        let path = "/v1/keys?service=invoicing&never_used=true";
+        let page = owner.get(path).send().await.expect(200);
+        page["items"].as_array().unwrap().len()
+    };
+    assert!(asker.ask(&keys[0], "first").await.is_some());
+    let bound = BOUND;
+    until(bound, "the first is written", async || unused().await == 2).await;
+    let stored = async || counted(&home).await == 2;
+    assert!(asker.ask(&keys[1], "stored").await.is_some());
+    until(bound, "it is in the ledger", stored).await;
+    assert!(asker.ask(&keys[2], "journaled").await.is_some());
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    node.signal("KILL");
+    node.ended(BOUND).await;
+    let written = "SELECT CAST(COUNT(*) AS TEXT) AS line FROM secret WHERE last_used_at IS NULL";
+    let lost = lines_of(home.eyes(), written.to_owned()).await;
+    assert!(lost[0].parse::<i64>().unwrap() >= 2, "{lost:?}");
+    let node = home.spawn(&again).await;
+    until(bound, "all are known again", async || unused().await == 0).await;
+    let page = owner.get("/v1/keys?service=invoicing").send().await;
+    for key in page.expect(200)["items"].as_array().unwrap() {
+        let used: Timestamp = text(key, "/last_used").parse().unwrap();
+        let made: Timestamp = text(key, "/created_at").parse().unwrap();
+        assert!(used.plus(Span::minutes(1)) > made, "{key}");
+    }
+    stop(node).await;
+}
+
+async fn keys_are_found_by_when_they_were_last_used(home: Home) {
+    let server = home.serve().await;
+    let owner = server.owner();
+    let asker = Asker::new(&owner).await;
+    let mut issued = BTreeMap::new();
+    for name in ["early", "late", "never"] {
+        let body = json!({
+            "name": name, "consumer": "acme", "ttl": "1000d",
+            "grants": [{"service": "invoicing", "scopes": ["invoice:read"]}],
+        });
+        let key = owner.create("/v1/keys", body).await;
+        issued.insert(name, text(&key, "/api_key"));
+    }
+    let use_it = async |name: &str| {
+        let asked = asker.ask(&issued[name], name).await;
+        assert_eq!(asked.as_deref(), Some("valid"), "{name}");
+        server.app.validation.flush_last_used().await.unwrap();
+    };
+    use_it("early").await;
+    server.clock.advance(Span::hours(2));
+    let between = server.clock.now();
+    server.clock.advance(Span::hours(2));
+    use_it("late").await;
+    // A refusal is no use.
+    let refused = json!({"api_key": issued["never"], "required_scopes": ["invoice:send"]});
+    let refused = asker.caller.post("/v1/verify").json(refused).send().await;
+    assert_eq!(refused.code(), "insufficient_scope");
+    server.app.validation.flush_last_used().await.unwrap();
+    let found = async |filter: &str| {
+        let path = format!("/v1/keys?service=invoicing&{filter}");
+        let page = owner.get(&path).send().await.expect(200);
+        let names = page["items"].as_array().unwrap().iter();
+        let mut names: Vec<String> = names.map(|key| text(key, "/name")).collect();
+        names.retain(|name| name != "invoice:read");
+        names.sort();
+        names
+    };
+    assert_eq!(found("never_used=true").await, ["never"]);
+    assert_eq!(found("never_used=false").await, ["early", "late"]);
+    let since = |at: Timestamp| format!("unused_since={at}");
+    assert_eq!(found(&since(between)).await, ["early", "never"]);
+    let now = server.clock.now().plus(Span::seconds(1));
+    assert_eq!(found(&since(now)).await, ["early", "late", "never"]);
+    let first = between.minus(Span::hours(3));
+    assert_eq!(found(&since(first)).await, ["never"]);
+    let both = format!("{}&never_used=false", since(between));
+    assert_eq!(found(&both).await, ["early"]);
+    // The ledger says the same.
+    until(BOUND, "the uses are stored", async || {
+        counted(&home).await == 3
+    })
+    .await;
+    let told = "SELECT CAST(COUNT(DISTINCT key_id) AS TEXT) AS line FROM usage_hour WHERE outcome = 'valid'";
+    assert_eq!(lines(&home, told).await, ["2"]);
 }
 
 #[test]
