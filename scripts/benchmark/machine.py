@@ -22,16 +22,17 @@ def target_directory():
 
 
 class Programs:
-    """The release builds that are measured."""
+    """The builds that are measured: what is written down is of release builds."""
 
-    def __init__(self):
-        run("cargo", "build", "--release", "--bins", "--examples")
-        release = target_directory() / "release"
-        self.keystead = release / "keystead"
-        self.bare = release / "examples" / "bare"
-        self.fill = release / "examples" / "fill"
-        self.steady = release / "examples" / "steady"
-        self.ingest = release / "examples" / "ingest"
+    def __init__(self, profile="release"):
+        run("cargo", "build", "--bins", "--examples", *(["--release"] if profile == "release" else []))
+        built = target_directory() / profile
+        self.keystead = built / "keystead"
+        self.bare = built / "examples" / "bare"
+        self.fill = built / "examples" / "fill"
+        self.fill_usage = built / "examples" / "fill_usage"
+        self.steady = built / "examples" / "steady"
+        self.ingest = built / "examples" / "ingest"
 
 
 def free_address():

@@ -7,7 +7,7 @@ use crate::time::{Span, Timestamp};
 use crate::usage::counts::{self, HOUR_MS};
 
 /// Counts are kept so long.
-const COUNTS_KEPT: Span = Span::days(400);
+pub(super) const COUNTS_KEPT: Span = Span::days(400);
 
 /// Counts by the minute.
 const MINUTES_KEPT: Span = Span::days(7);

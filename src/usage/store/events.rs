@@ -1,21 +1,31 @@
 //! Lists of events. Newest first they are walked back in windows of time that double, so that
 //! `PostgreSQL` looks into few partitions; as they were stored, from batch to batch by its number.
+//!
+//! Where a key has no event for long, its counts say where to go on: planning a look into hundreds of
+//! partitions takes longer than all the rest.
 
 use diesel::dsl::sql;
 use diesel::prelude::*;
 use diesel::sql_types::{Bool, Text};
 use diesel_async::RunQueryDsl;
 
-use crate::db::schema::{usage_batch, usage_event};
+use crate::db::schema::{usage_batch, usage_event, usage_hour};
 use crate::db::{self, Conn};
 use crate::each;
 use crate::page::{Page, PageRequest, Position};
 use crate::time::Timestamp;
 use crate::usage::counts::HOUR_MS;
 use crate::usage::query::EventFilter;
+use crate::usage::retention::COUNTS_KEPT;
 
 /// How many batches one page in stored order looks through.
 const BATCHES_MAX: i64 = 500;
+
+/// More hours than that are not asked for one by one.
+const HOURS_MAX: i64 = 256;
+
+/// How many events of a batch are read at once.
+const EVENTS_OF_BATCH: i64 = 2_000;
 
 /// Whose events, and which of them.
 #[derive(Clone, Debug)]
@@ -71,6 +81,8 @@ enum Part<'a> {
         low: i64,
         high: i64,
         after: Option<&'a Position>,
+        /// The beginnings of the hours beside which there is nothing; `None` if that is not known.
+        hours: Option<Vec<i64>>,
     },
     /// Oldest first: those of one batch, behind the id `after`.
     Batch {
@@ -114,18 +126,77 @@ pub async fn walk(
     while high > oldest {
         let low = end.saturating_sub(span).max(oldest);
         let left = limit.saturating_sub(i64::try_from(rows.len()).unwrap_or(i64::MAX));
-        let part = Part::Window { low, high, after };
-        rows.extend(load(conn, wanted, &part, left).await?);
+        let hours = match &wanted.filter.key {
+            Some(key) if !is_first => hours_of_use(conn, wanted, key, (low, high)).await?,
+            Some(_) | None => None,
+        };
+        let part = Part::Window {
+            low,
+            high,
+            after,
+            hours,
+        };
+        let found = load(conn, wanted, &part, left).await?;
+        let is_empty = found.is_empty();
+        rows.extend(found);
         if i64::try_from(rows.len()).unwrap_or(i64::MAX) >= limit {
             break;
         }
-        (high, end) = (low, low);
+        high = low;
+        if let Some(key) = wanted.filter.key.as_ref().filter(|_| is_empty) {
+            high = low.min(last_use(conn, wanted, key, low).await?);
+        }
+        end = high;
         if !is_first {
             span = span.saturating_mul(2);
         }
         is_first = false;
     }
     Ok(rows)
+}
+
+/// Behind `before` there is no event of `key` at this time or later, as its counts say. What is older than
+/// they are kept they know nothing of.
+async fn last_use(conn: &mut Conn, wanted: &Wanted, key: &str, before: i64) -> db::Result<i64> {
+    use diesel::dsl::max;
+    let hour: Option<i64> = each!(conn, c => usage_hour::table
+        .filter(usage_hour::tenant_id.concat("").eq(&wanted.tenant_id))
+        .filter(usage_hour::key_id.eq(key))
+        .filter(usage_hour::start.lt(before))
+        .select(max(usage_hour::start))
+        .first(c)
+        .await)?;
+    Ok(match hour {
+        Some(start) => start.saturating_add(HOUR_MS),
+        None => wanted.now.minus(COUNTS_KEPT).millis(),
+    })
+}
+
+/// The hours from `low` to `high` in which `key` was used, if they are few: then `PostgreSQL` plans for
+/// their partitions alone.
+async fn hours_of_use(
+    conn: &mut Conn,
+    wanted: &Wanted,
+    key: &str,
+    (low, high): (i64, i64),
+) -> db::Result<Option<Vec<i64>>> {
+    let is_counted = low >= wanted.now.minus(COUNTS_KEPT).millis();
+    if matches!(conn, Conn::Sqlite(_)) || !is_counted {
+        return Ok(None);
+    }
+    let hours: Vec<i64> = each!(conn, c => usage_hour::table
+        .filter(usage_hour::tenant_id.concat("").eq(&wanted.tenant_id))
+        .filter(usage_hour::key_id.eq(key))
+        .filter(usage_hour::start.gt(low.saturating_sub(HOUR_MS)))
+        .filter(usage_hour::start.lt(high))
+        .select(usage_hour::start)
+        .distinct()
+        .order(usage_hour::start.desc())
+        .limit(HOURS_MAX)
+        .load(c)
+        .await)?;
+    let is_few = i64::try_from(hours.len()).unwrap_or(i64::MAX) < HOURS_MAX;
+    Ok(is_few.then_some(hours))
 }
 
 /// A page in the order of storing. There is always a next one: an empty page says that nothing has
@@ -211,6 +282,79 @@ async fn batches(conn: &mut Conn, wanted: &Wanted, seq: i64) -> db::Result<Vec<(
         .collect())
 }
 
+/// Where somebody is who reads all events that one batch left of a tenant.
+#[derive(Clone, Debug)]
+pub struct BatchPage {
+    pub tenant_id: String,
+    pub node: String,
+    pub number: i64,
+    /// Time and id of the event before.
+    pub after: Option<(i64, String)>,
+}
+
+/// The next events of a batch, and where to go on.
+pub async fn of_batch(
+    conn: &mut Conn,
+    page: BatchPage,
+) -> db::Result<(Vec<StoredEvent>, Option<BatchPage>)> {
+    let span: Option<(i64, i64)> = each!(&mut *conn, c => usage_batch::table
+        .find((&page.node, page.number))
+        .filter(usage_batch::events.gt(0))
+        .select((usage_batch::first_at, usage_batch::last_at))
+        .first(c)
+        .await
+        .optional())?;
+    let Some((low, high)) = span else {
+        return Ok((Vec::new(), None));
+    };
+    let wanted = Wanted {
+        tenant_id: page.tenant_id.clone(),
+        services: None,
+        filter: EventFilter::default(),
+        oldest: Timestamp::from_millis(low),
+        now: Timestamp::from_millis(high),
+    };
+    let (low, after) = match &page.after {
+        Some((at, id)) => (*at, id.as_str()),
+        None => (low, ""),
+    };
+    let part = Part::Batch {
+        node: &page.node,
+        number: page.number,
+        low,
+        high,
+        after,
+    };
+    let events = load(conn, &wanted, &part, EVENTS_OF_BATCH).await?;
+    let is_full = i64::try_from(events.len()).unwrap_or(i64::MAX) >= EVENTS_OF_BATCH;
+    let last = events.last().filter(|_| is_full);
+    let next = last.map(|event| BatchPage {
+        after: Some((event.at.millis(), event.id.clone())),
+        ..page.clone()
+    });
+    Ok((events, next))
+}
+
+/// The condition that an event lies in one of these hours. As a text of ours it is planned each time, for
+/// the partitions that it is about: `PostgreSQL` plans what is cached for all of them too, which takes
+/// half a second.
+fn within(hours: Option<&[i64]>) -> String {
+    match hours {
+        None => "1 = 1".to_owned(),
+        Some([]) => "1 = 0".to_owned(),
+        Some(hours) => {
+            let ranges: Vec<String> = hours
+                .iter()
+                .map(|start| {
+                    let end = start.saturating_add(HOUR_MS);
+                    format!("at >= {start} AND at < {end}")
+                })
+                .collect();
+            format!("({})", ranges.join(" OR "))
+        }
+    }
+}
+
 async fn load(
     conn: &mut Conn,
     wanted: &Wanted,
@@ -232,10 +376,11 @@ async fn load(
             query = query.filter(usage_event::tenant_id.eq(&wanted.tenant_id));
         }
         match part {
-            Part::Window { low, high, after } => {
+            Part::Window { low, high, after, hours } => {
                 query = query
                     .filter(usage_event::at.ge(*low))
                     .filter(usage_event::at.lt(*high))
+                    .filter(sql::<Bool>(&within(hours.as_deref())))
                     .order((usage_event::at.desc(), usage_event::id.desc()));
                 if let Some(after) = after {
                     let at = after.at.millis();

@@ -4,12 +4,12 @@
 //! jumped ahead deletes nothing.
 
 use diesel::prelude::*;
-use diesel::sql_types::BigInt;
+use diesel::sql_types::{BigInt, Nullable};
 use diesel_async::RunQueryDsl;
 
 use crate::db::schema::{
-    usage_batch, usage_day, usage_event, usage_hour, usage_ip, usage_late, usage_minute,
-    usage_scope, usage_stranger,
+    usage_batch, usage_day, usage_hour, usage_ip, usage_late, usage_minute, usage_scope,
+    usage_stranger,
 };
 use crate::db::{self, Conn};
 use crate::each;
@@ -24,6 +24,18 @@ pub const CHUNK: i64 = 5_000;
 struct Number {
     #[diesel(sql_type = BigInt)]
     number: i64,
+}
+
+/// The tenants that have events, each found by one look into the index: there is none by time alone.
+const TENANTS: &str = "WITH RECURSIVE tenant(id) AS ( \
+                       SELECT MIN(tenant_id) FROM usage_event UNION ALL \
+                       SELECT (SELECT MIN(tenant_id) FROM usage_event WHERE tenant_id > tenant.id) \
+                       FROM tenant WHERE tenant.id IS NOT NULL)";
+
+#[derive(diesel::QueryableByName)]
+struct Oldest {
+    #[diesel(sql_type = Nullable<BigInt>)]
+    at: Option<i64>,
 }
 
 /// The Unix millisecond of the newest use that is stored; `None` if there is none.
@@ -57,12 +69,12 @@ pub async fn hours_before(conn: &mut Conn, before_ms: i64) -> db::Result<Vec<i64
     let limit = before_ms.div_euclid(HOUR_MS);
     match conn {
         Conn::Sqlite(c) => {
-            use diesel::dsl::min;
-            let oldest: Option<i64> = usage_event::table
-                .select(min(usage_event::at))
-                .first(&mut **c)
-                .await?;
-            let hour = oldest.map(|at| at.div_euclid(HOUR_MS));
+            let query = format!(
+                "{TENANTS} SELECT MIN((SELECT MIN(at) FROM usage_event \
+                 WHERE tenant_id = tenant.id)) AS at FROM tenant"
+            );
+            let oldest: Oldest = diesel::sql_query(query).get_result(&mut **c).await?;
+            let hour = oldest.at.map(|at| at.div_euclid(HOUR_MS));
             Ok(hour.into_iter().filter(|hour| *hour < limit).collect())
         }
         Conn::Postgres(c) => {
@@ -86,8 +98,11 @@ pub async fn drop_hour(conn: &mut Conn, hour: i64) -> db::Result<bool> {
         return Ok(false);
     }
     let end = (hour + 1).saturating_mul(HOUR_MS);
-    let query = "DELETE FROM usage_event WHERE rowid IN \
-                 (SELECT rowid FROM usage_event WHERE at < $1 LIMIT $2)";
+    let query = format!(
+        "{TENANTS} DELETE FROM usage_event WHERE rowid IN \
+         (SELECT usage_event.rowid FROM tenant CROSS JOIN usage_event \
+          WHERE tenant_id = tenant.id AND at < $1 LIMIT $2)"
+    );
     let deleted = each!(conn, c => diesel::sql_query(query)
         .bind::<BigInt, _>(end)
         .bind::<BigInt, _>(CHUNK)

@@ -1,12 +1,15 @@
 //! What is asked of the ledger over HTTP: lists, summaries, exports, and who may ask.
 
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use keystead::db::{self, Conn, Db};
 use keystead::time::{Span, Timestamp};
 use keystead::usage::store::batch as stored;
-use keystead::usage::{Batch, Operation, Record, Rules};
+use keystead::usage::{Batch, CountLine, Operation, Record, Rules};
 use serde_json::{Value, json};
 
 use super::{HOUR, batch, record, store};
@@ -16,6 +19,8 @@ both!(
     each_filter_finds_its_events,
     pages_go_back_in_time_and_hold_every_event_once,
     in_stored_order_nothing_is_missed_while_slow_writers_write,
+    newest_first_a_walk_holds_all_that_stood_before_it_while_slow_writers_write,
+    a_key_that_was_idle_for_weeks_is_found,
     a_summary_counts_by_what_is_asked_and_fills_gaps,
     who_may_read_of_one_service_reads_of_no_other,
     another_tenants_usage_is_not_there,
@@ -240,6 +245,100 @@ async fn in_stored_order_nothing_is_missed_while_slow_writers_write(home: Home) 
     seen.sort();
     seen.dedup();
     assert_eq!((seen.len(), count), (8 * 12 * 5, 8 * 12 * 5));
+}
+
+/// A walk through all pages holds each event that was committed before its first page, and none
+/// twice, wherever in time the writers write.
+async fn newest_first_a_walk_holds_all_that_stood_before_it_while_slow_writers_write(home: Home) {
+    let ledger = Ledger::new(&home).await;
+    let committed = Mutex::new(BTreeSet::new());
+    let is_done = AtomicBool::new(false);
+    let rounds = 10;
+    let writers = (0..8_i64).map(|writer| {
+        let (ledger, db, committed) = (&ledger, home.usage_db(), &committed);
+        async move {
+            for round in 0..rounds {
+                let records: Vec<Record> = (0..4)
+                    .map(|i| Record {
+                        request_id: format!("{writer}-{round}-{i}"),
+                        ..ledger.record((writer * 7_919 + round * 104_729 + i) % 9_000_000, KEY)
+                    })
+                    .collect();
+                let ids: Vec<String> = records.iter().map(|one| one.request_id.clone()).collect();
+                let batch = batch(&format!("n{writer}"), round, records);
+                let pause = (writer * 31 + round * 17) % 60;
+                while slow_store(&db, &batch, pause as u64).await.is_err() {}
+                committed.lock().unwrap().extend(ids);
+            }
+        }
+    });
+    let writing = async {
+        join_all(writers).await;
+        is_done.store(true, Ordering::Relaxed);
+    };
+    let walking = async {
+        let mut walks = 0;
+        loop {
+            // One more walk after the last of them.
+            let is_last = is_done.load(Ordering::Relaxed);
+            let before = committed.lock().unwrap().clone();
+            let (mut seen, mut cursor) = (Vec::new(), String::new());
+            loop {
+                let path = format!("/v1/usage/events?limit=13{cursor}");
+                let page = ledger.owner.get(&path).send().await.expect(200);
+                let items = page["items"].as_array().unwrap();
+                seen.extend(items.iter().map(|item| text(item, "/request_id")));
+                match page["next_cursor"].as_str() {
+                    Some(next) => cursor = format!("&cursor={next}"),
+                    None => break,
+                }
+            }
+            let distinct: BTreeSet<String> = seen.iter().cloned().collect();
+            assert_eq!(distinct.len(), seen.len(), "some stand there twice");
+            let missed: Vec<&String> = before.difference(&distinct).collect();
+            assert!(missed.is_empty(), "{missed:?}");
+            walks += 1;
+            if is_last {
+                return (walks, distinct.len());
+            }
+        }
+    };
+    let (walked, ()) = futures_util::future::join(walking, writing).await;
+    assert_eq!(walked.1, 8 * 10 * 4);
+    assert!(walked.0 > 2, "nobody wrote while somebody walked");
+}
+
+/// Its counts say where to look, also where a service kept no event.
+async fn a_key_that_was_idle_for_weeks_is_found(home: Home) {
+    let ledger = Ledger::new(&home).await;
+    const DAY_MS: i64 = 86_400_000;
+    let ago = [25 * DAY_MS, 25 * DAY_MS + 5_000, 21 * DAY_MS, 29 * DAY_MS];
+    let records = ago.iter().map(|ago| ledger.record(*ago, KEY)).collect();
+    ledger.store(&batch("a", 1, records)).await;
+    let others = (0..50).map(|hour| ledger.record(hour * 3_600_000, "key_other"));
+    ledger.store(&batch("a", 2, others.collect())).await;
+    let mut silent = batch("a", 3, Vec::new());
+    silent.counts_only = (1..20)
+        .map(|day| CountLine {
+            record: ledger.record(day * DAY_MS, KEY),
+            uses: 1,
+        })
+        .collect();
+    ledger.store(&silent).await;
+    let found = ledger.items(&format!("key={KEY}")).await;
+    assert_eq!(found.len(), 4);
+    let first = ledger.items(&format!("key={KEY}&limit=1")).await;
+    assert_eq!(first[0]["id"], found[0]["id"]);
+    let day = ledger.server.clock.now().minus(Span::days(22));
+    assert_eq!(ledger.items(&format!("key={KEY}&to={day}")).await.len(), 3);
+    assert_eq!(
+        ledger.items(&format!("key={KEY}&from={day}")).await.len(),
+        1
+    );
+    let sums = "/v1/usage/summary?bucket=day&group_by=outcome";
+    let sums = format!("{sums}&key={KEY}");
+    let sums = ledger.owner.get(&sums).send().await.expect(200);
+    assert_eq!(sums["groups"][0]["uses"], 23);
 }
 
 async fn a_summary_counts_by_what_is_asked_and_fills_gaps(home: Home) {

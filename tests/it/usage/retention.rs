@@ -3,7 +3,7 @@
 use keystead::clock::Clock;
 use keystead::time::{Span, Timestamp};
 use keystead::usage::retention::Keep;
-use keystead::usage::{Rules, Usage};
+use keystead::usage::{Record, Rules, Usage};
 
 use super::{batch, lines, number, record, store};
 use crate::support::{Home, both};
@@ -20,7 +20,12 @@ const HOUR_MS: i64 = 3_600_000;
 async fn fill(home: &Home, now: Timestamp, hours: i64) {
     for hour in 0..hours {
         let at = now.millis() - hour * HOUR_MS;
-        let records = (0..3).map(|n| record(at - n, "key_1")).collect();
+        // Of several tenants, each of whose oldest hours go.
+        let records = (0..3).map(|n| Record {
+            tenant_id: format!("ten_{}", (hour + n) % 2),
+            ..record(at - n, "key_1")
+        });
+        let records = records.collect();
         store(
             home.usage_eyes(),
             &batch("a", hours - hour, records),
