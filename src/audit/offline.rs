@@ -15,10 +15,10 @@ use serde::Deserialize;
 
 use super::chain::{GENESIS, link};
 use super::export::ExportLine;
+use super::fault::{BadRecord, Fault};
 use super::outside::{Checks, Found};
 use super::signing::Statement;
 use super::signing::key::{AuditKeyBody, KeySpan};
-use super::walk::{BadRecord, Fault};
 
 /// Faults that are kept; the rest is counted.
 const NAMED_MAX: usize = 1000;

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use super::fault::{BadRecord, Fault};
 use super::signing::key::KeySpan;
 use super::signing::{Statement, StatementKind};
-use super::walk::{BadRecord, Fault};
 
 /// A statement, or what is wrong with its text, and where it was found.
 #[derive(Clone, Debug)]

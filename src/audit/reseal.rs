@@ -10,10 +10,11 @@ use serde_json::{Value, json};
 
 use super::chain::{Event, Head};
 use super::change::Left;
+use super::fault::BadRecord;
 use super::outside::Found;
 use super::store::{self, checkpoint};
 use super::verify::{Chains, PAGE, Report, checks, end, tenants};
-use super::walk::{BadRecord, Walk};
+use super::walk::Walk;
 use super::{Attribution, Audit, TenantRef};
 use crate::db::{self, Conn};
 use crate::id::TenantId;

@@ -15,10 +15,11 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::chain::{Head, HeadKeys};
+use super::fault::{BadRecord, Fault};
 use super::outside::{Checks, Found};
 use super::signing::span::SigningKeys;
 use super::store::{self, checkpoint, key};
-use super::walk::{BadRecord, Fault, Walk};
+use super::walk::Walk;
 use super::{Audit, TenantRef};
 use crate::db::{self, Conn, Db};
 use crate::id::TenantId;

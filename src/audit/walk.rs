@@ -4,102 +4,19 @@
 //! is that of its record, and the columns beside the record say the same. What does not hold is
 //! named by looking at its neighbours, and the walk goes on behind it.
 
-use std::borrow::Cow;
-use std::fmt;
-
-use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use utoipa::ToSchema;
 
-use super::Actor;
 use super::chain::{GENESIS, link};
+use super::fault::{BadRecord, Fault};
 use super::outside::Checks;
 use super::reseal;
 use super::signing::Statement;
 use super::store::{self, Stored};
 use crate::db::{self, Conn};
 use crate::id::TenantId;
-use crate::time::Timestamp;
 
 /// Faults that are named; of a chain with more, the rest is counted.
 const NAMED_MAX: usize = 20;
-
-/// What was done to a record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Fault {
-    /// The record, its hash or a column beside it is not what was written.
-    Altered,
-    /// One or several records are gone from the middle.
-    Removed,
-    /// The record is not ours.
-    Inserted,
-    /// The record stands where another belongs.
-    Swapped,
-    /// The last records are gone.
-    TailCut,
-    /// The chain is whole in itself but ends in another hash than its head: a record was altered
-    /// and every hash from there on made anew.
-    Rehashed,
-    /// The head's MAC does not verify: somebody without the master key wrote it.
-    HeadForged,
-    /// The head is gone.
-    HeadMissing,
-    /// A record up to here is not the one of which a checkpoint was signed.
-    CheckpointDiffers,
-    /// The chain has not got as far as a checkpoint says that it had.
-    RolledBack,
-    /// A checkpoint was not signed by us.
-    CheckpointForged,
-}
-
-impl Fault {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Altered => "altered",
-            Self::Removed => "removed",
-            Self::Inserted => "inserted",
-            Self::Swapped => "swapped",
-            Self::TailCut => "tail_cut",
-            Self::Rehashed => "rehashed",
-            Self::HeadForged => "head_forged",
-            Self::HeadMissing => "head_missing",
-            Self::CheckpointDiffers => "checkpoint_differs",
-            Self::RolledBack => "rolled_back",
-            Self::CheckpointForged => "checkpoint_forged",
-        }
-    }
-}
-
-/// A record that does not hold.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct BadRecord {
-    /// Its number; of removed records the first that is missing.
-    pub seq: i64,
-    /// Its id, as far as it is known.
-    pub id: Option<String>,
-    pub fault: Fault,
-    /// What was expected and what is there, in words.
-    pub detail: String,
-}
-
-impl BadRecord {
-    pub(super) fn new(seq: i64, id: Option<&str>, fault: Fault, detail: String) -> Self {
-        Self {
-            seq,
-            id: id.map(ToOwned::to_owned),
-            fault,
-            detail,
-        }
-    }
-}
-
-impl fmt::Display for BadRecord {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (id, fault) = (self.id.as_deref().unwrap_or("-"), self.fault.as_str());
-        write!(f, "number {} ({id}): {fault}: {}", self.seq, self.detail)
-    }
-}
 
 /// How far a chain has been walked, and what was found.
 pub(super) struct Walk {
@@ -125,110 +42,6 @@ pub(super) struct Walk {
     pub(super) begins_after: i64,
     /// Changes if any line walked so far is changed, whether it holds or not.
     digest: Sha256,
-}
-
-/// What a record says of itself, as far as a column repeats it.
-#[derive(Deserialize)]
-struct Said<'a> {
-    #[serde(borrow)]
-    id: Cow<'a, str>,
-    seq: i64,
-    at: Timestamp,
-    #[serde(borrow)]
-    tenant: Cow<'a, str>,
-    actor: Actor,
-    via: Option<Actor>,
-    #[serde(borrow)]
-    action: Cow<'a, str>,
-    #[serde(borrow)]
-    target: SaidTarget<'a>,
-    #[serde(borrow)]
-    outcome: Cow<'a, str>,
-    request_id: Option<Cow<'a, str>>,
-    ip: Option<Cow<'a, str>>,
-    services: Option<Vec<String>>,
-}
-
-#[derive(Deserialize)]
-struct SaidTarget<'a> {
-    #[serde(borrow)]
-    kind: Cow<'a, str>,
-    #[serde(borrow)]
-    id: Cow<'a, str>,
-}
-
-impl Stored {
-    fn said(&self) -> Option<Said<'_>> {
-        serde_json::from_str(&self.record).ok()
-    }
-
-    fn said_seq(&self) -> Option<i64> {
-        self.said().map(|said| said.seq)
-    }
-
-    /// The hash is that of the record and of what it claims to follow.
-    fn is_sound(&self) -> bool {
-        link(&self.prev_hash, &self.record)[..] == self.hash[..]
-    }
-
-    /// The first column that says something else than the record.
-    fn disagreement(&self, slug: Option<&str>) -> Option<&'static str> {
-        let Some(said) = self.said() else {
-            return Some("record");
-        };
-        [
-            ("seq", said.seq == self.seq),
-            ("id", said.id == self.id),
-            ("at", said.at == self.at),
-            ("tenant", slug.is_none_or(|slug| said.tenant == slug)),
-            ("actor", said.actor.name() == self.actor),
-            ("via", said.via.map(|via| via.name()) == self.via),
-            ("action", said.action == self.action),
-            ("target_kind", said.target.kind == self.target_kind),
-            ("target_id", said.target.id == self.target_id),
-            ("outcome", said.outcome == self.outcome),
-            (
-                "request_id",
-                said.request_id.as_deref() == self.request_id.as_deref(),
-            ),
-            ("ip", said.ip.as_deref() == self.ip.as_deref()),
-            (
-                "services",
-                said.services.as_deref().map(store::listed) == self.services,
-            ),
-        ]
-        .into_iter()
-        .find_map(|(column, agrees)| (!agrees).then_some(column))
-    }
-
-    /// All that is stored, for the digest of a line that does not hold.
-    fn digest(&self, digest: &mut Sha256) {
-        for text in [
-            Some(&self.id),
-            Some(&self.actor),
-            self.via.as_ref(),
-            Some(&self.action),
-            Some(&self.target_kind),
-            Some(&self.target_id),
-            Some(&self.outcome),
-            self.request_id.as_ref(),
-            self.ip.as_ref(),
-            Some(&self.record),
-        ] {
-            let bytes = text.map_or(&[][..], |text| text.as_bytes());
-            digest.update(bytes.len().to_be_bytes());
-            digest.update(bytes);
-        }
-        if let Some(services) = &self.services {
-            digest.update(services.as_bytes());
-        }
-        digest.update(self.seq.to_be_bytes());
-        digest.update(self.at.millis().to_be_bytes());
-        for hash in [&self.prev_hash, &self.hash] {
-            digest.update(hash.len().to_be_bytes());
-            digest.update(hash);
-        }
-    }
 }
 
 impl Walk {

@@ -2,10 +2,10 @@
 
 use keystead::audit::EventFilter;
 use keystead::audit::export::{ExportFormat, ExportLine};
+use keystead::audit::fault::Fault;
 use keystead::audit::offline::{self, OfflineReport};
 use keystead::audit::outside::Found;
 use keystead::audit::signing::key::KeySpan;
-use keystead::audit::walk::Fault;
 use keystead::time::Span;
 
 use super::*;

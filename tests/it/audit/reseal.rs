@@ -1,6 +1,6 @@
 //! A chain that does not verify can be taken back into use, and the trail says what was found.
 
-use keystead::audit::walk::Fault;
+use keystead::audit::fault::Fault;
 
 use super::*;
 use crate::support::{Home, both};

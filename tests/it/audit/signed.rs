@@ -5,10 +5,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
 use futures_util::future::join_all;
+use keystead::audit::fault::Fault;
 use keystead::audit::outside::{self, Found};
 use keystead::audit::signing::key::KeySpan;
 use keystead::audit::signing::{Signer, Statement};
-use keystead::audit::walk::Fault;
 use keystead::audit::{Outlet, StatementFilter};
 use keystead::page::PageRequest;
 use keystead::time::Span;

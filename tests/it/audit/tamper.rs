@@ -1,7 +1,7 @@
 //! Whoever writes to the database alone is found, and the first record he touched is named.
 
 use keystead::audit::chain;
-use keystead::audit::walk::Fault;
+use keystead::audit::fault::Fault;
 use keystead::db;
 
 use super::Trail;
