@@ -11,6 +11,7 @@
 )]
 
 mod audit;
+mod auditors;
 mod cached;
 mod callers;
 mod catalogue;
