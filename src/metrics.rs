@@ -16,6 +16,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::{Metric, Registry};
 
+use crate::telemetry::{SecurityEvent, SecurityLog};
+
 /// What validation decided.
 pub const OUTCOMES: &[&str] = &[
     "valid",
@@ -55,20 +57,6 @@ pub const DATABASE_ERRORS: &[&str] = &[
     "refused",
 ];
 
-/// What an operator may want to be woken for.
-pub const SECURITY_EVENTS: &[&str] = &[
-    "credential_in_query",
-    "unknown_key",
-    "invalid_jwt",
-    "ip_not_allowed",
-    "escalation",
-    "cross_tenant",
-    "audit_broken",
-    "audit_not_written",
-    "usage_broken",
-    "panic",
-];
-
 /// Everything that is counted.
 pub struct Metrics {
     registry: Mutex<Registry>,
@@ -81,7 +69,10 @@ pub struct Metrics {
     /// Problems answered, by code.
     pub problems: Labelled,
     pub database_errors: Labelled,
+    /// What was noted in `security`, by event.
     pub security_events: Labelled,
+    /// What may be an attack: lines and counters.
+    pub security: SecurityLog,
     /// Argon2id computations, whatever for.
     pub argon2_runs: Counter,
     /// Secrets whose argon2id verifier is still to be computed.
@@ -116,6 +107,8 @@ pub struct UsageMetrics {
     pub hours_cut: Counter,
     /// Blocks of uses that could not be read.
     pub lost: Gauge<u64, AtomicU64>,
+    /// Events that the file for a SIEM did not take.
+    pub file_lost: Gauge<u64, AtomicU64>,
 }
 
 /// The counters of one operation.
@@ -179,7 +172,7 @@ impl Metrics {
             "security_events",
             "Events that may mean an attack",
             "kind",
-            SECURITY_EVENTS,
+            &SecurityEvent::ALL.map(SecurityEvent::as_str),
         );
         let argon2_runs = Counter::default();
         registry.register("argon2_runs", "Argon2id computations", argon2_runs.clone());
@@ -250,6 +243,11 @@ impl Metrics {
             usage.lost.clone(),
         );
         registry.register(
+            "usage_file_events_lost",
+            "Events that the file of events did not take, since the start",
+            usage.file_lost.clone(),
+        );
+        registry.register(
             "usage_hours_cut",
             "Hours of events that were deleted for their age or for room",
             usage.hours_cut.clone(),
@@ -262,6 +260,7 @@ impl Metrics {
             auth_failures,
             problems,
             database_errors,
+            security: SecurityLog::new(security_events.clone()),
             security_events,
             argon2_runs,
             verifiers_pending,
@@ -332,13 +331,17 @@ impl OperationMetrics {
 impl Labelled {
     /// Counts `label`; one that is not in the list is counted as `other`.
     pub fn inc(&self, label: &str) {
+        self.add(label, 1);
+    }
+
+    pub fn add(&self, label: &str, count: u64) {
         let counter = self
             .0
             .iter()
             .find(|(known, _)| *known == label)
             .or_else(|| self.0.last());
         if let Some((_, counter)) = counter {
-            counter.inc();
+            counter.inc_by(count);
         }
     }
 

@@ -14,8 +14,6 @@ use crate::db::{self, Conn, feed};
 use crate::http::health::{CUT_OFF, Phase};
 use crate::idempotency;
 use crate::keys::pepper_store;
-use crate::tenants;
-use crate::text::Slug;
 use crate::time::Span;
 use crate::usage::ledger::{FLUSH_EVERY, STORE_EVERY};
 use crate::usage::retention::Keep;
@@ -91,6 +89,7 @@ pub(super) fn start(app: &App) -> Tasks {
             runs = now;
             let pending = i64::try_from(this.verifiers.pending()).unwrap_or(i64::MAX);
             this.metrics.verifiers_pending.set(pending);
+            this.metrics.security.tend();
         }
     }));
     tasks.push(runtime.spawn(Arc::clone(&app.issuers).keep_fresh()));
@@ -259,6 +258,7 @@ impl App {
         usage.journal_bytes.set(self.ledger.waiting_bytes());
         usage.shed.set(self.ledger.shed());
         usage.lost.set(self.ledger.lost());
+        usage.file_lost.set(self.ledger.file_lost());
         let keys = i64::try_from(self.validation.remembered()).unwrap_or(i64::MAX);
         self.metrics.cached_keys.set(keys);
     }
@@ -322,12 +322,8 @@ impl App {
             %until,
             "cut old events of uses"
         );
-        let Ok(slug) = Slug::parse(tenants::DEFAULT) else {
-            return Ok(());
-        };
-        let Ok(Some(tenant)) = self.tenants.by_slug(slug).await else {
-            return Ok(());
-        };
+        // It cuts for all tenants, so its line stands in the tenant of those who run the server.
+        let tenant = self.tenants.default().await?;
         let at = start::system(tenant, Actor::System);
         self.audit
             .change(at, async move |change: &mut Change| -> db::Result<()> {

@@ -42,7 +42,9 @@ use crate::reviews::Reviews;
 use crate::routes;
 use crate::services::Services;
 use crate::tenants::Tenants;
-use crate::usage::{Ledger, Recorder, Rules, Seals, Usage};
+use crate::usage::file::{EventFile, FileSettings};
+use crate::usage::watch::Watch;
+use crate::usage::{Ledger, Outlets, Recorder, Rules, Seals, Usage};
 use crate::validation::Validation;
 use crate::validation::http::direct::verify_directly;
 use crate::validation::records::Records;
@@ -144,7 +146,17 @@ impl App {
             usage_db.clone(),
             clock.clone(),
             hex::encode(entropy.bytes::<8>()),
-        );
+        )
+        .telling(Outlets {
+            file: config.usage_file().map(|path| {
+                EventFile::new(FileSettings {
+                    path,
+                    bytes_max: config.usage.file_bytes_max,
+                    files_kept: config.usage.files_kept,
+                })
+            }),
+            watch: Watch::new(metrics.security.clone()),
+        });
         let audit = Audit::new(db.clone(), clock.clone(), entropy.clone(), &master)
             .counted(Arc::clone(&metrics))
             .telling(Outlet {

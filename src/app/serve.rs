@@ -228,6 +228,7 @@ impl App {
         self.nodes.leave().await;
         self.refusals.stop().await;
         self.finish_uses().await;
+        self.metrics.security.finish();
         if let Err(error) = self.validation.flush_last_used().await {
             tracing::warn!(%error, "the last uses could not be written");
         }

@@ -20,6 +20,7 @@ use super::chain::{AuditOutcome, Event, Head, HeadKeys, Target, link, recordable
 use super::signing::Outlet;
 use super::signing::span::SigningKeys;
 use super::store::{self, Sealed};
+use super::verify::Report;
 use crate::cache::Changes;
 use crate::cache::changes::Committing;
 use crate::cache::relay::Relay;
@@ -30,6 +31,7 @@ use crate::entropy::Entropy;
 use crate::id::{AuditId, TenantId};
 use crate::master::MasterKeys;
 use crate::metrics::Metrics;
+use crate::telemetry::{SecurityEvent, Sighting};
 use crate::time::Timestamp;
 
 /// The longest that the caller of a bulk change waits: less than the edge gives an answer.
@@ -204,10 +206,27 @@ impl Audit {
         }
     }
 
-    /// Counts one of the events that somebody should look at.
-    pub fn security_event(&self, event: &str) {
-        if let Some(metrics) = &self.metrics {
-            metrics.security_events.inc(event);
+    /// Counts and tells what somebody should look at.
+    pub fn security_event(&self, event: SecurityEvent, tenant: &str, reason: String) {
+        let sighting = Sighting {
+            tenant: Some(tenant.to_owned()),
+            reason: Some(reason),
+            ..Sighting::new(event, tenant)
+        };
+        match &self.metrics {
+            Some(metrics) => metrics.security.note(sighting),
+            None => sighting.tell(),
+        }
+    }
+
+    /// A chain that does not verify is told wherever that is found.
+    pub fn note_fault(&self, report: &Report) {
+        if !report.valid {
+            self.security_event(
+                SecurityEvent::AuditBroken,
+                &report.tenant_id,
+                report.to_string(),
+            );
         }
     }
 
@@ -247,12 +266,10 @@ impl Audit {
                     Ok(value) => match this.seal(&mut change, head).await {
                         Ok(sealed) => Ok((value, sealed)),
                         Err(error) => {
-                            this.security_event("audit_not_written");
-                            tracing::error!(
-                                target: "security",
-                                tenant = %change.at.tenant.slug,
-                                %error,
-                                "undid a change whose audit lines could not be written"
+                            this.security_event(
+                                SecurityEvent::AuditNotWritten,
+                                change.at.tenant.slug.as_str(),
+                                error.to_string(),
                             );
                             Err(error.into())
                         }
@@ -285,13 +302,8 @@ impl Audit {
             Some(_) => "its MAC does not verify under any listed master key",
             None => "it is missing",
         };
-        self.security_event("audit_broken");
-        tracing::error!(
-            target: "security",
-            tenant = %tenant,
-            reason,
-            "refused a change: the audit head was not left by us; look with: keystead audit verify"
-        );
+        let told = format!("refused a change: the head of the chain: {reason}");
+        self.security_event(SecurityEvent::AuditBroken, tenant.as_str(), told);
         Err(db::Error::Corrupt(format!(
             "the audit head of {tenant}: {reason}"
         )))

@@ -20,6 +20,7 @@ use super::{Audit, TenantRef};
 use crate::db::{self, Conn};
 use crate::id::TenantId;
 use crate::page::{Page, PageRequest};
+use crate::telemetry::SecurityEvent;
 use crate::text::Slug;
 use crate::time::Span;
 
@@ -122,10 +123,10 @@ impl Audit {
                 let last = checkpoint::last(conn, &tenant.id, StatementKind::Checkpoint).await?;
                 if let Some(last) = last {
                     if last.seq == head.seq {
-                        return same(&head, last).map(Some);
+                        return this.same(&head, last).map(Some);
                     }
                     if last.seq > head.seq {
-                        return Err(rolled_back(&head, &last));
+                        return Err(this.rolled_back(&head, &last));
                     }
                     if every.is_some_and(|every| now.since(last.at) < every) {
                         return Ok(None);
@@ -140,7 +141,7 @@ impl Audit {
                     let kind = StatementKind::Checkpoint;
                     let other = checkpoint::last(conn, &tenant.id, kind).await?;
                     let other = other.filter(|other| other.seq == head.seq);
-                    return other.map(|other| same(&head, other)).transpose();
+                    return other.map(|other| this.same(&head, other)).transpose();
                 }
                 this.leave(&statement)?;
                 Ok(Some(Made {
@@ -180,27 +181,24 @@ impl Audit {
     }
 }
 
-fn same(head: &Head, last: Statement) -> db::Result<Made> {
-    if last.head().as_ref() != Some(head) {
-        return Err(rolled_back(head, &last));
+impl Audit {
+    fn same(&self, head: &Head, last: Statement) -> db::Result<Made> {
+        if last.head().as_ref() != Some(head) {
+            return Err(self.rolled_back(head, &last));
+        }
+        Ok(Made {
+            statement: last,
+            is_new: false,
+        })
     }
-    Ok(Made {
-        statement: last,
-        is_new: false,
-    })
-}
 
-fn rolled_back(head: &Head, last: &Statement) -> db::Error {
-    tracing::error!(
-        target: "security",
-        tenant = last.tenant,
-        head = head.seq,
-        checkpoint = last.seq,
-        "an audit chain is not the one that its last checkpoint was made of; look with: \
-         keystead audit verify"
-    );
-    db::Error::Corrupt(format!(
-        "the audit chain of {} ends at {}, but is not the one of its checkpoint at {}",
-        last.tenant, head.seq, last.seq
-    ))
+    fn rolled_back(&self, head: &Head, last: &Statement) -> db::Error {
+        let told = format!(
+            "the chain ends at {}, but is not the one of its checkpoint at {}",
+            head.seq, last.seq
+        );
+        let fault = format!("the audit chain of {}: {told}", last.tenant);
+        self.security_event(SecurityEvent::AuditBroken, &last.tenant, told);
+        db::Error::Corrupt(fault)
+    }
 }

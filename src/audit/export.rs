@@ -138,7 +138,8 @@ fn ndjson(lines: &[Stored]) -> db::Result<String> {
         };
         let line = serde_json::to_string(&line)
             .map_err(|error| db::Error::Corrupt(format!("an audit event: {error}")))?;
-        text.push_str(&line);
+        // Read as JSON it is the same text.
+        text.push_str(&escape(&line));
         text.push('\n');
     }
     Ok(text)

@@ -41,7 +41,7 @@ use self::settings::{Kind, SETTINGS, Setting};
 use self::sources::Layer;
 pub use self::sources::{ConfigFile, Flag, Sources};
 pub use self::storage::{Database, DatabaseUrl};
-pub use self::usage::Usage;
+pub use self::usage::{Usage, UsageSink};
 
 /// Every setting with its default and what it is for.
 pub const EXAMPLE: &str = include_str!("../../config.example.toml");
@@ -111,6 +111,15 @@ impl Config {
         std::iter::once(file)
             .chain(self.audit.sink.clone())
             .collect()
+    }
+
+    /// The file that events of uses are copied to, if they are.
+    pub fn usage_file(&self) -> Option<PathBuf> {
+        let file = self.usage.file.clone();
+        self.usage
+            .sink
+            .contains(&UsageSink::File)
+            .then(|| file.unwrap_or_else(|| self.data_dir.join("usage-events.ndjson")))
     }
 
     /// What no single value shows.

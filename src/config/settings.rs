@@ -144,6 +144,26 @@ pub(super) const SETTINGS: &[Setting] = &[
         "must be a number of bytes, at least 67108864",
     ),
     setting(
+        "usage.sink",
+        Kind::List,
+        "must be [\"database\"] or [\"database\", \"file\"]",
+    ),
+    setting(
+        "usage.file",
+        Kind::Text,
+        "must be the path of a file, such as \"/var/log/keystead/usage-events.ndjson\"",
+    ),
+    setting(
+        "usage.file_bytes_max",
+        Kind::Number,
+        "must be a number of bytes, at least 65536",
+    ),
+    setting(
+        "usage.files_kept",
+        Kind::Number,
+        "must be a number from 1 to 1000",
+    ),
+    setting(
         "argon2.memory_kib",
         Kind::Number,
         "must be a number of KiB from 8 to 1048576",

@@ -168,6 +168,7 @@ fn every_field_is_a_listed_setting() {
     config.audit.checkpoint_file = Some("/a".into());
     config.audit.sink = Some("/b".into());
     config.audit.retention = Some(Span::days(9));
+    config.usage.file = Some("/c".into());
     let table: toml::Table = toml::from_str(&config.to_toml()).unwrap();
     let mut fields = Vec::new();
     for (name, value) in &table {
@@ -235,7 +236,9 @@ fn every_setting_can_be_set_by_a_variable() {
             "audit.retention" => ("2555d", "2555d"),
             "usage.recording" => ("false", "false"),
             "usage.events_retention" => ("40d", "40d"),
-            "usage.events_bytes_max" => ("100000000", "100000000"),
+            "usage.events_bytes_max" | "usage.file_bytes_max" => ("100000000", "100000000"),
+            "usage.sink" => ("database, file", "file"),
+            "usage.file" => ("/srv/u.ndjson", "/srv/u.ndjson"),
             "server.operations" => ("off", "off"),
             "server.cors_origins" => ("https://a.example.com", "https://a.example.com"),
             "database.url" => ("postgres://u:hush@h/d", "postgres://u:***@h/d"),
@@ -292,6 +295,10 @@ fn a_bad_value_names_the_file_the_setting_and_the_fix() {
             "[redis]\nurl = \"memcached://:hush@h\"\n",
             "[redis]\nurl = 6379\n",
             "[database]\nurl = \"mysql://u@h/d\"\n",
+            "[usage]\nsink = [\"file\"]\n",
+            "[usage]\nsink = [\"database\", \"syslog\"]\n",
+            "[usage]\nfile_bytes_max = 1000\n",
+            "[usage]\nfiles_kept = 0\n",
             "[argon2]\npasses = 1\n",
             "[argon2]\nmemory_kib = 9999999\n",
             "[log]\nlevel = \"verbose\"\n",
@@ -322,6 +329,10 @@ fn a_bad_value_names_the_file_the_setting_and_the_fix() {
         keystead.toml: redis.url must start with redis:// or rediss://
         keystead.toml: redis.url must be redis://host:6379, or rediss:// for TLS
         keystead.toml: database.url must start with sqlite: or postgres://
+        keystead.toml: usage.sink must be ["database"] or ["database", "file"]
+        keystead.toml: usage.sink.1 must be ["database"] or ["database", "file"]
+        keystead.toml: usage.file_bytes_max must be a number of bytes, at least 65536
+        keystead.toml: usage.files_kept must be a number from 1 to 1000
         keystead.toml: argon2.passes is weaker than OWASP's minimum while argon2.memory_kib = 19456: use memory_kib = 19456 and passes = 2, or more
         keystead.toml: argon2.memory_kib must be a number from 8 to 1048576
         keystead.toml: log.level must be off, error, warn, info, debug or trace, and may add targets as in "info,keystead::audit=debug"

@@ -33,6 +33,7 @@ use super::query_credential;
 use crate::clock::Clock;
 use crate::entropy::Entropy;
 use crate::metrics::Metrics;
+use crate::telemetry::{SecurityEvent, Sighting};
 
 /// No answer takes longer to begin than this.
 pub const TIME_LIMIT: Duration = Duration::from_secs(10);
@@ -368,6 +369,15 @@ impl Visit {
         res.map_body(|_, _| BoxBody::new(body))
     }
 
+    fn security_event(&self, event: SecurityEvent) {
+        let ip = self.context.ip.to_string();
+        self.settings.metrics.security.note(Sighting {
+            ip: Some(ip.clone()),
+            request_id: Some(self.context.request_id.to_string()),
+            ..Sighting::new(event, ip)
+        });
+    }
+
     /// Counts a problem and logs its cause: here alone, so it is told once.
     fn note(&self, problem: &Problem) {
         let metrics = &self.settings.metrics;
@@ -375,8 +385,8 @@ impl Visit {
         match problem.code() {
             Code::Forbidden => metrics.auth_failures.inc("forbidden"),
             Code::CallerNotAllowed => metrics.auth_failures.inc("caller_not_allowed"),
-            Code::Escalation => metrics.security_events.inc("escalation"),
-            Code::CredentialInQuery => metrics.security_events.inc("credential_in_query"),
+            Code::Escalation => self.security_event(SecurityEvent::Escalation),
+            Code::CredentialInQuery => self.security_event(SecurityEvent::CredentialInQuery),
             _ => {}
         }
         if let Some(kind) = problem.database_error() {
@@ -395,7 +405,7 @@ impl Visit {
     }
 
     fn panicked(&self, panic: &(dyn Any + Send)) -> Error {
-        self.settings.metrics.security_events.inc("panic");
+        self.security_event(SecurityEvent::Panic);
         self.lost(panicked(panic))
     }
 

@@ -5,6 +5,7 @@
 //! there (statements with their values, headers) may be a secret.
 
 mod escape;
+mod security;
 mod writer;
 
 use std::io::{IsTerminal as _, Write as _};
@@ -18,6 +19,7 @@ use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 use tracing_subscriber::{EnvFilter, Layer as _};
 
 pub use self::escape::escape;
+pub use self::security::{SecurityEvent, SecurityLog, Sighting};
 pub use self::writer::LostLines;
 use self::writer::{LogWriter, Sink};
 use crate::clock::Clock;

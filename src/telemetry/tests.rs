@@ -120,3 +120,92 @@ fn a_reader_that_sleeps_holds_nobody_up() {
     writer.flush(Duration::from_millis(10));
     drop(reader);
 }
+
+fn security_lines(text: &str) -> Vec<serde_json::Value> {
+    text.lines()
+        .map(|line| serde_json::from_str(line).expect("a line is JSON"))
+        .collect()
+}
+
+#[test]
+fn a_flood_is_a_line_at_once_and_one_with_a_count() {
+    let metrics = crate::metrics::Metrics::new(&[]);
+    let log = &metrics.security;
+    let seen = |whom: &str| Sighting {
+        reason: Some(FORGED.to_owned()),
+        ip: Some(whom.to_owned()),
+        ..Sighting::new(SecurityEvent::UnknownKey, whom)
+    };
+    let text = logged("off", LogFormat::Json, || {
+        for _ in 0..5_000 {
+            log.note(seen("192.0.2.1"));
+        }
+        log.note(seen("192.0.2.2"));
+        log.tend();
+        log.finish();
+        log.note(seen("192.0.2.1"));
+    });
+    let lines = security_lines(&text);
+    let told: Vec<(&str, u64)> = lines
+        .iter()
+        .map(|line| {
+            (
+                line["ip"].as_str().unwrap(),
+                line["count"].as_u64().unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("192.0.2.1", 1),
+            ("192.0.2.2", 1),
+            ("192.0.2.1", 4_999),
+            ("192.0.2.1", 1)
+        ]
+    );
+    for line in &lines {
+        assert_eq!(line["event"], "unknown_key");
+        assert_eq!(line["target"], "security");
+        assert_eq!(line["reason"], FORGED);
+    }
+    assert_eq!(metrics.security_events.value("unknown_key"), 5_002);
+}
+
+/// Whoever has a million addresses.
+#[test]
+fn a_flood_from_everywhere_is_bounded_in_lines() {
+    let metrics = crate::metrics::Metrics::new(&[]);
+    let log = &metrics.security;
+    let text = logged("off", LogFormat::Json, || {
+        for n in 0..20_000 {
+            log.note(Sighting::new(SecurityEvent::UnknownKey, format!("a{n}")));
+        }
+        log.note(Sighting::new(SecurityEvent::Panic, "me"));
+        log.finish();
+    });
+    let lines = security_lines(&text);
+    assert!(lines.len() < 1_010, "{}", lines.len());
+    let counted: u64 = lines
+        .iter()
+        .map(|line| line["count"].as_u64().unwrap())
+        .sum();
+    assert_eq!(counted, 20_001);
+    assert!(lines.iter().any(|line| line["event"] == "panic"));
+}
+
+#[test]
+fn every_security_event_has_a_name_of_its_own() {
+    let names: std::collections::BTreeSet<&str> = SecurityEvent::ALL
+        .iter()
+        .map(|event| event.as_str())
+        .collect();
+    assert_eq!(names.len(), SecurityEvent::ALL.len());
+    let guide = include_str!("../../docs/operating.md");
+    for name in names {
+        assert!(
+            guide.contains(&format!("| `{name}` |")),
+            "{name} is not in docs/operating.md"
+        );
+    }
+}

@@ -8,7 +8,7 @@ use crate::audit::{Actor, Attribution, Audit, Change, TenantRef};
 use crate::catalogue::{self, check_version};
 use crate::clock::Clock;
 use crate::db::feed::Kind;
-use crate::db::{Conn, Db};
+use crate::db::{self, Conn, Db};
 use crate::entropy::Entropy;
 use crate::error::{Conflict, Error, Result};
 use crate::id::TenantId;
@@ -49,6 +49,19 @@ impl Tenants {
         Ok(found
             .filter(|tenant| tenant.deleted_at.is_none())
             .map(|tenant| tenant.to_ref()))
+    }
+
+    /// The tenant `default`, which every start sees to.
+    ///
+    /// # Errors
+    /// [`db::Error::Corrupt`] if it is not there.
+    pub async fn default(&self) -> db::Result<TenantRef> {
+        let found = self
+            .db
+            .read(async move |conn: &mut Conn| store::find(conn, DEFAULT).await)
+            .await?;
+        let gone = || db::Error::Corrupt(format!("there is no tenant {DEFAULT}"));
+        Ok(found.ok_or_else(gone)?.to_ref())
     }
 
     /// Makes the tenant `default` when it is not there. Several nodes may try at the same time.

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::codec;
 use super::fold::Folded;
+use super::leave::Leaving;
 use super::ledger::{FOLDED, Ledger, UNREADABLE};
 use super::record::Batch;
 use super::rules::{Refusals, Rules};
@@ -69,11 +70,17 @@ struct Wanted {
 
 /// Blocks that are ready for the ledger.
 struct Ready {
-    numbers: Vec<i64>,
-    bytes: i64,
+    sent: Sent,
     group: Group,
     /// As they are when these are stored.
     refusals: Refusals,
+}
+
+/// What leaves the journal when the ledger has it.
+struct Sent {
+    numbers: Vec<i64>,
+    bytes: i64,
+    batches: Vec<Leaving>,
 }
 
 impl Ledger {
@@ -123,13 +130,13 @@ impl Ledger {
     async fn drain(&self, run: &mut Run, progress: &mut Progress) -> db::Result<()> {
         let mut next = self.ready(run, self.wanted(run, progress, 0)).await?;
         while let Some(ready) = next {
-            let after = ready.numbers.last().copied().unwrap_or(i64::MAX);
+            let after = ready.sent.numbers.last().copied().unwrap_or(i64::MAX);
             let mut wanted = self.wanted(run, progress, after);
             wanted.refusals = ready.refusals.clone();
             let reading = self.clone();
             let (journal, rules) = (run.journal.clone(), Arc::clone(&run.rules));
             let following = async move { reading.read(&journal, &rules, wanted).await };
-            let (numbers, bytes) = (ready.numbers, ready.bytes);
+            let sent = ready.sent;
             let (written, following) = tokio::join!(
                 self.write(ready.group),
                 self.0.ledger.spawn(None, following)
@@ -137,11 +144,11 @@ impl Ledger {
             match written {
                 Ok(written) => {
                     progress.refusals = ready.refusals;
-                    self.taken(run, progress, &numbers, bytes, &written).await?;
+                    self.taken(run, progress, sent, &written).await?;
                     next = following?;
                 }
                 Err(error) => {
-                    self.refused(run, progress, numbers, error).await?;
+                    self.refused(run, progress, sent.numbers, error).await?;
                     next = self.ready(run, self.wanted(run, progress, after)).await?;
                 }
             }
@@ -173,8 +180,7 @@ impl Ledger {
             match self.write(ready.group).await {
                 Ok(written) => {
                     progress.refusals = ready.refusals;
-                    let (numbers, bytes) = (ready.numbers, ready.bytes);
-                    self.taken(run, progress, &numbers, bytes, &written).await?;
+                    self.taken(run, progress, ready.sent, &written).await?;
                 }
                 Err(error) if progress.is_of_the_blocks(&error) => run.refuse(number, error)?,
                 Err(error) => return Err(error),
@@ -188,8 +194,7 @@ impl Ledger {
         &self,
         run: &mut Run,
         progress: &mut Progress,
-        numbers: &[i64],
-        bytes: i64,
+        sent: Sent,
         written: &[Written],
     ) -> db::Result<()> {
         run.is_taken = true;
@@ -198,10 +203,12 @@ impl Ledger {
             .filter(|one| matches!(one, Written::Stored { .. }))
             .count();
         progress.is_careful = false;
-        for number in numbers {
+        for number in &sent.numbers {
             progress.aside.remove(number);
         }
-        self.remove(&run.journal, numbers.to_vec(), bytes).await
+        // In a box of its own: what leads here does not carry its size around.
+        Box::pin(self.leave(sent.batches)).await?;
+        self.remove(&run.journal, sent.numbers, sent.bytes).await
     }
 
     async fn remove(&self, journal: &Db, numbers: Vec<i64>, bytes: i64) -> db::Result<()> {
@@ -251,6 +258,7 @@ impl Ledger {
         } = wanted;
         let left_out: Arc<[i64]> = left_out.into();
         let (mut numbers, mut batches, mut bytes) = (Vec::new(), Vec::new(), 0);
+        let mut leaving = Vec::new();
         while numbers.len() < blocks_max && bytes < BYTES_MAX {
             let without = Arc::clone(&left_out);
             let next = async move |conn: &mut Conn| journal::next(conn, after, &without).await;
@@ -268,6 +276,7 @@ impl Ledger {
             }
             refusals.fold(&mut batch);
             numbers.push(block.number);
+            leaving.push(Leaving::of(&batch));
             batches.push(batch);
             bytes += length;
         }
@@ -275,8 +284,11 @@ impl Ledger {
             return Ok(None);
         }
         Ok(Some(Ready {
-            numbers,
-            bytes,
+            sent: Sent {
+                numbers,
+                bytes,
+                batches: leaving,
+            },
             group: Group::of(batches, rules)?,
             refusals,
         }))

@@ -3,7 +3,8 @@
 //! 1. **collect**: five times a second the buffers are taken and kept in the journal of this node. What
 //!    was answered longer ago than that survives the end of the process, whatever ends it.
 //! 2. **store**: the journal goes into the ledger, each block as one batch that the ledger takes once
-//!    (`drain.rs`); then it leaves the journal. A crash between the two is a batch that is sent again.
+//!    (`drain.rs`), and from there into the file of events, if there is one (`leave.rs`); then it leaves
+//!    the journal. A crash between these is a batch that is sent again.
 //!
 //! A journal that is full keeps counts in the place of events: how many is told, and nothing is lost
 //! of what is counted.
@@ -18,6 +19,8 @@ use tokio::sync::Mutex;
 
 use super::codec;
 use super::drain::Progress;
+use super::file::EventFile;
+use super::leave::Outlets;
 use super::record::Batch;
 use super::recorder::{Collected, Recorder};
 use super::store::journal::{self, NewBlock};
@@ -60,6 +63,8 @@ pub(super) struct Inner {
     path: PathBuf,
     pub(super) journal: OnceLock<Db>,
     pub(super) ledger: Db,
+    /// Set before the node begins.
+    pub(super) outlets: OnceLock<Outlets>,
     pub(super) clock: Clock,
     /// New with each start, so that no number of this node is ever another block's.
     pub(super) node: String,
@@ -90,6 +95,7 @@ impl Ledger {
             path,
             journal: OnceLock::new(),
             ledger,
+            outlets: OnceLock::new(),
             clock,
             node,
             waiting_bytes: AtomicI64::new(0),
@@ -100,6 +106,13 @@ impl Ledger {
             flushing: Mutex::default(),
             inherited: StdMutex::default(),
         }))
+    }
+
+    /// What the ledger has is told there too.
+    #[must_use]
+    pub fn telling(self, outlets: Outlets) -> Self {
+        let _only_the_first = self.0.outlets.set(outlets);
+        self
     }
 
     /// Opens the journal, and sees what waits in it from before. Until then nothing is kept.
@@ -244,6 +257,12 @@ impl Ledger {
     /// How many uses left a count and no event, for lack of room.
     pub fn shed(&self) -> u64 {
         self.0.shed.load(Ordering::Relaxed) + self.0.recorder.shed()
+    }
+
+    /// How many events the file did not take.
+    pub fn file_lost(&self) -> u64 {
+        let file = self.0.outlets.get().and_then(|to| to.file.as_ref());
+        file.map_or(0, EventFile::lost)
     }
 
     /// How many blocks were given up.

@@ -7,8 +7,11 @@
 pub mod codec;
 pub mod counts;
 mod drain;
+pub mod event;
+pub mod file;
 pub mod fold;
 pub mod http;
+mod leave;
 pub mod ledger;
 pub mod proof;
 pub mod query;
@@ -19,6 +22,7 @@ pub mod rules;
 pub mod seal;
 pub mod store;
 pub mod summary;
+pub mod watch;
 
 use crate::clock::Clock;
 use crate::db::{self, Conn, Db};
@@ -30,6 +34,7 @@ use query::Order;
 use store::events::{self, StoredEvent, Wanted};
 use store::summary::{Sum, SumRow};
 
+pub use leave::Outlets;
 pub use ledger::Ledger;
 pub use record::{Batch, CountLine, Identified, Operation, Record};
 pub use recorder::Recorder;

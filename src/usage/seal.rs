@@ -30,6 +30,7 @@ use crate::audit::{Actor, Attribution, Audit, Chains, Change, TenantRef, origin}
 use crate::clock::Clock;
 use crate::db::{self, Conn, Db};
 use crate::id::TenantId;
+use crate::telemetry::SecurityEvent;
 use crate::time::{Span, Timestamp};
 
 /// The action of a seal's line; its target is of the kind [`KIND`] and named by the hour.
@@ -369,13 +370,9 @@ impl Seals {
         if looked.late_to > late_to {
             let before = last.map_or_else(|| nothing().digest, |seal| seal.digest);
             if looked.on_time.digest != before {
-                self.audit.security_event("usage_broken");
-                tracing::error!(
-                    target: "security",
-                    tenant = %tenant.slug,
-                    hour = name(hour),
-                    "the counts of a sealed hour are not what was sealed; look with: keystead audit verify"
-                );
+                let told = format!("hour {}", name(hour));
+                let event = SecurityEvent::UsageBroken;
+                self.audit.security_event(event, tenant.slug.as_str(), told);
                 return Ok(false);
             }
             let seal = Seal {

@@ -103,6 +103,9 @@ fn the_effective_settings_are_valid_toml_and_say_who_set_them() {
     recording = true
     events_retention = "30d"
     events_bytes_max = 21474836480
+    sink = ["database"]
+    file_bytes_max = 268435456
+    files_kept = 10
 
     [argon2]
     memory_kib = 19456

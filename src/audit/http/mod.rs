@@ -191,5 +191,6 @@ pub async fn verify_audit(
         return Err(Problem::invalid_at("/from_seq", "must be at least 1"));
     }
     let report = audit.verify(&caller.tenant.id, from).await?;
+    audit.note_fault(&report);
     Ok(HttpResponse::Ok().json(report))
 }

@@ -11,7 +11,9 @@ use actix_web::{Error, HttpMessage as _, HttpRequest, web};
 use crate::audit::chain::Target;
 use crate::audit::{Refusal, Refusals};
 use crate::auth::CallerIdentity;
-use crate::http::problem::Problem;
+use crate::http::problem::{Code, Problem};
+use crate::metrics::Metrics;
+use crate::telemetry::{SecurityEvent, Sighting};
 use crate::text::Slug;
 
 /// What stands for the id of a target that is not known, or whose name is not recorded.
@@ -48,9 +50,29 @@ pub async fn record_refused(
         .and_then(|error| error.as_error::<Problem>())
         .map_or(code, |problem| problem.code().slug());
     if let Some(refusal) = refusal(&recorder, res.request(), code) {
+        // What is not found may be a typing error, and escalation is told where it is refused.
+        if res.status() == StatusCode::FORBIDDEN && code != Code::Escalation.slug() {
+            note(res.request(), &refusal);
+        }
         recorder.refusals.note(refusal);
     }
     Ok(res)
+}
+
+fn note(req: &HttpRequest, refusal: &Refusal) {
+    let Some(metrics) = req.app_data::<web::Data<Metrics>>() else {
+        return;
+    };
+    let by = &refusal.by;
+    let caller = by.actor.name();
+    metrics.security.note(Sighting {
+        reason: Some(format!("{}: {}", refusal.action, refusal.code)),
+        tenant: Some(by.tenant.slug.to_string()),
+        caller: Some(caller.clone()),
+        ip: by.ip.map(|ip| ip.to_string()),
+        request_id: by.request_id.as_deref().map(str::to_owned),
+        ..Sighting::new(SecurityEvent::RefusedAttempt, caller)
+    });
 }
 
 fn refusal(recorder: &RefusedRecorder, req: &HttpRequest, code: &'static str) -> Option<Refusal> {

@@ -25,7 +25,7 @@ use actix_web::{FromRequest, HttpMessage as _, HttpRequest, web};
 
 use self::perm::Need;
 use self::presented::{Credential, Presented, is_token, two_credentials};
-use self::refused::{count, refuse_key, refuse_person, security_event};
+use self::refused::{count, refuse_key, refuse_person, refused};
 use super::caller::{CallerIdentity, Origin};
 use super::people::{People, Person};
 use crate::clock::Clock;
@@ -33,6 +33,7 @@ use crate::http::context::{RequestContext, add_response_header};
 use crate::http::extract::wired;
 use crate::http::gate::Gate;
 use crate::http::problem::{Code, Problem};
+use crate::telemetry::{SecurityEvent, Sighting};
 use crate::tenants::Tenants;
 use crate::text::Slug;
 use crate::time::{Span, Timestamp};
@@ -184,7 +185,7 @@ async fn identify(req: &HttpRequest) -> Result<CallerIdentity, Problem> {
     };
     let person = person(req, token).await?;
     service.on_behalf_of(person).ok_or_else(|| {
-        security_event(req, "jwt", "invalid_jwt", "tenant");
+        refused(req, "jwt", SecurityEvent::InvalidJwt, "tenant", None);
         Problem::invalid_credential()
     })
 }
@@ -209,7 +210,13 @@ async fn settle_tenant(
         None => None,
     };
     let Some(tenant) = tenant else {
-        count(req, |metrics| metrics.security_events.inc("cross_tenant"));
+        let by = identity.attribution(None).actor.name();
+        count(req, |metrics| {
+            metrics.security.note(Sighting {
+                caller: Some(by.clone()),
+                ..Sighting::new(SecurityEvent::CrossTenant, by)
+            });
+        });
         return Err(Problem::not_found("tenant"));
     };
     let identity = Rc::new(Rc::unwrap_or_clone(identity).acting_in(tenant));
@@ -225,7 +232,13 @@ fn presented(req: &HttpRequest) -> Result<Presented<'_>, Problem> {
             Code::Unauthenticated => "no_credential",
             _ => "key",
         };
-        count(req, |metrics| metrics.auth_failures.inc(kind));
+        refused(
+            req,
+            kind,
+            SecurityEvent::Unauthenticated,
+            problem.code().slug(),
+            None,
+        );
     })
 }
 

@@ -5,7 +5,6 @@ use actix_web::{HttpResponse, web};
 use futures_util::stream;
 use serde_json::{Value, json};
 
-use super::body::UsageEventBody;
 use super::wanted;
 use crate::audit::{Audit, Change};
 use crate::auth::http::{Caller, perm};
@@ -15,6 +14,7 @@ use crate::http::problem::Problem;
 use crate::page::Position;
 use crate::text::spreadsheet_cell;
 use crate::usage::Usage;
+use crate::usage::event::UsageEventBody;
 use crate::usage::query::{EventFilter, ExportQuery, Format};
 use crate::usage::store::events::Wanted;
 
@@ -147,8 +147,7 @@ async fn chunk(
 fn ndjson(events: &[UsageEventBody]) -> anyhow::Result<Vec<u8>> {
     let mut out = Vec::new();
     for event in events {
-        serde_json::to_writer(&mut out, event)?;
-        out.push(b'\n');
+        out.extend_from_slice(event.line()?.as_bytes());
     }
     Ok(out)
 }

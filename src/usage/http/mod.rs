@@ -5,7 +5,8 @@ pub mod export;
 
 use actix_web::{HttpResponse, web};
 
-use self::body::{SummaryBody, UsageEventBody};
+use self::body::SummaryBody;
+use super::event::UsageEventBody;
 use super::query::{EventFilter, EventQuery, Order, SummaryQuery};
 use super::store::events::Wanted;
 use super::{EVENTS_RETENTION, Usage, summary};

@@ -5,6 +5,7 @@ mod carriers;
 mod detours;
 mod edge;
 mod escalation;
+mod events;
 mod inputs;
 mod lookups;
 mod restrictions;

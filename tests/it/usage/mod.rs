@@ -2,6 +2,8 @@
 
 mod batch;
 mod drained;
+mod file;
+mod injected;
 mod read;
 mod recorded;
 mod retention;

@@ -21,19 +21,19 @@ both!(
     keys_are_found_by_when_they_were_last_used,
 );
 
-const BOUND: Duration = Duration::from_secs(20);
+pub const BOUND: Duration = Duration::from_secs(20);
 
 /// More than the interval at which uses are kept, on a machine that does other things too.
 const FLUSHED: Duration = Duration::from_millis(600);
 
 /// A caller and a key to ask about.
-struct Asker {
-    caller: Client,
-    key: String,
+pub struct Asker {
+    pub caller: Client,
+    pub key: String,
 }
 
 impl Asker {
-    async fn new(owner: &Client) -> Self {
+    pub async fn new(owner: &Client) -> Self {
         let service = json!({"slug": "invoicing", "scopes": [{"name": "invoice:read"}]});
         owner.create("/v1/services", service).await;
         owner.create("/v1/consumers", json!({"slug": "acme"})).await;
@@ -56,7 +56,7 @@ impl Asker {
     }
 
     /// The code of the answer, if there is one.
-    async fn ask(&self, key: &str, request_id: &str) -> Option<String> {
+    pub async fn ask(&self, key: &str, request_id: &str) -> Option<String> {
         let body = json!({
             "api_key": key, "ip": "203.0.113.7", "method": "GET", "path": "/invoices/7?page=2",
             "required_scopes": ["invoice:read"], "context": {"region": "eu"},
@@ -70,7 +70,7 @@ impl Asker {
     }
 }
 
-async fn events(home: &Home) -> Vec<String> {
+pub async fn events(home: &Home) -> Vec<String> {
     lines(home, "SELECT request_id AS line FROM usage_event").await
 }
 
@@ -123,7 +123,11 @@ async fn every_decision_is_counted_and_those_of_known_keys_are_events(home: Home
 }
 
 /// Asks until there is no answer; answers when each answer came.
-async fn ask_until_gone(asker: &Asker, prefix: &str, at_most: usize) -> BTreeMap<String, Instant> {
+pub async fn ask_until_gone(
+    asker: &Asker,
+    prefix: &str,
+    at_most: usize,
+) -> BTreeMap<String, Instant> {
     let mut answered = BTreeMap::new();
     for n in 0..at_most {
         let id = format!("{prefix}-{n}");
@@ -185,7 +189,7 @@ async fn a_kill_loses_at_most_one_flush_and_doubles_nothing(home: Home) {
     assert_eq!(counted(&home).await, i64::try_from(there.len()).unwrap());
 }
 
-async fn stop(mut node: Process) {
+pub async fn stop(mut node: Process) {
     node.signal("TERM");
     assert!(node.ended(BOUND).await.success());
 }
