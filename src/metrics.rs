@@ -69,6 +69,19 @@ pub const SECURITY_EVENTS: &[&str] = &[
     "panic",
 ];
 
+/// The error codes of the OAuth endpoints.
+const OAUTH_ERRORS: &[&str] = &[
+    "invalid_request",
+    "invalid_client",
+    "invalid_scope",
+    "invalid_target",
+    "unauthorized_client",
+    "unsupported_grant_type",
+    "rate_limited",
+    "quota_exceeded",
+    "temporarily_unavailable",
+];
+
 /// Everything that is counted.
 pub struct Metrics {
     registry: Mutex<Registry>,
@@ -103,6 +116,10 @@ pub struct Metrics {
     /// Requests answered at the edge.
     pub answered_directly: Counter,
     pub usage: UsageMetrics,
+    /// Tokens signed, of whatever kind.
+    pub tokens_issued: Counter,
+    /// Refusals and failures of the OAuth endpoints, by their error code.
+    pub oauth_errors: Labelled,
 }
 
 /// What becomes of the uses that a node records.
@@ -180,6 +197,15 @@ impl Metrics {
             "Events that may mean an attack",
             "kind",
             SECURITY_EVENTS,
+        );
+        let tokens_issued = Counter::default();
+        registry.register("tokens_issued", "Tokens signed", tokens_issued.clone());
+        let oauth_errors = labelled(
+            &mut registry,
+            "oauth_errors",
+            "Refusals and failures of the OAuth endpoints",
+            "error",
+            OAUTH_ERRORS,
         );
         let argon2_runs = Counter::default();
         registry.register("argon2_runs", "Argon2id computations", argon2_runs.clone());
@@ -263,6 +289,8 @@ impl Metrics {
             problems,
             database_errors,
             security_events,
+            tokens_issued,
+            oauth_errors,
             argon2_runs,
             verifiers_pending,
             secrets_under_old_peppers,

@@ -29,6 +29,10 @@ const PEPPERS_EVERY: Duration = Duration::from_secs(10);
 /// How often it is asked whether a checkpoint is due, or lines are older than they are kept.
 const TRAIL_LOOK_EVERY: Duration = Duration::from_mins(1);
 
+/// How often it is asked whether a signing key is due, and what other nodes did: often enough that each
+/// node knows a key long before it signs.
+const SIGNING_KEYS_EVERY: Duration = Duration::from_secs(30);
+
 const SWEEP_EVERY: Duration = Duration::from_hours(1);
 
 /// A node that has just started has other things to do than to tidy up.
@@ -80,6 +84,7 @@ pub(super) fn start(app: &App) -> Tasks {
     tasks.push(runtime.spawn(sweep(app.clone())));
     tasks.push(runtime.spawn(seal_hours(app.clone())));
     tasks.push(runtime.spawn(keep_trail(app.clone())));
+    tasks.push(runtime.spawn(keep_signing_keys(app.clone())));
     let this = app.clone();
     tasks.push(runtime.spawn(async move {
         let mut timer = every(METRICS_EVERY);
@@ -175,6 +180,29 @@ async fn keep_trail(app: App) {
             let before = app.clock.now().minus(retention);
             let cut = app.audit.cut_due(before).await;
             report("old audit lines are cut later", cut.map(drop));
+        }
+    }
+}
+
+/// On a timer, and whenever one changed anywhere.
+async fn keep_signing_keys(app: App) {
+    let mut timer = every(SIGNING_KEYS_EVERY);
+    let mut changed = app.follower.signing_key_changes();
+    loop {
+        tokio::select! {
+            _ = timer.tick() => {
+                if app.is_starting() {
+                    continue;
+                }
+                report("signing keys are looked at later", app.tend_signing_keys().await);
+            }
+            told = changed.changed() => {
+                if told.is_err() {
+                    return;
+                }
+                let read = app.keyring.reload().await;
+                report("signing keys are read later", read.map(drop));
+            }
         }
     }
 }
@@ -337,6 +365,19 @@ impl App {
                 change.record("usage.cut", ("usage", "events"), None, Some(after));
                 Ok(())
             })
+            .await
+    }
+
+    /// Makes the next signing key if it is due, and learns what other nodes did.
+    pub async fn tend_signing_keys(&self) -> db::Result<()> {
+        let Ok(slug) = Slug::parse(tenants::DEFAULT) else {
+            return Ok(());
+        };
+        let Ok(Some(tenant)) = self.tenants.by_slug(slug).await else {
+            return Ok(());
+        };
+        self.keyring
+            .tend(start::system(tenant, Actor::System))
             .await
     }
 

@@ -104,6 +104,10 @@ fn the_effective_settings_are_valid_toml_and_say_who_set_them() {
     events_retention = "30d"
     events_bytes_max = 21474836480
 
+    [oauth]
+    signing_algorithm = "ES256"
+    signing_rotation = "90d"
+
     [argon2]
     memory_kib = 19456
     passes = 2

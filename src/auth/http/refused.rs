@@ -51,7 +51,7 @@ pub(super) fn refuse_key(req: &HttpRequest, failure: AuthFailure) -> Problem {
 }
 
 /// Somebody nobody knows was refused: that is for the log and the metrics, not the audit trail.
-pub(super) fn security_event(req: &HttpRequest, kind: &str, event: &str, reason: &'static str) {
+pub fn security_event(req: &HttpRequest, kind: &str, event: &str, reason: &'static str) {
     count(req, |metrics| {
         metrics.auth_failures.inc(kind);
         metrics.security_events.inc(event);
