@@ -30,7 +30,7 @@ impl FromRequest for FormBody {
                 head?;
                 let raw = collect_in_time(payload, BODY_BYTES_MAX).await?;
                 let text = str::from_utf8(&raw)
-                    .map_err(|_not_utf8| Problem::invalid_at("", "the form must be ASCII"))?;
+                    .map_err(|_not_utf8| Problem::invalid_at("", "the form must be UTF-8"))?;
                 let pairs = Params::parse(text)
                     .map_err(|violation| Problem::invalid(vec![violation]))?
                     .sorted()

@@ -126,7 +126,7 @@ async fn a_refusal_has_the_body_and_the_status_of_rfc_6749(home: Home) {
             &[header],
             format!("{grant}&scope=\u{e9}"),
             400,
-            "invalid_request",
+            "invalid_scope",
         ),
         (
             &[header],
