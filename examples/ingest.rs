@@ -210,6 +210,7 @@ fn record(recorder: &Recorder, random: &mut StdRng, tenant: &str, key: &Made<'_>
         path: Some(&path),
         user_agent: AGENTS.choose(random).copied(),
         context: None,
+        token: None,
         caller: &key.caller.id,
         request_id: &request_id,
         latency_us: random.random_range(8..60),

@@ -169,6 +169,10 @@ id!(
     /// A review of who has access.
     ReviewId, "rev"
 );
+id!(
+    /// A token that was issued: its `jti`.
+    TokenId, "tok"
+);
 
 #[cfg(test)]
 mod tests {

@@ -1,4 +1,4 @@
-//! JSON values: merge patches, and what differs between two views of an object.
+//! JSON values: merge patches, what differs between two views of an object, members by their path.
 
 use serde_json::{Map, Value};
 
@@ -41,6 +41,18 @@ pub fn difference(before: Value, after: Value) -> (Value, Value) {
         }
         (before, after) => (before, after),
     }
+}
+
+/// The member of that very name, which may hold dots (`https://idp.example/roles`); else the name
+/// is a path into objects.
+pub fn find<'a>(object: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
+    if let Some(value) = object.get(name) {
+        return Some(value);
+    }
+    let (first, rest) = name.split_once('.')?;
+    rest.split('.').try_fold(object.get(first)?, |value, part| {
+        value.as_object()?.get(part)
+    })
 }
 
 #[cfg(test)]

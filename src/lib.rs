@@ -26,6 +26,7 @@ pub mod limits;
 pub mod master;
 pub mod metadata;
 pub mod metrics;
+pub mod oauth;
 pub mod outbound;
 pub mod page;
 pub mod patch;

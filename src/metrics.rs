@@ -57,6 +57,19 @@ pub const DATABASE_ERRORS: &[&str] = &[
     "refused",
 ];
 
+/// The error codes of the OAuth endpoints.
+const OAUTH_ERRORS: &[&str] = &[
+    "invalid_request",
+    "invalid_client",
+    "invalid_scope",
+    "invalid_target",
+    "unauthorized_client",
+    "unsupported_grant_type",
+    "rate_limited",
+    "quota_exceeded",
+    "temporarily_unavailable",
+];
+
 /// Everything that is counted.
 pub struct Metrics {
     registry: Mutex<Registry>,
@@ -94,6 +107,10 @@ pub struct Metrics {
     /// Requests answered at the edge.
     pub answered_directly: Counter,
     pub usage: UsageMetrics,
+    /// Tokens signed, of whatever kind.
+    pub tokens_issued: Counter,
+    /// Refusals and failures of the OAuth endpoints, by their error code.
+    pub oauth_errors: Labelled,
 }
 
 /// What becomes of the uses that a node records.
@@ -173,6 +190,15 @@ impl Metrics {
             "Events that may mean an attack",
             "kind",
             &SecurityEvent::ALL.map(SecurityEvent::as_str),
+        );
+        let tokens_issued = Counter::default();
+        registry.register("tokens_issued", "Tokens signed", tokens_issued.clone());
+        let oauth_errors = labelled(
+            &mut registry,
+            "oauth_errors",
+            "Refusals and failures of the OAuth endpoints",
+            "error",
+            OAUTH_ERRORS,
         );
         let argon2_runs = Counter::default();
         registry.register("argon2_runs", "Argon2id computations", argon2_runs.clone());
@@ -262,6 +288,8 @@ impl Metrics {
             database_errors,
             security: SecurityLog::new(security_events.clone()),
             security_events,
+            tokens_issued,
+            oauth_errors,
             argon2_runs,
             verifiers_pending,
             secrets_under_old_peppers,

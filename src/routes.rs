@@ -14,6 +14,8 @@ use crate::consumers::http as consumers;
 use crate::gateway::http as gateway;
 use crate::http::{docs, health, openapi, operations};
 use crate::keys::http as keys;
+use crate::oauth::http as oauth;
+use crate::oauth::metadata;
 use crate::reviews::http as reviews;
 use crate::services::http as services;
 use crate::tenants::http as tenants;
@@ -42,6 +44,18 @@ pub fn api(app: &mut ServiceConfig) {
     at(
         "/gateway/authorize",
         vec![web::route().to(gateway::authorize_request)],
+    );
+
+    at("/oauth/token", vec![post().to(oauth::issue_token)]);
+    at("/.well-known/jwks.json", vec![get().to(oauth::read_jwks)]);
+    at(
+        metadata::WELL_KNOWN,
+        vec![get().to(oauth::read_authorization_server)],
+    );
+    // RFC 8414 §3.1: the issuer's own path stands behind it.
+    at(
+        "/.well-known/oauth-authorization-server/{path:.*}",
+        vec![get().to(oauth::read_authorization_server)],
     );
 
     at(
@@ -252,6 +266,9 @@ pub fn api(app: &mut ServiceConfig) {
     validation::verify_keys,
     validation::explain_key,
     gateway::authorize_request,
+    oauth::issue_token,
+    oauth::read_jwks,
+    oauth::read_authorization_server,
     usage::list_usage_events,
     usage::summarize_usage,
     usage::export::export_usage_events,

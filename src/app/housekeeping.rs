@@ -27,6 +27,10 @@ const PEPPERS_EVERY: Duration = Duration::from_secs(10);
 /// How often it is asked whether a checkpoint is due, or lines are older than they are kept.
 const TRAIL_LOOK_EVERY: Duration = Duration::from_mins(1);
 
+/// How often it is asked whether a signing key is due, and what other nodes did: often enough that each
+/// node knows a key long before it signs.
+const SIGNING_KEYS_EVERY: Duration = Duration::from_secs(30);
+
 const SWEEP_EVERY: Duration = Duration::from_hours(1);
 
 /// A node that has just started has other things to do than to tidy up.
@@ -78,6 +82,7 @@ pub(super) fn start(app: &App) -> Tasks {
     tasks.push(runtime.spawn(sweep(app.clone())));
     tasks.push(runtime.spawn(seal_hours(app.clone())));
     tasks.push(runtime.spawn(keep_trail(app.clone())));
+    tasks.push(runtime.spawn(keep_signing_keys(app.clone())));
     let this = app.clone();
     tasks.push(runtime.spawn(async move {
         let mut timer = every(METRICS_EVERY);
@@ -166,6 +171,8 @@ async fn keep_trail(app: App) {
     let settings = &app.config.audit;
     app.started().await;
     let mut timer = every(settings.checkpoint_every.duration().min(TRAIL_LOOK_EVERY));
+    // A node that has just started has other things to do.
+    timer.tick().await;
     loop {
         timer.tick().await;
         let signed = app.audit.checkpoint_due(settings.checkpoint_every).await;
@@ -174,6 +181,29 @@ async fn keep_trail(app: App) {
             let before = app.clock.now().minus(retention);
             let cut = app.audit.cut_due(before).await;
             report("old audit lines are cut later", cut.map(drop));
+        }
+    }
+}
+
+/// On a timer, and whenever one changed anywhere.
+async fn keep_signing_keys(app: App) {
+    let mut timer = every(SIGNING_KEYS_EVERY);
+    let mut changed = app.follower.signing_key_changes();
+    loop {
+        tokio::select! {
+            _ = timer.tick() => {
+                if app.is_starting() {
+                    continue;
+                }
+                report("signing keys are looked at later", app.tend_signing_keys().await);
+            }
+            told = changed.changed() => {
+                if told.is_err() {
+                    return;
+                }
+                let read = app.keyring.reload().await;
+                report("signing keys are read later", read.map(drop));
+            }
         }
     }
 }
@@ -333,6 +363,14 @@ impl App {
                 change.record("usage.cut", ("usage", "events"), None, Some(after));
                 Ok(())
             })
+            .await
+    }
+
+    /// Makes the next signing key if it is due, and learns what other nodes did.
+    pub async fn tend_signing_keys(&self) -> db::Result<()> {
+        let tenant = self.tenants.default().await?;
+        self.keyring
+            .tend(start::system(tenant, Actor::System))
             .await
     }
 

@@ -36,6 +36,7 @@ use crate::keys::verifier::{Argon2Settings, Verifier};
 use crate::keys::verifier_queue::{CAPACITY, VerifierQueue};
 use crate::master::MasterKeys;
 use crate::metrics::Metrics;
+use crate::oauth::{Issuer, Keyring, Mint, Oauth};
 use crate::ratelimit::Limiter;
 use crate::redis_link::RedisLink;
 use crate::reviews::Reviews;
@@ -77,6 +78,8 @@ pub struct App {
     pub keys: Keys,
     pub reviews: Reviews,
     pub validation: Validation,
+    pub keyring: Keyring,
+    pub oauth: Oauth,
     pub people: People,
     pub changes: Changes,
     pub reach: Reach,
@@ -219,6 +222,28 @@ impl App {
             Arc::clone(&recorder),
             Arc::clone(&metrics),
         );
+        let keyring = Keyring::new(
+            db.clone(),
+            audit.clone(),
+            clock.clone(),
+            entropy.clone(),
+            master.clone(),
+            config.oauth.clone(),
+        );
+        let issuer = Issuer::new(&config.server.public_url);
+        let oauth = Oauth::new(
+            validation.clone(),
+            keyring.clone(),
+            Mint::new(
+                keyring.clone(),
+                issuer.clone(),
+                clock.clone(),
+                entropy.clone(),
+            ),
+            issuer,
+            clock.clone(),
+            Arc::clone(&metrics),
+        );
         let readiness = Arc::new(Readiness::new());
         let document = routes::document();
         let edge = Edge::new(EdgeSettings {
@@ -271,6 +296,8 @@ impl App {
             verifiers,
             keys,
             validation,
+            keyring,
+            oauth,
             changes,
             reach,
             follower,

@@ -97,6 +97,7 @@ impl App {
     /// A listener that cannot be used.
     pub fn listen(&self, listeners: Listeners) -> io::Result<Running> {
         let address = listeners.main.local_addr()?;
+        self.oauth.issuer().bind(address);
         let on_main = self.config.server.operations_on_main();
         let app = self.clone();
         let mut server = HttpServer::new(move || {
@@ -176,6 +177,7 @@ impl App {
             .app_data(web::Data::new(self.keys.clone()))
             .app_data(web::Data::new(self.reviews.clone()))
             .app_data(web::Data::new(self.validation.clone()))
+            .app_data(web::Data::new(self.oauth.clone()))
             .app_data(web::Data::new(self.people.clone()))
             .app_data(web::Data::new(self.audit.clone()))
             .app_data(web::Data::new(self.usage.clone()))

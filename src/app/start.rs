@@ -107,6 +107,7 @@ impl App {
         self.audit.renew_heads().await?;
         self.begin_audit_key(tenant.clone()).await?;
         self.note_start(tenant.clone()).await?;
+        self.begin_signing(tenant.clone()).await?;
         self.validation.prepare(tenant.id.clone()).await;
         owner::bootstrap(self, tenant).await
     }
@@ -134,6 +135,18 @@ impl App {
         match self.audit.begin_key(system(tenant, Actor::System)).await {
             Err(db::Error::Corrupt(cause)) => {
                 tracing::error!(target: "security", cause, "started without an audit key");
+                Ok(())
+            }
+            done => Ok(done?),
+        }
+    }
+
+    /// There is a key to sign tokens with before the first is asked for. While the audit trail is
+    /// broken none is made: those that there are go on.
+    async fn begin_signing(&self, tenant: TenantRef) -> Result<(), StartError> {
+        match self.keyring.tend(system(tenant, Actor::System)).await {
+            Err(db::Error::Corrupt(cause)) => {
+                tracing::error!(target: "security", cause, "started without a new signing key");
                 Ok(())
             }
             done => Ok(done?),

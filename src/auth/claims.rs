@@ -10,6 +10,7 @@
 use serde_json::{Map, Value};
 
 use crate::config::issuers::{RoleRule, TenantRule};
+use crate::json::find;
 use crate::rights::Rights;
 use crate::text::Slug;
 
@@ -39,18 +40,6 @@ fn is_met(claims: &Map<String, Value>, rule: &RoleRule) -> bool {
         Some(Value::Array(values)) => values.iter().any(|value| *value == *rule.value),
         Some(Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_)) | None => false,
     }
-}
-
-/// The claim of that very name, which may hold dots (`https://idp.example/roles`); else the name
-/// is a path into objects.
-fn find<'a>(claims: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
-    if let Some(value) = claims.get(name) {
-        return Some(value);
-    }
-    let (first, rest) = name.split_once('.')?;
-    rest.split('.').try_fold(claims.get(first)?, |value, part| {
-        value.as_object()?.get(part)
-    })
 }
 
 #[cfg(test)]

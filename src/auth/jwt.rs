@@ -22,7 +22,7 @@ use crate::text::has_control;
 use crate::time::{Span, Timestamp};
 
 /// The longest token, in bytes.
-const TOKEN_BYTES_MAX: usize = 8 * 1024;
+pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
 
 /// How far the issuer's clock and ours may be apart.
 const LEEWAY: Span = Span::seconds(30);

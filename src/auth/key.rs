@@ -127,7 +127,7 @@ impl VerificationKey {
     }
 
     /// Whether `signature` (base64url) is this key's over `message` under its own algorithm.
-    pub(super) fn verifies(&self, signature: &str, message: &str) -> bool {
+    pub fn verifies(&self, signature: &str, message: &str) -> bool {
         jsonwebtoken::crypto::verify(signature, message.as_bytes(), &self.key, self.algorithm)
             .unwrap_or(false)
     }

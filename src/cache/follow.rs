@@ -122,6 +122,8 @@ pub struct Follower {
     stale_max_us: u64,
     /// Told whenever a pepper changed.
     peppers: Arc<watch::Sender<i64>>,
+    /// Told whenever a key that tokens are signed with changed.
+    signing_keys: Arc<watch::Sender<i64>>,
     at: Arc<Mutex<At>>,
 }
 
@@ -158,6 +160,7 @@ impl Follower {
             entropy,
             stale_max_us: u64::try_from(stale_max.as_micros()).unwrap_or(u64::MAX),
             peppers: Arc::new(watch::Sender::new(0)),
+            signing_keys: Arc::new(watch::Sender::new(0)),
             at: Arc::default(),
         }
     }
@@ -165,6 +168,11 @@ impl Follower {
     /// Hears of every change of a pepper that is followed.
     pub fn pepper_changes(&self) -> watch::Receiver<i64> {
         self.peppers.subscribe()
+    }
+
+    /// Hears of every change of a key that tokens are signed with.
+    pub fn signing_key_changes(&self) -> watch::Receiver<i64> {
+        self.signing_keys.subscribe()
     }
 
     /// Learns the recent changes of the database of this name. What somebody keeps from before them is
@@ -322,6 +330,7 @@ impl Follower {
         }
         self.changes.begin_anew(head);
         self.peppers.send_replace(head);
+        self.signing_keys.send_replace(head);
     }
 
     /// Takes in what follows our position, which is answered as it is then.
@@ -333,8 +342,14 @@ impl Follower {
         for Changed { seq, kind, id, .. } in changed {
             if let Some(kind) = kind {
                 self.changes.note(*seq, *kind, id);
-                if *kind == Kind::Pepper {
-                    self.peppers.send_replace(*seq);
+                match kind {
+                    Kind::Pepper => {
+                        self.peppers.send_replace(*seq);
+                    }
+                    Kind::SigningKey => {
+                        self.signing_keys.send_replace(*seq);
+                    }
+                    Kind::Tenant | Kind::Service | Kind::Consumer | Kind::Key | Kind::LookupId => {}
                 }
             }
         }

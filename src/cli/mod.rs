@@ -5,6 +5,7 @@ mod health;
 mod maintenance;
 mod pepper;
 mod run;
+mod signing_key;
 
 use std::path::PathBuf;
 
@@ -99,6 +100,9 @@ pub enum Command {
     /// Look after the peppers, under which keys are looked up.
     #[command(subcommand)]
     Pepper(PepperCommand),
+    /// Look after the keys that tokens are signed with.
+    #[command(subcommand)]
+    SigningKey(SigningKeyCommand),
     /// Print the version.
     Version,
 }
@@ -216,6 +220,31 @@ pub enum PepperCommand {
         #[arg(long, value_name = "TEXT")]
         reason: String,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SigningKeyCommand {
+    /// Make a new key, which signs after ten minutes.
+    ///
+    /// It is published at once and the old one stays published for as long as its last token lives, so
+    /// nothing fails. Servers also do so by themselves, every 90 days unless set otherwise.
+    #[command(after_help = "Examples:\n  \
+        keystead signing-key rotate --reason \"somebody left\"\n  \
+        keystead signing-key rotate --now\n  \
+        keystead signing-key rotate --compromised")]
+    Rotate {
+        /// Let it sign at once: those who keep the published keys must fetch them again
+        #[arg(long)]
+        now: bool,
+        /// The same, and give up all others: every token that they signed is refused from now on
+        #[arg(long)]
+        compromised: bool,
+        /// For the audit trail
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+    },
+    /// Show the keys and the state of each.
+    Status,
 }
 
 /// Flags that every command takes.

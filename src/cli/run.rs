@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use clap::error::ErrorKind;
 
-use super::{Cli, Command, ServerFlags, audit, health, maintenance, pepper};
+use super::{Cli, Command, ServerFlags, audit, health, maintenance, pepper, signing_key};
 use crate::app::{self, App, StartError, owner};
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError, EXAMPLE, Loaded, Sources};
@@ -86,6 +86,9 @@ fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Migrate => migrate(&Config::load(&sources(&ServerFlags::default()))?),
         Command::Audit(command) => audit::run(command, &sources(&ServerFlags::default())),
         Command::Pepper(command) => pepper::run(command, &sources(&ServerFlags::default())),
+        Command::SigningKey(command) => {
+            signing_key::run(command, &sources(&ServerFlags::default()))
+        }
         Command::Version => print(concat!("keystead ", env!("CARGO_PKG_VERSION"), "\n")),
     }
 }

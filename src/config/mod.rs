@@ -11,6 +11,7 @@ mod error;
 mod hashing;
 pub mod issuers;
 mod log;
+mod oauth;
 mod private_file;
 mod redis;
 mod secrets;
@@ -34,6 +35,7 @@ pub use self::error::ConfigError;
 pub use self::hashing::Argon2;
 use self::issuers::IssuerConfig;
 pub use self::log::{Log, LogFormat, LogLevel};
+pub use self::oauth::{Oauth, SigningAlgorithm};
 pub use self::redis::{Redis, RedisTls, RedisUrl};
 pub use self::secrets::Secrets;
 pub use self::server::{Network, Operations, Origin, PublicUrl, Server};
@@ -64,6 +66,8 @@ pub struct Config {
     pub audit: Audit,
     #[serde(default)]
     pub usage: Usage,
+    #[serde(default)]
+    pub oauth: Oauth,
     #[serde(default)]
     pub argon2: Argon2,
     #[serde(default)]
@@ -135,6 +139,7 @@ impl Config {
         self.cache.check()?;
         self.audit.check()?;
         self.usage.check()?;
+        self.oauth.check()?;
         self.argon2.check()?;
         match issuers::resolve(&self.issuers) {
             Ok(_meant) => Ok(()),

@@ -164,6 +164,16 @@ pub(super) const SETTINGS: &[Setting] = &[
         "must be a number from 1 to 1000",
     ),
     setting(
+        "oauth.signing_algorithm",
+        Kind::Text,
+        "must be \"ES256\", \"EdDSA\" or \"RS256\"",
+    ),
+    setting(
+        "oauth.signing_rotation",
+        Kind::Text,
+        "must be a time from 1h to 3650d, such as \"90d\"",
+    ),
+    setting(
         "argon2.memory_kib",
         Kind::Number,
         "must be a number of KiB from 8 to 1048576",

@@ -235,10 +235,11 @@ fn every_setting_can_be_set_by_a_variable() {
             "audit.checkpoint_file" | "audit.sink" => ("/srv/a.ndjson", "/srv/a.ndjson"),
             "audit.retention" => ("2555d", "2555d"),
             "usage.recording" => ("false", "false"),
-            "usage.events_retention" => ("40d", "40d"),
+            "usage.events_retention" | "oauth.signing_rotation" => ("40d", "40d"),
             "usage.events_bytes_max" | "usage.file_bytes_max" => ("100000000", "100000000"),
             "usage.sink" => ("database, file", "file"),
             "usage.file" => ("/srv/u.ndjson", "/srv/u.ndjson"),
+            "oauth.signing_algorithm" => ("EdDSA", "EdDSA"),
             "server.operations" => ("off", "off"),
             "server.cors_origins" => ("https://a.example.com", "https://a.example.com"),
             "database.url" => ("postgres://u:hush@h/d", "postgres://u:***@h/d"),
@@ -370,7 +371,7 @@ fn a_bad_variable_or_flag_is_named() {
         KEYSTEAD__SERVER__WORKERS: server.workers must be a number from 0 (one for each core) to 512
         KEYSTEAD__SERVER__DANGEROUS_PLAIN_HTTP: server.dangerous_plain_http must be true or false
         KEYSTEAD__SERVER__PORT: is not a setting; [server] has: listen, public_url, trusted_proxies, dangerous_plain_http, drain_delay, operations, operations_listen, cors_origins, workers
-        KEYSTEAD__LISTEN: is not a setting; there are: data_dir, server, database, redis, secrets, cache, audit, usage, argon2, log, issuers
+        KEYSTEAD__LISTEN: is not a setting; there are: data_dir, server, database, redis, secrets, cache, audit, usage, oauth, argon2, log, issuers
         KEYSTEAD_SERVER_LISTEN: is not a setting; write two underscores: KEYSTEAD__SERVER__LISTEN
         KEYSTEAD__SERVER__LISTEN_FILE: is not a setting; [server] has: listen, public_url, trusted_proxies, dangerous_plain_http, drain_delay, operations, operations_listen, cors_origins, workers
         KEYSTEAD__SECRETS__MASTER_KEY_FILE: secrets.master_key names /dev/null/x, which cannot be read: Not a directory (os error 20)

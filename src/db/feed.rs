@@ -27,6 +27,8 @@ pub enum Kind {
     /// The lookup id of a key that has a new secret: what was unknown may be it.
     LookupId,
     Pepper,
+    /// A key that tokens are signed with.
+    SigningKey,
 }
 
 impl Kind {
@@ -38,6 +40,7 @@ impl Kind {
             Self::Key => "key",
             Self::LookupId => "lookup_id",
             Self::Pepper => "pepper",
+            Self::SigningKey => "signing_key",
         }
     }
 
@@ -50,6 +53,7 @@ impl Kind {
             Self::Key,
             Self::LookupId,
             Self::Pepper,
+            Self::SigningKey,
         ]
         .into_iter()
         .find(|kind| kind.as_str() == text)

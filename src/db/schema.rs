@@ -430,6 +430,18 @@ diesel::table! {
     }
 }
 
+diesel::table! {
+    signing_key (generation) {
+        generation -> BigInt,
+        kid -> Text,
+        algorithm -> Text,
+        master_id -> Text,
+        private_key -> Binary,
+        active_from -> BigInt,
+        created_at -> BigInt,
+    }
+}
+
 diesel::allow_tables_to_appear_in_same_query!(
     tenant, service, consumer, api_key, key_grant, key_tag, secret, pepper
 );

@@ -132,6 +132,7 @@ async fn judge(
         user_agent: text(header::USER_AGENT),
         context: None,
         began_us,
+        token: None,
     };
     let tenant = &caller.tenant.id;
     let answer = validation

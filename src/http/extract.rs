@@ -239,6 +239,11 @@ fn too_large(bytes_max: usize) -> Problem {
 /// Reads the body once the gate is open.
 async fn read(gate: &Gate, payload: Payload, bytes_max: usize) -> Result<Bytes, Problem> {
     gate.pass().await?;
+    collect_in_time(payload, bytes_max).await
+}
+
+/// Reads the body, unless it is too long or takes too long.
+pub(super) async fn collect_in_time(payload: Payload, bytes_max: usize) -> Result<Bytes, Problem> {
     match tokio::time::timeout(BODY_WAIT_MAX, collect(payload, bytes_max)).await {
         Ok(collected) => collected,
         Err(_elapsed) => Err(Problem::new(

@@ -8,6 +8,7 @@ pub mod direct;
 pub mod docs;
 pub mod download;
 pub mod extract;
+pub mod form;
 pub mod gate;
 pub mod headers;
 pub mod health;

@@ -6,13 +6,18 @@ use super::problem::{Code, Problem};
 use crate::id::KeyId;
 
 /// Parameters that only ever carry a credential, in lowercase.
-const CREDENTIAL_NAMES: [&str; 6] = [
+const CREDENTIAL_NAMES: [&str; 11] = [
     "key",
     "api_key",
     "apikey",
     "x-api-key",
     "access_token",
     "token",
+    "client_secret",
+    "client_assertion",
+    "subject_token",
+    "actor_token",
+    "refresh_token",
 ];
 
 /// Refuses a credential in the query (RFC 6750 §2.3, RFC 9700): queries end up in logs, histories and
@@ -78,6 +83,8 @@ mod tests {
             "x-api-key",
             "token=",
             "key=x",
+            "client_secret=x",
+            "Subject_Token=x",
             "KEY=key_01jd8k3v9we5m8t7q2x4z6y0ab",
             "token=key_01jd8k3v9we5m8t7q2x4z6y0ab",
             &format!("name={key}"),

@@ -5,6 +5,7 @@ use utoipa::ToSchema;
 
 use super::Service;
 use super::settings::{KeyPolicy, KeyPolicyPatch, OnOutage, UsagePatch, UsageSettings};
+use super::tokens::{TokenPatch, TokenSettings};
 use crate::catalogue::Status;
 use crate::id::ServiceId;
 use crate::limits::{Quota, QuotaPatch, RateLimits};
@@ -47,6 +48,7 @@ pub struct CreateService {
     #[schema(required = false)]
     pub on_outage: OnOutage,
     pub usage: Option<UsagePatch>,
+    pub tokens: Option<TokenPatch>,
     #[serde(default)]
     #[schema(required = false)]
     pub metadata: Metadata,
@@ -78,6 +80,7 @@ pub struct ReplaceService {
     #[schema(required = false)]
     pub on_outage: OnOutage,
     pub usage: Option<UsagePatch>,
+    pub tokens: Option<TokenPatch>,
     #[serde(default)]
     #[schema(required = false)]
     pub metadata: Metadata,
@@ -97,6 +100,7 @@ impl ReplaceService {
             quota: self.quota,
             on_outage: self.on_outage,
             usage: self.usage,
+            tokens: self.tokens,
             metadata: self.metadata,
             reason: self.reason,
         }
@@ -133,6 +137,9 @@ pub struct UpdateService {
     #[schema(value_type = Option<UsagePatch>)]
     pub usage: Option<Option<UsagePatch>>,
     #[serde(default, deserialize_with = "double_option")]
+    #[schema(value_type = Option<TokenPatch>)]
+    pub tokens: Option<Option<TokenPatch>>,
+    #[serde(default, deserialize_with = "double_option")]
     #[schema(value_type = Option<MetadataPatch>)]
     pub metadata: Option<Option<MetadataPatch>>,
     pub reason: Option<Reason>,
@@ -162,6 +169,7 @@ pub struct UpdateService {
     "quota": null,
     "on_outage": "serve",
     "usage": {"events": "all"},
+    "tokens": {"ttl": "5m", "claims": {"plan": "consumer.metadata.plan"}, "resources": []},
     "metadata": {},
     "status": "active",
     "version": 1,
@@ -182,6 +190,7 @@ pub struct ServiceBody {
     pub quota: Option<Quota>,
     pub on_outage: OnOutage,
     pub usage: UsageSettings,
+    pub tokens: TokenSettings,
     pub metadata: Metadata,
     pub status: Status,
     pub version: i64,
@@ -204,6 +213,7 @@ impl ServiceBody {
             quota: settings.quota,
             on_outage: settings.on_outage,
             usage: settings.usage,
+            tokens: settings.tokens.clone(),
             metadata: service.metadata.clone(),
             status: service.status(),
             version: service.version,
@@ -290,6 +300,18 @@ mod tests {
             ),
             ("usage", json!({"events": "some"}), "/usage/events"),
             ("usage", json!({"event": "all"}), "/usage/event"),
+            ("tokens", json!({"ttl": 300}), "/tokens/ttl"),
+            ("tokens", json!({"tll": "5m"}), "/tokens/tll"),
+            (
+                "tokens",
+                json!({"claims": {"sub": "key.name"}}),
+                "/tokens/claims",
+            ),
+            (
+                "tokens",
+                json!({"resources": ["billing"]}),
+                "/tokens/resources",
+            ),
             ("on_outage", json!("maybe"), "/on_outage"),
             ("on_outage", json!(5), "/on_outage"),
             ("quota", json!({"limit": 1, "period": {}}), "/quota/period"),

@@ -5,6 +5,7 @@ pub mod http;
 pub mod service;
 pub mod settings;
 pub mod store;
+pub mod tokens;
 
 use serde::{Deserialize, Serialize};
 use utoipa::IntoParams;
@@ -20,6 +21,7 @@ use crate::time::Timestamp;
 
 pub use service::Services;
 pub use settings::{KeyPolicy, OnOutage, ServiceSettings};
+pub use tokens::TokenSettings;
 
 /// The service that is Keystead's own API: a grant on it makes a management key. Every tenant has it
 /// from its creation, and it never changes.

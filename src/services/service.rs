@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::body::{CreateService, ReplaceService, ServiceBody, UpdateService};
 use super::settings::{KeyPolicy, KeyPolicyPatch, UsagePatch, UsageSettings};
+use super::tokens::{TokenPatch, TokenSettings};
 use super::{Service, ServiceFilter, ServiceSettings, store};
 use crate::audit::{Attribution, Audit, Change, TenantRef};
 use crate::catalogue::{self, check_version};
@@ -298,6 +299,7 @@ fn set(service: &mut Service, input: CreateService) -> Result<()> {
         quota,
         on_outage,
         usage,
+        tokens,
         metadata,
         reason: _,
     } = input;
@@ -310,6 +312,7 @@ fn set(service: &mut Service, input: CreateService) -> Result<()> {
         quota,
         on_outage,
         usage: kept(UsageSettings::default(), usage),
+        tokens: token_settings(TokenSettings::default(), tokens)?,
     };
     service.metadata = metadata;
     Ok(())
@@ -326,6 +329,7 @@ fn patched(service: &mut Service, patch: UpdateService) -> Result<()> {
         quota,
         on_outage,
         usage,
+        tokens,
         metadata,
         reason: _,
     } = patch;
@@ -356,12 +360,23 @@ fn patched(service: &mut Service, patch: UpdateService) -> Result<()> {
         Some(None) => settings.usage = UsageSettings::default(),
         Some(patch) => settings.usage = kept(settings.usage, patch),
     }
+    match tokens {
+        None => {}
+        Some(None) => settings.tokens = TokenSettings::default(),
+        Some(patch) => settings.tokens = token_settings(settings.tokens.clone(), patch)?,
+    }
     catalogue::patch_metadata(&mut service.metadata, metadata)
 }
 
 fn kept(mut settings: UsageSettings, patch: Option<UsagePatch>) -> UsageSettings {
     patch.unwrap_or_default().apply(&mut settings);
     settings
+}
+
+fn token_settings(mut settings: TokenSettings, patch: Option<TokenPatch>) -> Result<TokenSettings> {
+    patch.unwrap_or_default().apply(&mut settings);
+    settings.check()?;
+    Ok(settings)
 }
 
 fn policy(mut policy: KeyPolicy, patch: KeyPolicyPatch) -> Result<KeyPolicy> {

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Deserializer, Serialize, de};
 use utoipa::ToSchema;
 
+use super::tokens::TokenSettings;
 use crate::error::{Error, Result};
 use crate::limits::{Quota, RateLimits};
 use crate::patch::double_option;
@@ -38,6 +39,7 @@ pub struct ServiceSettings {
     pub quota: Option<Quota>,
     pub on_outage: OnOutage,
     pub usage: UsageSettings,
+    pub tokens: TokenSettings,
 }
 
 /// What is kept of the uses of the service's keys.

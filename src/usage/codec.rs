@@ -13,12 +13,17 @@ use super::record::{Identified, Operation, Record};
 use crate::time::Timestamp;
 
 /// The form of the blocks written now.
-pub const FORM: u8 = 1;
+pub const FORM: u8 = 2;
+
+/// As [`FORM`], without what is said of tokens.
+const FORM_WITHOUT_TOKENS: u8 = 1;
 
 /// A path is kept so far.
 const PATH_BYTES_MAX: usize = 256;
 
 const USER_AGENT_BYTES_MAX: usize = 256;
+
+const SUBJECT_BYTES_MAX: usize = 512;
 
 /// A use as whoever validated it describes it. Borrowed: nothing is copied but into the buffer.
 #[derive(Debug, Serialize)]
@@ -44,6 +49,15 @@ pub struct Use<'a, S: Serialize> {
     pub caller: &'a str,
     pub request_id: &'a str,
     pub latency_us: u64,
+    pub token: UsedToken<'a>,
+}
+
+/// The token that was issued or presented.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct UsedToken<'a> {
+    pub id: Option<&'a str>,
+    pub subject: Option<&'a str>,
+    pub actor: Option<&'a str>,
 }
 
 /// Whose use it was.
@@ -55,7 +69,7 @@ pub struct UsedKey<'a> {
     pub consumer_id: &'a str,
 }
 
-/// [`Use`] as it is read.
+/// [`Use`] as it is read, but for its token, which stands behind it.
 #[derive(Deserialize)]
 struct Read {
     at: i64,
@@ -77,6 +91,14 @@ struct Read {
     caller: String,
     request_id: String,
     latency_us: u64,
+}
+
+/// [`UsedToken`] as it is read.
+#[derive(Default, Deserialize)]
+struct ReadToken {
+    id: Option<String>,
+    subject: Option<String>,
+    actor: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -107,23 +129,28 @@ pub fn append<S: Serialize>(block: &mut Vec<u8>, used: &Use<'_, S>) {
 /// # Errors
 /// [`Unreadable`] where it breaks off; what stands before that is lost with it.
 pub fn read(form: u8, mut block: &[u8]) -> Result<Vec<Record>, Unreadable> {
-    if form != FORM {
+    if ![FORM, FORM_WITHOUT_TOKENS].contains(&form) {
         return Err(Unreadable(format!(
             "it has the form {form}, known is {FORM}"
         )));
     }
+    let unreadable = |error: postcard::Error| Unreadable(error.to_string());
     let mut records = Vec::new();
     while !block.is_empty() {
-        let (one, rest) = postcard::take_from_bytes::<Read>(block)
-            .map_err(|error| Unreadable(error.to_string()))?;
-        records.push(one.into());
+        let (one, rest) = postcard::take_from_bytes::<Read>(block).map_err(unreadable)?;
+        let (token, rest) = if form == FORM_WITHOUT_TOKENS {
+            (ReadToken::default(), rest)
+        } else {
+            postcard::take_from_bytes(rest).map_err(unreadable)?
+        };
+        records.push((one, token).into());
         block = rest;
     }
     Ok(records)
 }
 
-impl From<Read> for Record {
-    fn from(read: Read) -> Self {
+impl From<(Read, ReadToken)> for Record {
+    fn from((read, token): (Read, ReadToken)) -> Self {
         let mut used_scopes = Vec::new();
         if read.outcome == super::record::VALID {
             used_scopes.clone_from(&read.required_scopes);
@@ -153,9 +180,9 @@ impl From<Read> for Record {
             path: read.path.map(without_query),
             user_agent: read.user_agent.map(|text| cut(text, USER_AGENT_BYTES_MAX)),
             context: read.context.unwrap_or_default(),
-            token_id: None,
-            subject: None,
-            actor: None,
+            token_id: token.id,
+            subject: token.subject.map(|text| cut(text, SUBJECT_BYTES_MAX)),
+            actor: token.actor.map(|text| cut(text, SUBJECT_BYTES_MAX)),
             caller: read.caller,
             request_id: read.request_id,
             latency_us: read.latency_us,
@@ -204,6 +231,11 @@ mod tests {
             caller: "key_b",
             request_id: "abc",
             latency_us: 17,
+            token: UsedToken {
+                id: Some("tok_a"),
+                subject: Some("con_a"),
+                actor: None,
+            },
         }
     }
 
@@ -223,8 +255,24 @@ mod tests {
         assert_eq!(read[0].ip.as_deref(), Some("2001:db8::1"));
         assert_eq!(read[0].at.millis(), 1_764_000_000_123);
         assert_eq!(read[1].path.as_ref().unwrap().len(), 256);
+        assert_eq!(read[0].token_id.as_deref(), Some("tok_a"));
+        assert_eq!(read[0].subject.as_deref(), Some("con_a"));
+        assert_eq!(read[0].actor, None);
         // What was refused used nothing.
         assert!(read[1].used_scopes.is_empty());
+    }
+
+    #[test]
+    fn a_block_that_the_version_before_left_is_read() {
+        let mut block = Vec::new();
+        append(&mut block, &used("/", "valid", &[]));
+        let mut token = Vec::new();
+        postcard::to_io(&used("/", "valid", &[]).token, &mut token).unwrap();
+        let before = block.strip_suffix(&*token).unwrap();
+        let read = read(FORM_WITHOUT_TOKENS, &[before, before].concat()).unwrap();
+        assert_eq!(read.len(), 2);
+        assert_eq!(read[1].key.as_ref().unwrap().key_id, "key_a");
+        assert_eq!(read[1].token_id, None);
     }
 
     #[test]

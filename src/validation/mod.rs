@@ -33,10 +33,11 @@ use decide::{Check, Decision, Outcome, Request};
 use last_used::LastUsed;
 use recorded::Asking;
 use records::{Now, Records};
-use snapshot::Subject;
+use snapshot::{ServiceEntry, Subject};
 use spend::{Charges, LimitHeaders};
 
 use crate::audit::TenantRef;
+use crate::cache::Entry;
 use crate::clock::{Clock, Reading};
 use crate::db::{self, Conn, Db};
 use crate::id::{KeyId, SecretId, TenantId};
@@ -241,6 +242,36 @@ impl Validation {
         }
         self.metrics.decisions.inc(answer.decision.outcome.code());
         recorded::record(&self.recorder, asking, place, request, answer, now);
+    }
+
+    /// Whose key this is, in whatever state it is and for no service: nothing is charged or noted. The
+    /// inner error is the outcome of what is no known key.
+    ///
+    /// # Errors
+    /// [`Failure`] when that cannot be found out just now.
+    pub async fn identify(
+        &self,
+        presented: &str,
+        ip: Option<IpAddr>,
+    ) -> Result<Result<Subject, Outcome>, Failure> {
+        let loaded = self.load(presented, None, Asked::None, ip).await?;
+        if let Err(outcome) = &loaded {
+            // Nobody knows in whose tenant it would be recorded.
+            self.metrics.decisions.inc(outcome.code());
+        }
+        Ok(loaded)
+    }
+
+    /// A service of a tenant, by slug or id.
+    ///
+    /// # Errors
+    /// [`Failure`] when that cannot be found out just now.
+    pub async fn service(
+        &self,
+        tenant: &TenantId,
+        reference: &str,
+    ) -> Result<Option<Arc<Entry<ServiceEntry>>>, Failure> {
+        self.records.service_of(tenant, reference).await
     }
 
     /// Every check and its result; nothing is charged or noted as a use.

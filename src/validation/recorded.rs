@@ -8,7 +8,7 @@ use crate::clock::Clock;
 use crate::id::TenantId;
 use crate::time::Timestamp;
 use crate::usage::Recorder;
-use crate::usage::codec::{Use, UsedKey};
+use crate::usage::codec::{Use, UsedKey, UsedToken};
 use crate::usage::record::Operation;
 
 /// Longer than anything is kept.
@@ -27,6 +27,19 @@ pub struct Asking<'a> {
     pub context: Option<&'a BTreeMap<String, String>>,
     /// When it began, see [`Clock::uptime_us`].
     pub began_us: u64,
+    /// The token that was presented, or that is issued if the key is good.
+    pub token: Option<TokenNamed<'a>>,
+}
+
+/// A token, by what joins its uses to the key it was made from.
+#[derive(Clone, Copy, Debug)]
+pub struct TokenNamed<'a> {
+    /// Its `jti`.
+    pub id: &'a str,
+    /// Its `sub`.
+    pub subject: &'a str,
+    /// Who acts for the subject, of a token that was exchanged.
+    pub actor: Option<&'a str>,
 }
 
 pub(super) fn record(
@@ -83,7 +96,25 @@ pub(super) fn record(
         caller: asking.caller,
         request_id: asking.request_id,
         latency_us: Clock::uptime_us().saturating_sub(asking.began_us),
+        token: token(asking, answer),
     });
+}
+
+/// Where no token was issued there is none to name.
+fn token<'a>(asking: &Asking<'a>, answer: &Answer) -> UsedToken<'a> {
+    let issues = match asking.operation {
+        Operation::Token | Operation::Exchange => true,
+        Operation::Verify | Operation::Authorize | Operation::Introspect => false,
+    };
+    let is_there = answer.decision.outcome.is_valid() || !issues;
+    asking
+        .token
+        .filter(|_| is_there)
+        .map_or_else(UsedToken::default, |token| UsedToken {
+            id: Some(token.id),
+            subject: Some(token.subject),
+            actor: token.actor,
+        })
 }
 
 /// No more of a text than is kept of it.

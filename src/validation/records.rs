@@ -414,6 +414,23 @@ impl Records {
         or_due(loaded, due, &inner.changes)
     }
 
+    /// A service by slug or id; `None` where there is none. What is asked of it is asked afresh when a
+    /// decision is made.
+    ///
+    /// # Errors
+    /// [`Failure`] when that cannot be found out just now.
+    pub async fn service_of(
+        &self,
+        tenant: &TenantId,
+        reference: &str,
+    ) -> Result<Option<Arc<Entry<ServiceEntry>>>, Failure> {
+        let now_us = Clock::uptime_us();
+        if !self.0.changes.may_use(now_us) {
+            return Err(cut_off());
+        }
+        self.service(tenant, reference, now_us).await
+    }
+
     /// A service by slug or id; `None` where there is none.
     async fn service(
         &self,

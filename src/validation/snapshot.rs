@@ -21,7 +21,7 @@ use crate::rights::Rights;
 use crate::scope::{RequiredScope, Scope};
 use crate::services::Service;
 use crate::tenants::Tenant;
-use crate::text::{Environment, Name, Slug, Tag};
+use crate::text::{Environment, ExternalId, Name, Slug, Tag};
 use crate::time::Timestamp;
 
 /// A key as one of its secrets proves it.
@@ -135,6 +135,7 @@ pub fn members<T: Serialize>(told: &T) -> Result<Box<str>, serde_json::Error> {
 pub struct ConsumerSnapshot {
     pub id: ConsumerId,
     pub slug: Slug,
+    pub external_id: Option<ExternalId>,
     pub is_active: bool,
     /// Shared by all its keys.
     pub limits: Box<[Counted]>,
@@ -162,6 +163,7 @@ impl ConsumerSnapshot {
             tag: HashTag::new(&consumer.tenant_id, &consumer.id),
             id: consumer.id,
             slug: consumer.slug,
+            external_id: consumer.external_id,
             told: told.into(),
         })
     }

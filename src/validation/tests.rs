@@ -101,6 +101,7 @@ impl Made {
                 rights: OnceLock::new(),
             },
             consumer: ConsumerSnapshot {
+                external_id: None,
                 slug: Slug::parse("acme").unwrap(),
                 is_active: true,
                 limits: Box::new([]),

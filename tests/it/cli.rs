@@ -107,6 +107,10 @@ fn the_effective_settings_are_valid_toml_and_say_who_set_them() {
     file_bytes_max = 268435456
     files_kept = 10
 
+    [oauth]
+    signing_algorithm = "ES256"
+    signing_rotation = "90d"
+
     [argon2]
     memory_kib = 19456
     passes = 2

@@ -48,7 +48,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("reviews", &["keys", "usage"]),
     ("validation", &["keys", "usage"]),
     ("auth", &["validation"]),
-    ("gateway", &["validation"]),
+    ("oauth", &["auth"]),
+    ("gateway", &["validation", "oauth"]),
     ("http", &[]),
 ];
 

@@ -25,6 +25,7 @@ mod limited;
 mod limits;
 mod maintenance;
 mod matrix;
+mod oauth;
 mod openapi;
 mod peppers;
 mod redis_link;

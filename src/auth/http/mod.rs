@@ -25,7 +25,8 @@ use actix_web::{FromRequest, HttpMessage as _, HttpRequest, web};
 
 use self::perm::Need;
 use self::presented::{Credential, Presented, is_token, two_credentials};
-use self::refused::{count, refuse_key, refuse_person, refused};
+pub use self::refused::refused;
+use self::refused::{count, refuse_key, refuse_person};
 use super::caller::{CallerIdentity, Origin};
 use super::people::{People, Person};
 use crate::clock::Clock;

@@ -53,7 +53,7 @@ fn of_key(req: &HttpRequest, event: SecurityEvent, failure: &AuthFailure, key: O
 }
 
 /// Somebody nobody knows was refused: that is for the log and the metrics, not the audit trail.
-pub(super) fn refused(
+pub fn refused(
     req: &HttpRequest,
     kind: &str,
     event: SecurityEvent,

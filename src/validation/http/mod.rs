@@ -226,6 +226,7 @@ fn asking<'a>(
         user_agent: None,
         context: asked.context,
         began_us,
+        token: None,
     }
 }
 

@@ -17,6 +17,8 @@ pub enum Needs {
     Key,
     /// The gateway's own header: its refusals are a protocol of its own, in gateway.rs.
     Gateway,
+    /// The client authentication of OAuth, in whose words it also refuses: see the tests in oauth/.
+    Client,
 }
 
 /// What to do to call one operation in one world.
@@ -162,6 +164,9 @@ pub fn recipe(operation: &str) -> Option<Recipe> {
         "verify_keys" => scope("verify").body(|world| json!({"items": [verify(world)]})),
         "explain_key" => scope("verify").body(verify),
         "authorize_request" => Recipe::needs(Needs::Gateway),
+        // OAuth
+        "issue_token" => Recipe::needs(Needs::Client),
+        "read_jwks" | "read_authorization_server" => nothing,
         // Tenants
         "create_tenant" => scope("tenants:write")
             .body(|world| json!({"slug": format!("{}-new", world.name)}))

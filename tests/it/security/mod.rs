@@ -142,7 +142,7 @@ fn key_with(grant: Value) -> Value {
 }
 
 /// A key that nobody was ever given.
-fn stranger(lookup_id: &str) -> String {
+pub fn stranger(lookup_id: &str) -> String {
     ApiKey::generate(
         &Prefix::parse("ks").expect("a prefix"),
         &Environment::parse("live").expect("an environment"),

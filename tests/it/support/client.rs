@@ -137,6 +137,24 @@ impl Request {
         Self(self.0.header("content-type", "application/json").body(body))
     }
 
+    /// A form as it is written.
+    #[must_use]
+    pub fn form_text(self, body: impl Into<reqwest::Body>) -> Self {
+        let form = "application/x-www-form-urlencoded";
+        Self(self.0.header("content-type", form).body(body))
+    }
+
+    /// A body of which nothing else is said.
+    #[must_use]
+    pub fn body_text(self, body: impl Into<reqwest::Body>) -> Self {
+        Self(self.0.body(body))
+    }
+
+    #[must_use]
+    pub fn form(self, pairs: &[(&str, &str)]) -> Self {
+        Self(self.0.form(pairs))
+    }
+
     #[must_use]
     pub fn json(self, body: Value) -> Self {
         Self(self.0.json(&body))

@@ -60,6 +60,7 @@ pub fn asking() -> keystead::validation::recorded::Asking<'static> {
         user_agent: None,
         context: None,
         began_us: 0,
+        token: None,
     }
 }
 

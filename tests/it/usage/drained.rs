@@ -8,7 +8,7 @@ use diesel_async::RunQueryDsl as _;
 use keystead::clock::Clock;
 use keystead::db::{self, Conn, Db};
 use keystead::each;
-use keystead::usage::codec::{Use, UsedKey};
+use keystead::usage::codec::{Use, UsedKey, UsedToken};
 use keystead::usage::{Events, Ledger, Operation, Recorder, Rules};
 
 use super::{HOUR, lines, number};
@@ -86,6 +86,7 @@ impl Node {
                 caller,
                 request_id: &format!("{caller}-{number}"),
                 latency_us: 9,
+                token: UsedToken::default(),
             });
         }
         self.ledger.flush().await.expect("it is kept");

@@ -1,0 +1,257 @@
+//! Client authentication (RFC 6749 §2.3): which client is it, and with which API key?
+//!
+//! | method | client id | secret |
+//! | --- | --- | --- |
+//! | `client_secret_basic` | the user of HTTP Basic, form-encoded | its password, form-encoded |
+//! | `client_secret_post` | `client_id` in the body | `client_secret` in the body |
+//! | our own | if any, `client_id` in the body | the header `x-api-key` |
+//!
+//! The secret alone authenticates: the client id is not looked up, but must name the client whose key
+//! it is. So an unknown client costs what a wrong secret costs.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use percent_encoding::percent_decode_str;
+
+use super::form::Form;
+use super::refusal::{ErrorCode, Refusal};
+use crate::keys::secret::{Presented, UnparsedKey};
+use crate::validation::snapshot::Subject;
+
+/// The headers that may carry a credential, each with all its lines.
+#[derive(Clone, Debug, Default)]
+pub struct Lines<'a> {
+    pub authorization: Vec<&'a [u8]>,
+    pub api_key: Vec<&'a [u8]>,
+}
+
+/// What was presented to be a client by. `Debug` shows no secret.
+#[derive(Debug)]
+pub struct Client {
+    pub secret: UnparsedKey,
+    /// Each spelling of each id that was given.
+    names: Vec<Vec<String>>,
+}
+
+impl Client {
+    /// # Errors
+    /// `invalid_request` for two methods or half of one; `invalid_client` for none, or one that is not
+    /// offered.
+    pub fn of(lines: &Lines<'_>, form: &mut Form) -> Result<Self, Refusal> {
+        let client_id = form.take("client_id");
+        let client_secret = form.take("client_secret");
+        let assertion =
+            form.take("client_assertion").is_some() | form.take("client_assertion_type").is_some();
+        let methods = lines.authorization.len()
+            + lines.api_key.len()
+            + usize::from(client_secret.is_some())
+            + usize::from(assertion);
+        if methods > 1 {
+            return Err(Refusal::invalid_request(
+                "authenticate the client in one way, once (RFC 6749, 2.3)",
+            ));
+        }
+        let in_body = client_id.map(|id| vec![id]);
+        let (secret, name) = if let Some(line) = lines.authorization.first() {
+            let (secret, name) = basic(line)?;
+            (secret, Some(name))
+        } else if let Some(line) = lines.api_key.first() {
+            // What is not even text is a malformed key.
+            let text = str::from_utf8(line).unwrap_or("\u{fffd}");
+            (UnparsedKey::new(text.to_owned()), None)
+        } else if let Some(secret) = client_secret {
+            if in_body.is_none() {
+                return Err(Refusal::invalid_request(
+                    "client_id is required beside client_secret",
+                ));
+            }
+            (UnparsedKey::new(secret), None)
+        } else if assertion {
+            return Err(Refusal::new(
+                ErrorCode::InvalidClient,
+                "client assertions are not offered here",
+            ));
+        } else {
+            (UnparsedKey::new(String::new()), None)
+        };
+        Ok(Self {
+            secret,
+            names: name.into_iter().chain(in_body).collect(),
+        })
+    }
+
+    /// Whether every id that was given names the client whose key this is.
+    pub fn is_named(&self, subject: &Subject) -> bool {
+        let (key, consumer) = (&subject.key, &subject.consumer);
+        let lookup_id = match self.secret.parse(&[]) {
+            Presented::Native { lookup_id, .. } => Some(lookup_id),
+            Presented::Foreign(_) | Presented::Malformed => None,
+        };
+        let names = |spelling: &str| {
+            spelling == consumer.id.as_str()
+                || spelling == consumer.slug.as_str()
+                || consumer
+                    .external_id
+                    .as_ref()
+                    .is_some_and(|id| id.as_str() == spelling)
+                || spelling == key.key_id.as_str()
+                || lookup_id.as_ref().is_some_and(|id| id.as_str() == spelling)
+        };
+        self.names
+            .iter()
+            .all(|spellings| spellings.iter().any(|spelling| names(spelling)))
+    }
+}
+
+/// The secret and the client id of `Basic` (RFC 7617 §2), in each spelling that was meant.
+fn basic(line: &[u8]) -> Result<(UnparsedKey, Vec<String>), Refusal> {
+    let refused = || {
+        Refusal::new(
+            ErrorCode::InvalidClient,
+            "the Authorization header is no client authentication: send Basic",
+        )
+    };
+    let text = str::from_utf8(line).map_err(|_not_text| refused())?;
+    let (scheme, credentials) = text.split_once(' ').ok_or_else(refused)?;
+    if !scheme.eq_ignore_ascii_case("basic") {
+        return Err(refused());
+    }
+    let decoded = STANDARD
+        .decode(credentials.trim())
+        .map_err(|_bad_base64| refused())?;
+    // RFC 7617 §2.1 leaves the charset open: some send Latin-1.
+    let decoded = String::from_utf8(decoded)
+        .unwrap_or_else(|error| error.as_bytes().iter().copied().map(char::from).collect());
+    let (id, secret) = decoded.split_once(':').ok_or_else(refused)?;
+    // RFC 6749 §2.3.1 has both form-encoded, and many clients send them as they are. No key of ours
+    // holds a character that would tell one from the other.
+    let secret = UnparsedKey::new(form_decoded(secret).unwrap_or_else(|| secret.to_owned()));
+    let mut names = vec![id.to_owned()];
+    names.extend(form_decoded(id).filter(|decoded| decoded != id));
+    Ok((secret, names))
+}
+
+/// `None` for what is not form-encoded.
+fn form_decoded(text: &str) -> Option<String> {
+    let well_formed = text.split('%').skip(1).all(|rest| {
+        let digits = rest.as_bytes().get(..2);
+        digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+    });
+    if !well_formed {
+        return None;
+    }
+    let spaced = text.replace('+', " ");
+    let decoded = percent_decode_str(&spaced).decode_utf8().ok()?;
+    Some(decoded.into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encoded(text: &str) -> String {
+        format!("Basic {}", STANDARD.encode(text))
+    }
+
+    fn parse(text: &str) -> (String, Vec<String>) {
+        let (secret, names) = basic(encoded(text).as_bytes()).unwrap();
+        (secret.expose_secret().to_owned(), names)
+    }
+
+    #[test]
+    fn the_basic_header_of_a_real_client_is_form_decoded() {
+        // As oauth4webapi encodes `svc-billing_prod` and `ks_live_AbC-9.x~z+/=`.
+        let (secret, names) = parse("svc%2Dbilling%5Fprod:ks%5Flive%5FAbC%2D9%2Ex%7Ez%2B%2F%3D");
+        assert_eq!(secret, "ks_live_AbC-9.x~z+/=");
+        assert!(names.contains(&"svc-billing_prod".to_owned()));
+        // And as curl sends one.
+        let (secret, names) = parse("a+b%zz:ks_live_x");
+        assert_eq!(
+            (secret.as_str(), &*names),
+            ("ks_live_x", &["a+b%zz".to_owned()][..])
+        );
+        assert!(
+            parse("caf%C3%A9+1%3A2:x")
+                .1
+                .contains(&"café 1:2".to_owned())
+        );
+        let latin = [b"caf\xe9".as_slice(), b":x"].concat();
+        let line = format!("Basic {}", STANDARD.encode(latin));
+        assert_eq!(basic(line.as_bytes()).unwrap().1, ["café"]);
+    }
+
+    #[test]
+    fn what_is_no_basic_is_refused() {
+        for line in [
+            "",
+            "Basic",
+            "Bearer ks_live_x",
+            "Basic ****",
+            "Digest eDp5",
+            &encoded("no colon"),
+        ] {
+            assert!(basic(line.as_bytes()).is_err(), "{line}");
+        }
+        assert!(basic(b"Basic \xff\xfe").is_err());
+        assert!(basic(b"bAsIc eDp5").is_ok());
+    }
+
+    #[test]
+    fn a_client_authenticates_in_one_way_alone() {
+        let form = |pairs: &[(&str, &str)]| {
+            Form::new(
+                pairs
+                    .iter()
+                    .map(|(n, v)| ((*n).to_owned(), (*v).to_owned())),
+            )
+            .unwrap()
+        };
+        let basic = encoded("x:y");
+        let header = Lines {
+            authorization: vec![basic.as_bytes()],
+            api_key: Vec::new(),
+        };
+        let key = Lines {
+            authorization: Vec::new(),
+            api_key: vec![b"ks_live_x"],
+        };
+        let both = Lines {
+            authorization: vec![basic.as_bytes()],
+            api_key: vec![b"ks_live_x"],
+        };
+        let twice = Lines {
+            authorization: vec![basic.as_bytes(); 2],
+            api_key: Vec::new(),
+        };
+        let none = Lines::default();
+        let secret = &[("client_id", "x"), ("client_secret", "y")][..];
+        for (lines, pairs) in [
+            (&header, &[][..]),
+            (&key, &[]),
+            (&none, secret),
+            (&none, &[]),
+        ] {
+            assert!(Client::of(lines, &mut form(pairs)).is_ok());
+        }
+        for (lines, pairs, code) in [
+            (&header, secret, ErrorCode::InvalidRequest),
+            (&key, secret, ErrorCode::InvalidRequest),
+            (&both, &[][..], ErrorCode::InvalidRequest),
+            (&twice, &[], ErrorCode::InvalidRequest),
+            (&none, &[("client_secret", "y")], ErrorCode::InvalidRequest),
+            (
+                &header,
+                &[("client_assertion", "y")],
+                ErrorCode::InvalidRequest,
+            ),
+            (
+                &none,
+                &[("client_assertion", "y")],
+                ErrorCode::InvalidClient,
+            ),
+        ] {
+            let refusal = Client::of(lines, &mut form(pairs)).unwrap_err();
+            assert_eq!(refusal.code, code, "{pairs:?}");
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! Authorization server metadata (RFC 8414): what is offered here, and nothing that is not.
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+/// The well-known path (RFC 8414 §3); a path of the issuer's stands behind it.
+pub const WELL_KNOWN: &str = "/.well-known/oauth-authorization-server";
+
+/// How clients may authenticate, as far as there are registered names: `x-api-key` has none.
+const AUTH_METHODS: [&str; 2] = ["client_secret_basic", "client_secret_post"];
+
+/// What the authorization server offers.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(title = "AuthorizationServer", example = json!({
+    "issuer": "https://keys.example.com",
+    "token_endpoint": "https://keys.example.com/oauth/token",
+    "jwks_uri": "https://keys.example.com/.well-known/jwks.json",
+    "response_types_supported": ["none"],
+    "grant_types_supported": ["client_credentials"],
+    "token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"]
+}))]
+pub struct AuthorizationServer {
+    /// The very text of the claim `iss`.
+    pub issuer: String,
+    pub token_endpoint: String,
+    pub jwks_uri: String,
+    /// Required, and must not be empty (RFC 8414 §2, §3.2): there is no authorization endpoint, so it
+    /// is `none`, a registered response type.
+    pub response_types_supported: [&'static str; 1],
+    pub grant_types_supported: [&'static str; 1],
+    pub token_endpoint_auth_methods_supported: [&'static str; 2],
+}
+
+impl AuthorizationServer {
+    pub fn new(issuer: &str) -> Self {
+        Self {
+            issuer: issuer.to_owned(),
+            token_endpoint: format!("{issuer}/oauth/token"),
+            jwks_uri: format!("{issuer}/.well-known/jwks.json"),
+            response_types_supported: ["none"],
+            grant_types_supported: ["client_credentials"],
+            token_endpoint_auth_methods_supported: AUTH_METHODS,
+        }
+    }
+}

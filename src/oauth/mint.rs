@@ -1,0 +1,222 @@
+//! Access tokens: JWTs as RFC 9068 has them, explicitly typed, of at most 8 KiB.
+//!
+//! `sub` and `client_id` of a token that a client got for itself are the consumer's id, which is in a
+//! name space of its own: no client can be named like a person (RFC 9068 §5). Beside the registered
+//! claims stand those that the service asks for, and one object, `keystead`, that names the key and the
+//! secret the token was made from: it dies with either.
+
+use std::fmt;
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::keyring::KeyError;
+use super::{Issuer, Keyring};
+use crate::auth::jwt::TOKEN_BYTES_MAX;
+use crate::clock::Clock;
+use crate::entropy::Entropy;
+use crate::id::TokenId;
+use crate::json;
+use crate::services::tokens::{ClaimSource, TokenClaims};
+use crate::time::{Span, Timestamp};
+use crate::validation::snapshot::Subject;
+
+/// The header `typ` of an access token (RFC 9068 §2.1).
+pub const ACCESS_TOKEN: &str = "at+jwt";
+
+/// What a token says.
+#[derive(Clone, Debug, Serialize)]
+pub struct Claims<'a> {
+    pub iss: &'a str,
+    pub sub: &'a str,
+    pub aud: &'a str,
+    pub client_id: &'a str,
+    /// Separated by spaces; left out if there is none.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub scope: &'a str,
+    /// In seconds, as `exp`.
+    pub iat: i64,
+    pub exp: i64,
+    pub jti: &'a str,
+    pub keystead: Provenance<'a>,
+    /// What the service asks for. None of them is one of the above.
+    #[serde(flatten)]
+    pub more: Map<String, Value>,
+}
+
+/// What a token was made from.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Provenance<'a> {
+    pub tenant: &'a str,
+    pub environment: &'a str,
+    pub key_id: &'a str,
+    pub secret_id: &'a str,
+}
+
+impl<'a> Provenance<'a> {
+    pub fn of(subject: &'a Subject) -> Self {
+        Self {
+            tenant: subject.tenant.slug.as_str(),
+            environment: subject.key.environment.as_str(),
+            key_id: subject.key.key_id.as_str(),
+            secret_id: subject.key.secret.id.as_str(),
+        }
+    }
+}
+
+/// From when until when a token is good, in whole seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Life {
+    pub iat: i64,
+    pub exp: i64,
+}
+
+impl Life {
+    /// `ttl` from now, and never past `end`. `None` if there is not one whole second left.
+    pub fn new(now: Timestamp, ttl: Span, end: Option<Timestamp>) -> Option<Self> {
+        let exp = now.plus(ttl).unix_seconds();
+        let exp = end.map_or(exp, |end| exp.min(end.unix_seconds()));
+        let iat = now.unix_seconds();
+        (exp > iat).then_some(Self { iat, exp })
+    }
+
+    /// How many seconds are left at its beginning.
+    pub fn seconds(self) -> i64 {
+        self.exp - self.iat
+    }
+}
+
+/// A signed token: known to whom it was given. No useful `Debug`.
+#[derive(Clone)]
+pub struct SignedToken(String);
+
+impl SignedToken {
+    pub fn expose_secret(&self) -> &str {
+        &self.0
+    }
+
+    pub fn into_exposed(self) -> String {
+        self.0
+    }
+}
+
+impl fmt::Debug for SignedToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SignedToken(..)")
+    }
+}
+
+/// Why there is no token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MintError {
+    /// It would have more than 8 KiB, which nobody takes.
+    #[error("the token would be too long")]
+    TooLong,
+    #[error("there is no key to sign with")]
+    NoKey,
+    #[error(transparent)]
+    Key(#[from] KeyError),
+}
+
+/// Makes tokens, cheap to clone.
+#[derive(Clone)]
+pub struct Mint {
+    keyring: Keyring,
+    issuer: Issuer,
+    clock: Clock,
+    entropy: Entropy,
+}
+
+impl Mint {
+    pub fn new(keyring: Keyring, issuer: Issuer, clock: Clock, entropy: Entropy) -> Self {
+        Self {
+            keyring,
+            issuer,
+            clock,
+            entropy,
+        }
+    }
+
+    pub fn issuer(&self) -> &str {
+        self.issuer.as_str()
+    }
+
+    /// The `jti` of a token that is to be made.
+    pub fn next_id(&self) -> TokenId {
+        TokenId::made_of(self.clock.now(), &self.entropy.nonce())
+    }
+
+    /// Signs `claims` as a JWT of the type `typ`.
+    ///
+    /// # Errors
+    /// [`MintError`]
+    pub fn sign<T: Serialize>(
+        &self,
+        typ: &'static str,
+        claims: &T,
+    ) -> Result<SignedToken, MintError> {
+        let ring = self.keyring.ring();
+        let key = ring.signer(self.clock.now()).ok_or(MintError::NoKey)?;
+        let token = key.sign(typ, claims)?;
+        if token.len() > TOKEN_BYTES_MAX {
+            return Err(MintError::TooLong);
+        }
+        Ok(SignedToken(token))
+    }
+}
+
+/// The claims that a service asks for, as far as key and consumer have them.
+pub fn asked_for(claims: &TokenClaims, subject: &Subject) -> Map<String, Value> {
+    if claims.is_empty() {
+        return Map::new();
+    }
+    // Both were written by us when the entries were loaded.
+    let read = |text: &str| serde_json::from_str::<Map<String, Value>>(text).unwrap_or_default();
+    let consumer = read(&subject.consumer.told);
+    let key = read(&format!("{{{}}}", subject.key.told));
+    let metadata = |of: &Map<String, Value>, path: &str| {
+        let metadata = of.get("metadata")?.as_object()?;
+        json::find(metadata, path).cloned()
+    };
+    let value = |source: &ClaimSource| match source {
+        ClaimSource::ConsumerSlug => consumer.get("slug").cloned(),
+        ClaimSource::ConsumerName => consumer.get("name").cloned(),
+        ClaimSource::ConsumerExternalId => {
+            let id = subject.consumer.external_id.as_ref()?;
+            Some(id.as_str().into())
+        }
+        ClaimSource::ConsumerMetadata(path) => metadata(&consumer, path),
+        ClaimSource::KeyName => key.get("name").cloned(),
+        ClaimSource::KeyTags => key.get("tags").cloned(),
+        ClaimSource::KeyMetadata(path) => metadata(&key, path),
+    };
+    claims
+        .iter()
+        .filter_map(|(name, source)| Some((name.to_owned(), value(source)?)))
+        .filter(|(_, value)| !value.is_null())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_ends_with_its_key_at_the_latest_and_lives_whole_seconds() {
+        let at = |millis: i64| Timestamp::from_millis(1_800_000_000_000 + millis);
+        let life = |now, end| Life::new(at(now), Span::minutes(5), end);
+        let start = 1_800_000_000;
+        let whole = Life {
+            iat: start,
+            exp: start + 300,
+        };
+        assert_eq!(life(0, None), Some(whole));
+        assert_eq!(life(999, Some(at(600_000))), Some(whole));
+        assert_eq!(whole.seconds(), 300);
+        // Never later than the key by a fraction of a second.
+        assert_eq!(life(0, Some(at(9_999))).unwrap().exp, start + 9);
+        assert_eq!(life(9_100, Some(at(9_999))), None);
+        assert_eq!(life(9_999, Some(at(10_000))).unwrap().seconds(), 1);
+        assert_eq!(life(20_000, Some(at(10_000))), None);
+    }
+}

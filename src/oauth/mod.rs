@@ -1,0 +1,137 @@
+//! The OAuth bridge: a small, strict authorization server for machines. A key becomes a short-lived
+//! token where a token is the better credential.
+//!
+//! Read [`grant`] for how, [`mint`] for what a token says, [`keyring`] for what it is signed with, and
+//! docs/architecture.md, "The path of a token", for the whole way.
+
+pub mod client;
+pub mod form;
+pub mod grant;
+pub mod http;
+pub mod keyring;
+pub mod metadata;
+pub mod mint;
+pub mod refusal;
+
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+
+use url::Url;
+
+pub use self::keyring::Keyring;
+pub use self::mint::Mint;
+pub use self::refusal::Refusal;
+use crate::clock::Clock;
+use crate::config::PublicUrl;
+use crate::metrics::Metrics;
+use crate::validation::Validation;
+
+/// Who issues our tokens: `server.public_url`, never what a request says of itself. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Issuer(Arc<Names>);
+
+#[derive(Debug)]
+struct Names {
+    configured: String,
+    /// When the port that was asked for is any.
+    bound: OnceLock<String>,
+}
+
+impl Issuer {
+    pub fn new(url: &PublicUrl) -> Self {
+        Self(Arc::new(Names {
+            configured: url.as_str().to_owned(),
+            bound: OnceLock::new(),
+        }))
+    }
+
+    /// Learns the address that is listened on: only that of a server told to take any port counts.
+    pub fn bind(&self, address: SocketAddr) {
+        let Ok(mut url) = Url::parse(&self.0.configured) else {
+            return;
+        };
+        if url.port() == Some(0) && url.set_port(Some(address.port())).is_ok() {
+            let url = url.as_str().trim_end_matches('/').to_owned();
+            let _the_first_counts = self.0.bound.set(url);
+        }
+    }
+
+    /// Without a slash at the end.
+    pub fn as_str(&self) -> &str {
+        self.0.bound.get().unwrap_or(&self.0.configured)
+    }
+
+    /// The path of the URL, such as `/keys`; empty without one.
+    pub fn path(&self) -> String {
+        Url::parse(self.as_str())
+            .map(|url| url.path().trim_end_matches('/').to_owned())
+            .unwrap_or_default()
+    }
+}
+
+/// The authorization server, cheap to clone.
+#[derive(Clone)]
+pub struct Oauth {
+    validation: Validation,
+    keyring: Keyring,
+    mint: Mint,
+    issuer: Issuer,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+}
+
+impl Oauth {
+    pub fn new(
+        validation: Validation,
+        keyring: Keyring,
+        mint: Mint,
+        issuer: Issuer,
+        clock: Clock,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            validation,
+            keyring,
+            mint,
+            issuer,
+            clock,
+            metrics,
+        }
+    }
+
+    pub fn issuer(&self) -> &Issuer {
+        &self.issuer
+    }
+
+    pub fn keyring(&self) -> &Keyring {
+        &self.keyring
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_issuer_is_what_is_configured_and_any_port_becomes_the_one_there_is() {
+        let issuer = |url: &str| {
+            let issuer = Issuer::new(&PublicUrl::try_from(url.to_owned()).unwrap());
+            issuer.bind("127.0.0.1:4711".parse().unwrap());
+            issuer
+        };
+        assert_eq!(
+            issuer("https://keys.example.com/").as_str(),
+            "https://keys.example.com"
+        );
+        assert_eq!(
+            issuer("http://127.0.0.1:0").as_str(),
+            "http://127.0.0.1:4711"
+        );
+        assert_eq!(
+            issuer("http://127.0.0.1:8080").as_str(),
+            "http://127.0.0.1:8080"
+        );
+        assert_eq!(issuer("https://example.com/keys/").path(), "/keys");
+        assert_eq!(issuer("https://example.com").path(), "");
+    }
+}

@@ -1,0 +1,155 @@
+//! The OAuth bridge, as its clients and resource servers meet it. A number in a comment names the line
+//! of the conformance list, or the threat, that a test was made from.
+
+mod keyring;
+mod published;
+mod refused;
+mod token;
+
+use std::collections::HashSet;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use jsonwebtoken::jwk::{Jwk, JwkSet};
+use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use serde_json::{Value, json};
+
+use crate::support::{Answer, Client, Home, Server, text};
+
+/// A node with a service `invoicing`, and a consumer `acme` with an external id as odd as they come.
+pub struct World {
+    pub server: Server,
+    pub owner: Client,
+}
+
+pub const EXTERNAL_ID: &str = "acme:prod/1 +%-_=é";
+
+impl World {
+    pub async fn new(home: &Home) -> Self {
+        Self::with(home, &[]).await
+    }
+
+    pub async fn with(home: &Home, settings: &[(&str, &str)]) -> Self {
+        let server = home.serve_with(settings).await;
+        let owner = server.owner();
+        let service = json!({
+            "slug": "invoicing",
+            "scopes": [
+                {"name": "invoice:read"},
+                {"name": "invoice:write", "implies": ["invoice:read"]},
+                {"name": "report:read"},
+            ],
+            "key_policy": {"allow_no_expiry": true},
+        });
+        owner.create("/v1/services", service).await;
+        let consumer = json!({"slug": "acme", "external_id": EXTERNAL_ID});
+        owner.create("/v1/consumers", consumer).await;
+        Self { server, owner }
+    }
+
+    /// What a create answers, of a key with these scopes on `invoicing` and what else `more` says.
+    pub async fn issue(&self, scopes: &[&str], more: Value) -> Value {
+        let mut new = json!({
+            "name": "worker",
+            "consumer": "acme",
+            "grants": [{"service": "invoicing", "scopes": scopes}],
+        });
+        for (name, value) in more.as_object().expect("an object") {
+            new[name] = value.clone();
+        }
+        self.owner.create("/v1/keys", new).await
+    }
+
+    /// The plaintext of an ordinary key.
+    pub async fn key(&self) -> String {
+        text(
+            &self
+                .issue(&["invoice:read", "report:read"], json!({}))
+                .await,
+            "/api_key",
+        )
+    }
+
+    /// Asks for a token with the key in `x-api-key` and these parameters beside the grant.
+    pub async fn ask(&self, key: &str, pairs: &[(&str, &str)]) -> Answer {
+        let mut form = vec![("grant_type", "client_credentials")];
+        form.extend_from_slice(pairs);
+        let client = self.server.client().with_key(key);
+        client.post("/oauth/token").form(&form).send().await
+    }
+
+    /// The token that is answered.
+    pub async fn token(&self, key: &str, pairs: &[(&str, &str)]) -> String {
+        text(&self.ask(key, pairs).await.expect(200), "/access_token")
+    }
+
+    /// What a token says, once a stock library has verified it with the published keys alone.
+    pub async fn verified(&self, token: &str, audience: &str) -> Value {
+        let set = self
+            .server
+            .client()
+            .get("/.well-known/jwks.json")
+            .send()
+            .await;
+        verify(token, &set.expect(200), &self.issuer(), audience)
+    }
+
+    pub fn issuer(&self) -> String {
+        format!("http://{}", self.server.client().address())
+    }
+}
+
+/// What a resource server does with a JWT library: key by `kid`, signature, `iss`, `aud`, `exp`.
+#[track_caller]
+pub fn verify(token: &str, set: &Value, issuer: &str, audience: &str) -> Value {
+    let header = jsonwebtoken::decode_header(token).expect("a JWT");
+    assert_eq!(header.typ.as_deref(), Some("at+jwt"));
+    let set: JwkSet = serde_json::from_value(set.clone()).expect("a key set");
+    let jwk: &Jwk = set
+        .find(header.kid.as_deref().expect("a kid"))
+        .expect("the kid");
+    let key = DecodingKey::from_jwk(jwk).expect("a key");
+    let mut validation = Validation::new(header.alg);
+    validation.set_audience(&[audience]);
+    validation.set_issuer(&[issuer]);
+    validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
+    // Tests move the clock of the node.
+    validation.validate_exp = false;
+    assert_ne!(header.alg, Algorithm::HS256);
+    jsonwebtoken::decode::<Value>(token, &key, &validation)
+        .expect("it verifies")
+        .claims
+}
+
+/// One part of a JWT, unverified.
+pub fn part(token: &str, index: usize) -> Value {
+    let part = token.split('.').nth(index).expect("three parts");
+    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part).expect("base64url")).expect("JSON")
+}
+
+/// `Authorization: Basic` as RFC 6749 §2.3.1 has it: both form-encoded. Everything but letters and
+/// digits is escaped, as some clients do.
+pub fn basic(id: &str, secret: &str) -> String {
+    let encode = |text: &str| -> String {
+        text.bytes()
+            .map(|byte| match byte {
+                b if b.is_ascii_alphanumeric() => char::from(b).to_string(),
+                b => format!("%{b:02X}"),
+            })
+            .collect()
+    };
+    format!(
+        "Basic {}",
+        STANDARD.encode(format!("{}:{}", encode(id), encode(secret)))
+    )
+}
+
+/// The words of a scope, in no order.
+pub fn words(scope: &Value) -> HashSet<String> {
+    let scope = scope.as_str().unwrap_or_default();
+    scope
+        .split(' ')
+        .filter(|word| !word.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
