@@ -60,7 +60,7 @@ fn holds(answer: &Value, said: &Value) -> bool {
 
 /// What the commands find: a key that was used, rotated and asked for too much, one that was revoked, a
 /// refused attempt, a changed service, a review.
-async fn company(owner: &Client) -> (String, String, String) {
+async fn company(owner: &Client) -> [String; 4] {
     let service = json!({
         "slug": "invoicing", "scopes": [{"name": "invoice:read"}, {"name": "invoice:send"}],
     });
@@ -108,6 +108,7 @@ async fn company(owner: &Client) -> (String, String, String) {
     };
     change(format!("/v1/keys/{key}/rotate"), json!({"overlap": "0s"})).await;
     verify(&old, "invoice:read").await;
+    let as_of = Clock::System.now().to_string();
     change(
         format!("/v1/keys/{revoked}/revoke"),
         json!({"reason": "left the team"}),
@@ -132,7 +133,7 @@ async fn company(owner: &Client) -> (String, String, String) {
     change(format!("{review}/items/{unused}/decide"), decision).await;
     change(format!("{review}/close"), json!({"leave_undecided": true})).await;
     owner.post("/v1/audit/checkpoints").send().await;
-    (auditor, key, revoked)
+    [auditor, key, revoked, as_of]
 }
 
 const BOUND: std::time::Duration = std::time::Duration::from_secs(20);
@@ -140,7 +141,7 @@ const BOUND: std::time::Duration = std::time::Duration::from_secs(20);
 async fn every_command_for_auditors_answers_what_is_said(home: Home) {
     let node = home.spawn(&[]).await;
     let owner = node.owner();
-    let (auditor, key, revoked) = company(&owner).await;
+    let [auditor, key, revoked, as_of] = company(&owner).await;
     let uses = "/v1/usage/summary?group_by=operation";
     until(BOUND, "all uses are stored", async || {
         owner.get(uses).send().await.expect(200)["groups"][0]["uses"] == 6
@@ -171,6 +172,7 @@ async fn every_command_for_auditors_answers_what_is_said(home: Home) {
             .env("KEYSTEAD", format!("http://{}", node.address))
             .env("KEY", &key)
             .env("REVOKED", &revoked)
+            .env("AS_OF", &as_of)
             .env("FROM", year(-1))
             .env("TO", year(1))
             .output()
