@@ -20,7 +20,7 @@ use keystead::db::{self, Conn, Db, Target};
 use keystead::each;
 use keystead::id::{ConsumerId, KeyId, SecretId, TenantId};
 use keystead::time::Timestamp;
-use keystead::usage::codec::{Use, UsedKey};
+use keystead::usage::codec::{Use, UsedKey, UsedToken};
 use keystead::usage::store::retention;
 use keystead::usage::{Ledger, Operation, Recorder, Rules};
 use rand::rngs::StdRng;
@@ -210,10 +210,10 @@ fn record(recorder: &Recorder, random: &mut StdRng, tenant: &str, key: &Made<'_>
         path: Some(&path),
         user_agent: AGENTS.choose(random).copied(),
         context: None,
-        token: None,
         caller: &key.caller.id,
         request_id: &request_id,
         latency_us: random.random_range(8..60),
+        token: UsedToken::default(),
     });
 }
 
