@@ -3,8 +3,8 @@
 import socket, sqlite3, subprocess, time, urllib.parse
 
 from . import node as nodes
-from .load import Bare, Load, compare, script
-from .machine import Awake, Throwaway, need
+from .load import Bare, Load, compare, script, script_of_one
+from .machine import Throwaway, need
 from .node import Node
 
 LIMIT = {"name": "burst", "limit": 1_000_000, "period": "1s"}
@@ -42,9 +42,10 @@ class Bench:
         """Against the bare handler that answers what the first of the keys is answered."""
         lua = script(self.scratch, name, node, keys)
         bare = self.begun(Bare(self.programs, self.scratch, name, node.verify(keys[0])))
+        one = script_of_one(self.scratch, name, node, keys[0])
         return compare(
             name,
-            lambda: Load(bare, lua),
+            lambda: Load(bare, one),
             lambda: Load(node, lua, may_refuse=may_refuse),
             self.pairs,
         )
@@ -190,7 +191,6 @@ ALL = [warm, warm_unlimited, warm_stored, recording, unknown_repeated, cold_sqli
 
 def run(measure, programs, scratch, pairs):
     bench = Bench(programs, scratch, pairs)
-    bench.begun(Awake())
     try:
         return measure(bench)
     finally:

@@ -8,14 +8,19 @@ CONNECTIONS, SECONDS = 32, 2
 # A generator that uses more of its core than this is what is measured, and not the server.
 GENERATOR_MAX = 0.90
 
-# All keys are of one length, so a request is three pieces put together.
+# All keys are of one length, so a request is three pieces put together: beforehand, where they are few.
 LUA = """
 local keys = {}
 for line in io.lines(%(keys)q) do keys[#keys + 1] = line end
 local at, head, tail = 0, %(head)q, %(tail)q
+local few = #keys <= 10000
+if few then
+  for i = 1, #keys do keys[i] = head .. keys[i] .. tail end
+end
 function request()
   at = at + 1
   if at > #keys then at = 1 end
+  if few then return keys[at] end
   return head .. keys[at] .. tail
 end
 function done(summary, latency)
@@ -54,6 +59,19 @@ def script(scratch, name, node, keys):
     for piece, value in pieces.items():
         text = text.replace(f"%({piece})q", quoted(value))
     path.write_text(text)
+    return path
+
+
+def script_of_one(scratch, name, node, key):
+    """The same for one key alone, which costs the generator less: for who does not look at the key."""
+    head, tail = request_around(node, key)
+    body = head.split("\r\n\r\n", 1)[1] + key + tail
+    done = LUA[LUA.index("function done"):].replace("%%", "%")
+    path = scratch / f"{name}.one.lua"
+    path.write_text(
+        f'wrk.method, wrk.path, wrk.body = "POST", "/v1/verify", {quoted(body)}\n'
+        f'wrk.headers["x-api-key"] = {quoted(node.caller)}\n'
+        f'wrk.headers["content-type"] = "application/json"\n{done}')
     return path
 
 
@@ -103,7 +121,8 @@ def compare(name, others, ours, pairs):
     kept, thrown = [], 0
     while len(kept) < pairs:
         pair = other, our = others(), ours()
-        if max(other.share, our.share) > GENERATOR_MAX:
+        # The bare handler may be faster than the generator: then it is its CPU time that tells.
+        if our.share > GENERATOR_MAX:
             thrown += 1
             if thrown > pairs:
                 sys.exit(f"bench: {name}: the generator is too busy to measure with")
@@ -124,6 +143,7 @@ def compare(name, others, ours, pairs):
         "other_cpu_us_median": middle(other.cpu_us for other, _ in kept),
         "p99_ms_median": middle(our.p99_ms for _, our in kept),
         "other_p99_ms_median": middle(other.p99_ms for other, _ in kept),
-        "generator_share_max": max(max(one.share, two.share) for one, two in kept),
+        "generator_share_max": max(our.share for _, our in kept),
+        "other_generator_share_max": max(other.share for other, _ in kept),
         "pairs": len(kept), "thrown_away": thrown,
     }

@@ -68,21 +68,6 @@ class Process:
         self.child.wait(timeout=120)
 
 
-class Awake:
-    """Keeps the load core from sleeping with what yields to everything else. To wake a sleeping core of
-    a virtual machine costs microseconds, which whoever answers pays: most of all the slower server,
-    whose generator sleeps more often."""
-
-    def __init__(self):
-        need("chrt", "util-linux")
-        self.child = subprocess.Popen(
-            ["chrt", "-i", "0", "taskset", "-c", LOAD_CORE, "sh", "-c", "while :; do :; done"])
-
-    def stop(self):
-        self.child.kill()
-        self.child.wait()
-
-
 class Throwaway:
     """A private PostgreSQL or Redis on the other core; it ends with its standard input."""
 

@@ -4,7 +4,7 @@ import signal, statistics, subprocess, time
 
 from .comparisons import LIMIT, Held
 from .load import Load, compare, script
-from .machine import LOAD_CORE, Awake
+from .machine import LOAD_CORE
 from .node import Node
 
 KEYS, KEYS_FEW = 1_000_000, 1_000
@@ -41,7 +41,7 @@ def million(programs, scratch, pairs):
     print(f"  {remembered:,.0f} keys remembered in {remembering:.0f} s", flush=True)
     full_mib = node.resident_mib()
 
-    held, awake = [Held(node), Held(few)], Awake()
+    held = [Held(node), Held(few)]
     lua_few = script(scratch, "few", few, few.keys)
     figures = compare(
         "million", lambda: Load(few, lua_few), lambda: Load(node, lua), pairs)
@@ -51,7 +51,7 @@ def million(programs, scratch, pairs):
         "resident_mib_before": empty_mib, "resident_mib_remembered": full_mib,
         "remembered": remembered, "remembering_seconds": remembering,
     }
-    for one in (*held, awake, node, few):
+    for one in (*held, node, few):
         one.stop()
     print("  " + ", ".join(f"{name} {value:,.2f}" for name, value in figures.items()))
     return figures

@@ -4,7 +4,7 @@ import json, statistics, subprocess
 
 from .comparisons import KEYS, LIMIT, Held
 from .load import Bare, request_around
-from .machine import LOAD_CORE, Awake
+from .machine import LOAD_CORE
 from .node import Node
 
 RATE, SECONDS, CONNECTIONS, ROUNDS = 20_000, 10, 64, 3
@@ -12,7 +12,7 @@ RATE, SECONDS, CONNECTIONS, ROUNDS = 20_000, 10, 64, 3
 
 def steady(programs, scratch):
     node = Node(programs, scratch, "steady", KEYS, limits=[LIMIT])
-    held, awake = Held(node), Awake()
+    held = Held(node)
     bare = Bare(programs, scratch, "steady", node.verify(node.keys[0]))
     head, tail = request_around(node, node.keys[0])
     plan = scratch / "steady.plan"
@@ -27,7 +27,7 @@ def steady(programs, scratch):
         return json.loads(out.stdout)
 
     rounds = [{"bare": once(bare.address), "keystead": once(node.address)} for _ in range(ROUNDS)]
-    for one in (bare, held, node, awake):
+    for one in (bare, held, node):
         one.stop()
     for which in ("bare", "keystead"):
         middle = {figure: statistics.median(one[which][figure] for one in rounds)
