@@ -53,6 +53,7 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead as _, BufReader};
     use std::net::TcpListener;
 
     use super::*;
@@ -68,13 +69,21 @@ mod tests {
             let address = listener.local_addr().unwrap();
             let server = std::thread::spawn(move || {
                 let (mut stream, _) = listener.accept().unwrap();
-                let mut request = [0; 26];
-                stream.read_exact(&mut request).unwrap();
+                // All of it: closing before that would take the answer back.
+                let request: Vec<String> = BufReader::new(&stream)
+                    .lines()
+                    .map(Result::unwrap)
+                    .take_while(|line| !line.is_empty())
+                    .collect();
                 stream.write_all(answer.as_bytes()).unwrap();
                 request
             });
             assert_eq!(ask(address).is_ok(), healthy, "{answer}");
-            assert_eq!(&server.join().unwrap(), b"GET /health/ready HTTP/1.1");
+            let request = server.join().unwrap();
+            assert_eq!(
+                request.first().map(String::as_str),
+                Some("GET /health/ready HTTP/1.1")
+            );
             ask(address).unwrap_err();
         }
     }
