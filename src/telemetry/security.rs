@@ -173,7 +173,19 @@ impl Sighting {
             | SecurityEvent::Panic => {
                 line!(error);
             }
-            _ => line!(warn),
+            SecurityEvent::Unauthenticated
+            | SecurityEvent::UnknownKey
+            | SecurityEvent::InvalidJwt
+            | SecurityEvent::CallerRefused
+            | SecurityEvent::IpNotAllowed
+            | SecurityEvent::CredentialInQuery
+            | SecurityEvent::RefusedAttempt
+            | SecurityEvent::Escalation
+            | SecurityEvent::CrossTenant
+            | SecurityEvent::RevokedKeyUsed
+            | SecurityEvent::SupersededSecretUsed
+            | SecurityEvent::ScopeDenied
+            | SecurityEvent::FailureBurst => line!(warn),
         }
     }
 }
