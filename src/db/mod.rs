@@ -227,6 +227,25 @@ enum Content {
     Journal,
 }
 
+/// How far the threads that keep uses stand behind those that answer (see `nice(2)`).
+#[cfg(target_os = "linux")]
+const NICENESS: i32 = 10;
+
+impl Content {
+    /// What a thread of such a file does as it starts. Nobody who asks waits for uses to be kept: where
+    /// cores are few, answers come first.
+    fn give_way(self) {
+        match self {
+            Self::Main => {}
+            Self::Usage | Self::Journal => {
+                // On Linux of this thread alone; a system that refuses serves as it did before.
+                #[cfg(target_os = "linux")]
+                let _refused = rustix::process::nice(NICENESS);
+            }
+        }
+    }
+}
+
 /// The name of the file beside an embedded database that the usage ledger is in.
 const USAGE_FILE: &str = "usage.db";
 
@@ -307,6 +326,7 @@ impl Db {
             .worker_threads(2)
             .max_blocking_threads(16)
             .thread_name("database")
+            .on_thread_start(move || content.give_way())
             .enable_all()
             .build()?;
         let pools = match target {

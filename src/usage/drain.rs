@@ -109,6 +109,11 @@ impl Ledger {
         };
         let mut progress = self.0.storing.lock().await;
         self.checkpoint(&run).await;
+        if progress.is_careful {
+            // Blocks are read and made ready only for a ledger that takes something again.
+            let nothing = async |_: &mut Conn| db::Result::Ok(());
+            self.0.ledger.write(nothing).await?;
+        }
         self.drain(&mut run, &mut progress).await?;
         let until = self.0.clock.monotonic() + ASIDE_FOR;
         for (number, error) in run.refused {

@@ -20,6 +20,7 @@ use tokio::sync::Mutex;
 use super::codec;
 use super::drain::Progress;
 use super::file::EventFile;
+use super::fold::Folded;
 use super::leave::Outlets;
 use super::record::Batch;
 use super::recorder::{Collected, Recorder};
@@ -152,7 +153,9 @@ impl Ledger {
             return Ok(());
         };
         let mut collected = inner.flushing.lock().await;
-        collected.merge(inner.recorder.take());
+        inner
+            .recorder
+            .give_back(collected.merge(inner.recorder.take()));
         if collected.is_empty() {
             return Ok(());
         }
@@ -160,30 +163,45 @@ impl Ledger {
         if waiting > JOURNAL_BYTES_MAX || collected.block.len() > HELD_BYTES_MAX {
             self.fold(&mut collected);
         }
-        let new = |kind, block| NewBlock {
-            node: inner.node.clone(),
-            kind,
-            form: i32::from(codec::FORM),
-            block,
-        };
-        let mut blocks = Vec::new();
-        if !collected.block.is_empty() {
-            blocks.push(new(USES, collected.block.clone()));
-        }
+        let mut folded = Vec::new();
         if !collected.folded.is_empty() {
             match collected.folded.to_bytes() {
-                Ok(bytes) => blocks.push(new(FOLDED, bytes)),
+                Ok(bytes) => folded = bytes,
                 Err(error) => {
                     inner.lost.fetch_add(UNREADABLE, Ordering::Relaxed);
                     tracing::error!(%error, "counted uses could not be written down");
                 }
             }
         }
-        let bytes: usize = blocks.iter().map(|block| block.block.len()).sum();
-        journal
-            .write_to_end(async move |conn: &mut Conn| journal::append(conn, blocks).await)
-            .await?;
-        *collected = Collected::default();
+        let bytes = collected.block.len() + folded.len();
+        let blocks = [
+            (USES, Arc::new(std::mem::take(&mut collected.block))),
+            (FOLDED, Arc::new(folded)),
+        ];
+        let written = journal.write_to_end({
+            let (ledger, blocks) = (self.clone(), blocks.clone());
+            async move |conn: &mut Conn| {
+                for (kind, block) in blocks.iter().filter(|(_, block)| !block.is_empty()) {
+                    let new = NewBlock {
+                        node: &ledger.0.node,
+                        kind,
+                        form: i32::from(codec::FORM),
+                        block,
+                    };
+                    journal::append(conn, &new).await?;
+                }
+                Ok(())
+            }
+        });
+        let written = written.await;
+        let [(_, block), _] = blocks;
+        let block = Arc::unwrap_or_clone(block);
+        if written.is_err() {
+            collected.block = block;
+            return written;
+        }
+        inner.recorder.give_back(block);
+        collected.folded = Folded::default();
         let appended = OVERHEAD.saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX));
         inner.appended.fetch_add(appended, Ordering::Relaxed);
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);

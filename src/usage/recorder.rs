@@ -20,10 +20,15 @@ const BUFFERS: usize = 64;
 /// A buffer that nobody takes is full at so many bytes: some 30,000 uses.
 const BUFFER_BYTES_MAX: usize = 8 * 1024 * 1024;
 
+/// So many are kept for the next time.
+const SPARE_MAX: usize = 4;
+
 /// Collects uses; one for the process.
 #[derive(Debug)]
 pub struct Recorder {
     buffers: Box<[Mutex<Buffer>]>,
+    /// Blocks that were written down, empty: so long ones are not made anew for every time.
+    spare: Mutex<Vec<Vec<u8>>>,
     is_on: bool,
     shed: AtomicU64,
 }
@@ -48,13 +53,15 @@ impl Collected {
         self.block.is_empty() && self.folded.is_empty()
     }
 
-    pub fn merge(&mut self, later: Self) {
+    /// Adds what was collected later; answers a block that is not needed for it.
+    pub fn merge(&mut self, mut later: Self) -> Vec<u8> {
         if self.block.is_empty() {
-            self.block = later.block;
+            std::mem::swap(&mut self.block, &mut later.block);
         } else {
             self.block.extend_from_slice(&later.block);
         }
         self.folded.merge(later.folded);
+        later.block
     }
 }
 
@@ -63,6 +70,7 @@ impl Recorder {
     pub fn new(is_on: bool) -> Self {
         Self {
             buffers: (0..BUFFERS).map(|_| Mutex::default()).collect(),
+            spare: Mutex::default(),
             is_on,
             shed: AtomicU64::new(0),
         }
@@ -92,21 +100,32 @@ impl Recorder {
         self.shed.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Takes what was collected. The next buffers begin as long as the last ones were.
+    /// Takes what was collected.
     pub fn take(&self) -> Collected {
         let mut all = Collected::default();
         for buffer in &self.buffers {
+            let next = lock(&self.spare).pop().unwrap_or_default();
             let mut buffer = lock(buffer);
             if buffer.block.is_empty() {
+                drop(buffer);
+                self.give_back(next);
                 continue;
             }
-            let next = Vec::with_capacity(buffer.block.len());
             let block = std::mem::replace(&mut buffer.block, next);
             let folded = std::mem::take(&mut buffer.folded);
             drop(buffer);
-            all.merge(Collected { block, folded });
+            self.give_back(all.merge(Collected { block, folded }));
         }
         all
+    }
+
+    /// Takes a block back, for what is collected next.
+    pub fn give_back(&self, mut block: Vec<u8>) {
+        let mut spare = lock(&self.spare);
+        if (1..=BUFFER_BYTES_MAX).contains(&block.capacity()) && spare.len() < SPARE_MAX {
+            block.clear();
+            spare.push(block);
+        }
     }
 
     /// How many uses left no event so far because a buffer was full.
@@ -134,6 +153,6 @@ fn slot() -> usize {
     })
 }
 
-fn lock(buffer: &Mutex<Buffer>) -> MutexGuard<'_, Buffer> {
-    buffer.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

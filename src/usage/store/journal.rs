@@ -32,22 +32,20 @@ pub struct Block {
 }
 
 /// A block to be kept.
-#[derive(Clone, Debug, Insertable)]
+#[derive(Clone, Copy, Debug, Insertable)]
 #[diesel(table_name = usage_journal)]
-pub struct NewBlock {
-    pub node: String,
-    pub kind: &'static str,
+pub struct NewBlock<'a> {
+    pub node: &'a str,
+    pub kind: &'a str,
     pub form: i32,
-    pub block: Vec<u8>,
+    pub block: &'a [u8],
 }
 
-pub async fn append(conn: &mut Conn, blocks: Vec<NewBlock>) -> db::Result<()> {
-    for block in blocks {
-        each!(&mut *conn, c => diesel::insert_into(usage_journal::table)
-            .values(&block)
-            .execute(c)
-            .await)?;
-    }
+pub async fn append(conn: &mut Conn, block: &NewBlock<'_>) -> db::Result<()> {
+    each!(conn, c => diesel::insert_into(usage_journal::table)
+        .values(block)
+        .execute(c)
+        .await)?;
     Ok(())
 }
 
