@@ -87,6 +87,12 @@ impl<T> Entry<T> {
         self.epoch == changes.epoch() && changes.is_fresh(self.as_of, self.entity)
     }
 
+    /// Whether it may be used at this instant without being read again: it is not due, and no change of
+    /// it is known or being committed.
+    pub fn may_use(&self, changes: &Changes, now_us: u64) -> bool {
+        self.is_fresh(changes) && !self.is_due(now_us) && !changes.is_being_committed(self.entity)
+    }
+
     /// Lets `changes` know what the counter was when this was read.
     pub fn tell(&self, changes: &Changes) {
         if self.epoch == changes.epoch() {
@@ -114,12 +120,9 @@ impl<K: Hash + Eq + Clone, T> Entries<K, T> {
         Q: Hash + Equivalent<K> + ?Sized,
     {
         match self.map.get(key) {
-            Some(entry) if !entry.is_fresh(changes) => Found::Nothing,
-            Some(entry) if !entry.is_due(now_us) && !changes.is_being_committed(entry.entity) => {
-                Found::Fresh(entry)
-            }
-            Some(entry) => Found::Due(entry),
-            None => Found::Nothing,
+            Some(entry) if entry.may_use(changes, now_us) => Found::Fresh(entry),
+            Some(entry) if entry.is_fresh(changes) => Found::Due(entry),
+            Some(_) | None => Found::Nothing,
         }
     }
 

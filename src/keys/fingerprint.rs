@@ -74,8 +74,7 @@ impl Fingerprint {
 
 impl PartialEq for Fingerprint {
     fn eq(&self, other: &Self) -> bool {
-        use subtle::ConstantTimeEq as _;
-        self.0.ct_eq(&other.0).into()
+        aws_lc_rs::constant_time::verify_slices_are_equal(&self.0, &other.0).is_ok()
     }
 }
 

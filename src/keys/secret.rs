@@ -62,7 +62,8 @@ impl ApiKey {
         Self(Arc::new(text))
     }
 
-    fn copy_of(text: &str) -> Self {
+    /// A plaintext as it was presented.
+    pub(crate) fn copy_of(text: &str) -> Self {
         Self(Arc::new(Zeroizing::new(text.to_owned())))
     }
 

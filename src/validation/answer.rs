@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use super::Answer;
 use super::decide::Outcome;
 use super::snapshot::Subject;
-use super::spend::Charges;
+use super::spend::{nearest_quota, told};
 use crate::ratelimit::Spent;
 
 /// So long is an answer as a rule; a longer one grows.
@@ -73,9 +73,8 @@ fn limits(out: &mut String, subject: &Subject, spent: &Spent) {
     if spent.is_free() {
         return;
     }
-    let charges = Charges::of(subject);
     let mut before = ",\"rate_limits\":[";
-    for (of, limit, state) in charges.told(spent) {
+    for (of, limit, state) in told(subject, spent) {
         for text in [
             before,
             "{\"name\":\"",
@@ -97,7 +96,7 @@ fn limits(out: &mut String, subject: &Subject, spent: &Spent) {
     if before == "," {
         out.push(']');
     }
-    if let Some((charge, state)) = charges.quota(spent) {
+    if let Some((charge, state)) = nearest_quota(subject, spent) {
         let _infallible = write!(
             out,
             ",\"quota\":{{\"limit\":{},\"remaining\":{},\"resets_at\":\"{}\"}}",

@@ -13,6 +13,7 @@
 
 pub mod answer;
 pub mod body;
+mod callers;
 pub mod decide;
 mod failures;
 pub mod http;
@@ -27,13 +28,15 @@ pub mod store;
 mod tests;
 
 use std::net::IpAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 
+use callers::Callers;
 use decide::{Check, Decision, Outcome, Request};
 use last_used::LastUsed;
 use recorded::Asking;
 use records::{Now, Records};
-use snapshot::{ServiceEntry, Subject};
+use snapshot::{ServiceEntry, Subject, TenantSnapshot};
 use spend::{Charges, LimitHeaders};
 
 use crate::audit::TenantRef;
@@ -41,7 +44,8 @@ use crate::cache::Entry;
 use crate::clock::{Clock, Reading};
 use crate::db::{self, Conn, Db};
 use crate::id::{KeyId, SecretId, TenantId};
-use crate::keys::secret::{ApiKey, LookupId, Presented, Shape};
+use crate::keys::fingerprint::Fingerprint;
+use crate::keys::secret::{ApiKey, LookupId, Shape};
 use crate::metrics::Metrics;
 use crate::ratelimit::{Limiter, Spent, Verdict};
 use crate::rights::{self, Rights};
@@ -124,6 +128,7 @@ pub struct Validation {
     db: Db,
     clock: Clock,
     records: Records,
+    callers: Callers,
     limiter: Limiter,
     used: Arc<LastUsed>,
     recorder: Arc<Recorder>,
@@ -143,6 +148,7 @@ impl Validation {
             db,
             clock,
             records,
+            callers: Callers::new(),
             limiter,
             used: Arc::default(),
             recorder,
@@ -179,10 +185,18 @@ impl Validation {
 
     /// The caller of a management key without limits of its own, if memory has all that is needed and
     /// it is good; else `None`.
-    pub fn caller_now(&self, presented: &str, peer: IpAddr, at: &Reading) -> Option<Subject> {
-        let caller = self
-            .load_now(presented, None, Asked::Management, at.uptime_us)?
-            .ok()?;
+    pub fn caller_now(&self, presented: &str, peer: IpAddr, at: &Reading) -> Option<Rc<Subject>> {
+        lookup_id(presented).ok()?;
+        let print = self.records.print(presented)?;
+        let met = self.callers.find(&print, &self.records, at.uptime_us);
+        let caller = if let Some(met) = met {
+            met
+        } else {
+            let loaded = self.load_now(&print, None, Asked::Management, at.uptime_us)?;
+            let caller = Rc::new(loaded.ok()?);
+            self.callers.keep(print, &caller);
+            caller
+        };
         let by_itself = Request {
             ip: Some(peer),
             cost: 1,
@@ -205,9 +219,15 @@ impl Validation {
         asking: Asking<'_>,
         at: &Reading,
     ) -> Option<Answer> {
-        let (tenant, now) = (&caller.tenant.id, at.wall);
+        let (tenant, now) = (&caller.tenant, at.wall);
         let asked = Asked::Service(service);
-        let loaded = self.load_now(presented, Some(tenant), asked, at.uptime_us)?;
+        let loaded = match lookup_id(presented) {
+            Ok(_may_be_a_key) => {
+                let print = self.records.print(presented)?;
+                self.load_now(&print, Some(tenant), asked, at.uptime_us)?
+            }
+            Err(outcome) => Err(outcome),
+        };
         let mut answer = judge(loaded, request, now);
         if let (Some(subject), true) = (&answer.subject, answer.decision.outcome.is_valid()) {
             let charges = Charges::of(subject);
@@ -217,13 +237,12 @@ impl Validation {
             answer.decision.outcome = outcome(spent.verdict);
             answer.spent = Some(spent);
         }
-        self.used
-            .note(&caller.key.key_id, &caller.key.secret.id, now);
+        self.used.note(&caller.key, now);
         let asking = Asking {
             caller: caller.key.key_id.as_str(),
             ..asking
         };
-        self.note((tenant, service), request, &answer, &asking, now);
+        self.note((&tenant.id, service), request, &answer, &asking, now);
         Some(answer)
     }
 
@@ -237,8 +256,7 @@ impl Validation {
         now: Timestamp,
     ) {
         if let (Some(subject), true) = (&answer.subject, answer.decision.outcome.is_valid()) {
-            self.used
-                .note(&subject.key.key_id, &subject.key.secret.id, now);
+            self.used.note(&subject.key, now);
         }
         self.metrics.decisions.inc(answer.decision.outcome.code());
         recorded::record(&self.recorder, asking, place, request, answer, now);
@@ -388,8 +406,7 @@ impl Validation {
                         limits.unwrap_or_default(),
                     ));
                 }
-                self.used
-                    .note(&subject.key.key_id, &subject.key.secret.id, now);
+                self.used.note(&subject.key, now);
                 Ok((subject, limits))
             }
             // A good key that is no management key says as little as an unknown one.
@@ -411,20 +428,20 @@ impl Validation {
         spent.map_err(|error| Failure::CostExceedsLimit(charges.name(error.index)))
     }
 
-    /// As [`Self::load`], from memory alone; `None` if something is to be asked for.
+    /// What [`Self::load`] loads, from memory alone; `None` if something is to be asked for. `tenant` was found
+    /// at the same instant.
     fn load_now(
         &self,
-        presented: &str,
-        tenant: Option<&TenantId>,
+        print: &Fingerprint,
+        tenant: Option<&Arc<Entry<TenantSnapshot>>>,
         asked: Asked<'_>,
         now_us: u64,
     ) -> Option<Result<Subject, Outcome>> {
-        if let Some(outcome) = not_a_key(presented) {
-            return Some(Err(outcome));
-        }
-        match self.records.key_now(presented, now_us) {
-            Now::Known(key) if tenant.is_none_or(|tenant| *tenant == key.tenant_id) => {
-                let subject = self.records.join_now(key, asked.service(), now_us)?;
+        match self.records.key_now(print, now_us) {
+            Now::Known(key) if tenant.is_none_or(|tenant| tenant.id == key.tenant_id) => {
+                let subject = self
+                    .records
+                    .join_now(key, tenant, asked.service(), now_us)?;
                 Some(Ok(subject))
             }
             Now::Known(_) | Now::Unknown => Some(Err(Outcome::Unknown)),
@@ -440,10 +457,11 @@ impl Validation {
         asked: Asked<'_>,
         client: Option<IpAddr>,
     ) -> Result<Result<Subject, Outcome>, Failure> {
-        let (key, lookup_id) = match parse(presented) {
-            Ok(parsed) => parsed,
+        let lookup_id = match lookup_id(presented) {
+            Ok(lookup_id) => lookup_id,
             Err(outcome) => return Ok(Err(outcome)),
         };
+        let key = ApiKey::copy_of(presented);
         for _ in 0..TRIES {
             let subject = match self.records.key(&key, lookup_id.as_ref(), client).await? {
                 // Another tenant's key is not there.
@@ -495,26 +513,16 @@ impl Validation {
     }
 }
 
-/// What cannot be a key is told before anything is hashed.
-fn parse(presented: &str) -> Result<(ApiKey, Option<LookupId>), Outcome> {
+/// The lookup id of what may be a key; keys brought from elsewhere have none. What cannot be a key is
+/// told before anything is hashed.
+fn lookup_id(presented: &str) -> Result<Option<LookupId>, Outcome> {
     if presented.is_empty() {
         return Err(Outcome::Missing);
     }
-    match Presented::parse(presented, &[]) {
-        Presented::Native { key, lookup_id } => Ok((key, Some(lookup_id))),
-        Presented::Foreign(key) => Ok((key, None)),
-        Presented::Malformed => Err(Outcome::Malformed),
-    }
-}
-
-/// As [`parse`], of a text that is not copied.
-fn not_a_key(presented: &str) -> Option<Outcome> {
-    if presented.is_empty() {
-        return Some(Outcome::Missing);
-    }
     match Shape::of(presented, &[]) {
-        Shape::Native(_) | Shape::Foreign => None,
-        Shape::Malformed => Some(Outcome::Malformed),
+        Shape::Native(lookup_id) => Ok(Some(lookup_id)),
+        Shape::Foreign => Ok(None),
+        Shape::Malformed => Err(Outcome::Malformed),
     }
 }
 

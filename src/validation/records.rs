@@ -156,37 +156,56 @@ impl Records {
         self.0.keys.len()
     }
 
-    /// What is remembered of a plaintext, looked up by the current pepper alone: a rotation under way
-    /// is for [`Self::key`].
-    pub fn key_now(&self, key: &str, now_us: u64) -> Now<Arc<Entry<KeySnapshot>>> {
+    /// The fingerprint of a plaintext under the current pepper.
+    pub fn print(&self, key: &str) -> Option<Fingerprint> {
+        let ring = self.0.source.ring();
+        let mut prints = ring.prints_of_text(key);
+        prints.next().map(|(_, print)| print)
+    }
+
+    /// What is remembered of a key by [`Self::print`]: a rotation of peppers under way is for
+    /// [`Self::key`].
+    pub fn key_now(&self, print: &Fingerprint, now_us: u64) -> Now<Arc<Entry<KeySnapshot>>> {
         let inner = &*self.0;
         if !inner.changes.may_use(now_us) {
             return Now::ToBeAsked;
         }
-        let ring = inner.source.ring();
-        let mut prints = ring.prints_of_text(key);
-        let Some((_, print)) = prints.next() else {
-            return Now::ToBeAsked;
-        };
-        match inner.keys.find(&print, &inner.changes, now_us) {
+        match inner.keys.find(print, &inner.changes, now_us) {
             Found::Fresh(entry) => Now::Known(entry),
             Found::Due(_) => Now::ToBeAsked,
-            Found::Nothing => match inner.unknown.find(&print, &inner.changes, now_us) {
-                Found::Fresh(_) if prints.next().is_none() => Now::Unknown,
+            Found::Nothing => match inner.unknown.find(print, &inner.changes, now_us) {
+                Found::Fresh(_) if inner.source.ring().is_alone() => Now::Unknown,
                 Found::Fresh(_) | Found::Due(_) | Found::Nothing => Now::ToBeAsked,
             },
         }
     }
 
-    /// As [`Self::join`], from what is remembered; `None` if something is to be asked for.
+    /// Whether what was found before would be found again at this instant.
+    pub fn may_use_now(&self, subject: &Subject, now_us: u64) -> bool {
+        let (inner, changes) = (&*self.0, &self.0.changes);
+        let service = subject.service.as_ref();
+        changes.may_use(now_us)
+            && subject.key.may_use(changes, now_us)
+            && subject.consumer.may_use(changes, now_us)
+            && subject.tenant.may_use(changes, now_us)
+            && service
+                .is_some_and(|entry| entry.may_use(changes, now_us) && !inner.is_out_for(entry))
+    }
+
+    /// As [`Self::join`], from what is remembered; `None` if something is to be asked for. `tenant` is
+    /// the key's, if it was found at this instant already.
     pub fn join_now(
         &self,
         key: Arc<Entry<KeySnapshot>>,
+        tenant: Option<&Arc<Entry<TenantSnapshot>>>,
         service: Option<&str>,
         now_us: u64,
     ) -> Option<Subject> {
         let inner = &*self.0;
-        let tenant = fresh(inner.tenants.find(&key.tenant_id, &inner.changes, now_us))?;
+        let tenant = match tenant {
+            Some(tenant) => Arc::clone(tenant),
+            None => fresh(inner.tenants.find(&key.tenant_id, &inner.changes, now_us))?,
+        };
         let consumer = fresh(
             inner
                 .consumers

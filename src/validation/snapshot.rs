@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 use ipnet::IpNet;
 use serde::Serialize;
 
+use super::last_used::LastNoted;
 use crate::audit::TenantRef;
 use crate::cache::Entry;
 use crate::consumers::Consumer;
@@ -44,6 +45,7 @@ pub struct KeySnapshot {
     pub told: Box<str>,
     /// Of a management key, worked out at its first use as a credential.
     pub rights: OnceLock<Rights>,
+    pub last_noted: LastNoted,
 }
 
 #[derive(Clone, Debug)]

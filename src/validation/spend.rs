@@ -14,51 +14,20 @@ use crate::ratelimit::{Charge, LimitState, QuotaCharge, QuotaState, Spending, Sp
 pub struct Charges<'a> {
     subject: &'a Subject,
     limits: SmallVec<[Charge<'a>; 4]>,
-    owners: SmallVec<[&'static str; 4]>,
     quotas: SmallVec<[QuotaCharge; 2]>,
 }
 
 impl<'a> Charges<'a> {
     pub fn of(subject: &'a Subject) -> Self {
-        let mut this = Self {
+        let (mut limits, mut quotas) = (SmallVec::new(), SmallVec::new());
+        // Walked from inside: a chain that is asked for one after the other costs twice that.
+        each_limit(subject).for_each(|(_, charge)| limits.push(charge));
+        each_quota(subject).for_each(|charge| quotas.push(charge));
+        Self {
             subject,
-            limits: SmallVec::new(),
-            owners: SmallVec::new(),
-            quotas: SmallVec::new(),
-        };
-        let (key, consumer) = (&subject.key, &subject.consumer);
-        for counted in &key.limits {
-            this.add("key", Charge::from(counted));
+            limits,
+            quotas,
         }
-        let grant = subject.grant();
-        for counted in grant.map(|grant| &*grant.limits).unwrap_or_default() {
-            this.add("grant", Charge::from(counted));
-        }
-        let names_none = this.limits.is_empty();
-        for counted in &consumer.limits {
-            this.add("consumer", Charge::from(counted));
-        }
-        this.quotas.extend(key.quota);
-        this.quotas.extend(consumer.quota);
-        if let (Some(grant), Some(service)) = (grant, &subject.service) {
-            for counted in service.limits.iter().filter(|_| names_none) {
-                let counter = grant.defaults.paired(counted.counter);
-                let limit = &counted.limit;
-                this.add("service", Charge { counter, limit });
-            }
-            if let (None, Some(default)) = (key.quota, service.quota) {
-                this.quotas.push(QuotaCharge {
-                    counter: grant.defaults.paired(default.counter),
-                    quota: default.quota,
-                });
-            }
-        }
-        this
-    }
-
-    fn add(&mut self, of: &'static str, charge: Charge<'a>) {
-        self.limits.push(charge);
-        self.owners.push(of);
     }
 
     /// Whether anything limits the subject.
@@ -86,31 +55,69 @@ impl<'a> Charges<'a> {
 
     /// What a limit is called in answers: `key:burst`.
     pub fn name(&self, index: usize) -> String {
-        match (self.owners.get(index), self.limits.get(index)) {
-            (Some(of), Some(charge)) => format!("{of}:{}", charge.limit.name),
-            (_, _) => String::new(),
-        }
+        each_limit(self.subject)
+            .nth(index)
+            .map(|(of, charge)| format!("{of}:{}", charge.limit.name))
+            .unwrap_or_default()
     }
+}
 
-    /// Each limit with where it stands.
-    pub fn told<'s>(
-        &'s self,
-        spent: &'s Spent,
-    ) -> impl Iterator<Item = (&'static str, &'a RateLimit, &'s LimitState)> {
-        self.owners
-            .iter()
-            .zip(&self.limits)
-            .zip(&spent.limits)
-            .map(|((of, charge), state)| (*of, charge.limit, state))
-    }
+/// Each limit with whose it is.
+fn each_limit(subject: &Subject) -> impl Iterator<Item = (&'static str, Charge<'_>)> {
+    let (key, grant) = (&subject.key, subject.grant());
+    let grants = grant.map(|grant| &*grant.limits).unwrap_or_default();
+    let names_none = key.limits.is_empty() && grants.is_empty();
+    let defaults = grant.zip(subject.service.as_ref()).filter(|_| names_none);
+    let defaults = defaults.into_iter().flat_map(|(grant, service)| {
+        service.limits.iter().map(|counted| Charge {
+            counter: grant.defaults.paired(counted.counter),
+            limit: &counted.limit,
+        })
+    });
+    each_of("key", &key.limits)
+        .chain(each_of("grant", grants))
+        .chain(each_of("consumer", &subject.consumer.limits))
+        .chain(defaults.map(|charge| ("service", charge)))
+}
 
-    /// The quota that is nearest to its end.
-    pub fn quota<'s>(&'s self, spent: &'s Spent) -> Option<(&'s QuotaCharge, &'s QuotaState)> {
-        self.quotas
-            .iter()
-            .zip(&spent.quotas)
-            .min_by_key(|(_, state)| (!state.exceeded, state.remaining))
-    }
+fn each_of<'a>(
+    of: &'static str,
+    limits: &'a [Counted],
+) -> impl Iterator<Item = (&'static str, Charge<'a>)> {
+    limits.iter().map(move |one| (of, Charge::from(one)))
+}
+
+fn each_quota(subject: &Subject) -> impl Iterator<Item = QuotaCharge> {
+    let (key, service) = (&subject.key, subject.service.as_ref());
+    let default = subject.grant().zip(service.and_then(|entry| entry.quota));
+    let default = default.filter(|_| key.quota.is_none());
+    let default = default.map(|(grant, default)| QuotaCharge {
+        counter: grant.defaults.paired(default.counter),
+        quota: default.quota,
+    });
+    [key.quota, subject.consumer.quota, default]
+        .into_iter()
+        .flatten()
+}
+
+/// Each limit with where it stands.
+pub fn told<'a>(
+    subject: &'a Subject,
+    spent: &'a Spent,
+) -> impl Iterator<Item = (&'static str, &'a RateLimit, &'a LimitState)> {
+    each_limit(subject)
+        .zip(&spent.limits)
+        .map(|((of, charge), state)| (of, charge.limit, state))
+}
+
+/// The quota that is nearest to its end.
+pub fn nearest_quota<'a>(
+    subject: &Subject,
+    spent: &'a Spent,
+) -> Option<(QuotaCharge, &'a QuotaState)> {
+    each_quota(subject)
+        .zip(&spent.quotas)
+        .min_by_key(|(_, state)| (!state.exceeded, state.remaining))
 }
 
 impl<'a> From<&'a Counted> for Charge<'a> {
@@ -138,9 +145,8 @@ impl LimitHeaders {
         if spent.is_free() {
             return None;
         }
-        let charges = Charges::of(subject);
         let mut this = Self::default();
-        for (of, limit, state) in charges.told(spent) {
+        for (of, limit, state) in told(subject, spent) {
             let comma = if this.policy.is_empty() { "" } else { ", " };
             let seconds = limit.period.duration().as_secs();
             // Writing to a string cannot fail.

@@ -7,6 +7,7 @@ use diesel_async::RunQueryDsl;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::last_used::LastNoted;
 use super::snapshot::{
     Counted, GrantSnapshot, KeySnapshot, KeyTold, SecretSnapshot, SecretTold, counted_quota,
     members,
@@ -245,6 +246,7 @@ impl TryFrom<KeyRows> for KeySnapshot {
         Ok(Self {
             told,
             rights: OnceLock::new(),
+            last_noted: LastNoted::default(),
             limits: Counted::all(
                 key.id.as_str(),
                 "limit",

@@ -9,6 +9,7 @@ use super::Answer;
 use super::answer::write;
 use super::body::VerifyAnswer;
 use super::decide::{AskedEnvironment, Outcome, Request, decide, explain};
+use super::last_used::LastNoted;
 use super::snapshot::{
     ConsumerSnapshot, Counted, GrantSnapshot, KeySnapshot, KeyTold, SecretSnapshot, SecretTold,
     ServiceEntry, Subject, TenantSnapshot, members,
@@ -99,6 +100,7 @@ impl Made {
                 secret,
                 told: told.unwrap(),
                 rights: OnceLock::new(),
+                last_noted: LastNoted::default(),
             },
             consumer: ConsumerSnapshot {
                 external_id: None,

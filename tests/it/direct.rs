@@ -1,5 +1,6 @@
 //! What the edge answers from memory is what the ordinary way answers, to the byte.
 
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::support::{Answer, Client, Home, Server, both, text};
@@ -7,6 +8,7 @@ use crate::support::{Answer, Client, Home, Server, both, text};
 both!(
     an_answer_from_the_edge_is_that_of_the_ordinary_way,
     what_the_edge_cannot_answer_alone_takes_the_ordinary_way,
+    a_caller_that_was_met_before_is_judged_anew,
 );
 
 /// It means nothing, but that the edge cannot know.
@@ -229,4 +231,74 @@ async fn what_the_edge_cannot_answer_alone_takes_the_ordinary_way(home: Home) {
     }
     assert_eq!(verify(limited).await.code(), "rate_limited");
     assert_eq!(world.answered_directly().await, before);
+}
+
+/// Its worker remembers a caller whole, with its tenant, its consumer and its rights.
+async fn a_caller_that_was_met_before_is_judged_anew(home: Home) {
+    let world = World::new(&home).await;
+    let (_, key) = &world.keys[0];
+    let good = json!({"api_key": key, "service": "invoicing"}).to_string();
+    let narrowed = json!({"grants": [{"service": "keystead", "scopes": ["verify:orders"]}]});
+    let elsewhere = json!({"allowed_ips": ["203.0.113.0/24"]});
+    let limited = json!({"rate_limits": [{"name": "calls", "limit": 1, "period": "1h"}]});
+    for (n, (method, what, body, code)) in [
+        (Method::POST, "keys/:key/revoke", json!({}), "revoked"),
+        (Method::POST, "keys/:key/disable", json!({}), "disabled"),
+        (
+            Method::POST,
+            "consumers/:consumer/disable",
+            json!({}),
+            "disabled",
+        ),
+        (Method::PATCH, "keys/:key", narrowed, "forbidden"),
+        (Method::PATCH, "keys/:key", elsewhere, "invalid_credential"),
+        (Method::PATCH, "keys/:key", limited, "rate_limited"),
+        (
+            Method::POST,
+            "keys/:key/rotate",
+            json!({"overlap": "0s"}),
+            "expired",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let consumer = json!({"slug": format!("of-{n}")});
+        let consumer = world.owner.create("/v1/consumers", consumer).await;
+        let caller = json!({
+            "name": "caller", "consumer": format!("of-{n}"), "ttl": "20d",
+            "grants": [{"service": "keystead", "scopes": ["verify"]}],
+        });
+        let caller = world.owner.create("/v1/keys", caller).await;
+        let client = world.caller.with_key(&text(&caller, "/api_key"));
+        let verify = async || {
+            client
+                .post("/v1/verify")
+                .json_text(good.clone())
+                .send()
+                .await
+        };
+        let before = world.answered_directly().await;
+        for _ in 0..20 {
+            assert_eq!(verify().await.code(), "valid", "{what}");
+        }
+        // Each worker meets it once.
+        assert!(world.answered_directly().await >= before + 10, "{what}");
+        let path = what
+            .replace(":key", &text(&caller, "/key/id"))
+            .replace(":consumer", &text(&consumer, "/id"));
+        let change = world.owner.request(method, &format!("/v1/{path}"));
+        let changed = change.json(body).send().await;
+        assert!(changed.status < 300, "{what}: {}", changed.body);
+        let told: Vec<String> = [verify().await, verify().await]
+            .iter()
+            .map(|answer| answer.code().to_owned())
+            .collect();
+        let first = if code == "rate_limited" {
+            "valid"
+        } else {
+            code
+        };
+        assert_eq!(told, [first, code], "{what}");
+    }
 }

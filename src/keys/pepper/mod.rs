@@ -190,6 +190,11 @@ impl PepperRing {
             .map(move |(version, pepper)| (*version, Fingerprint::of_text(key, pepper)))
     }
 
+    /// Whether a key has one fingerprint at most.
+    pub fn is_alone(&self) -> bool {
+        self.versions.len().min(COMPUTABLE_MAX) <= 1
+    }
+
     pub fn fingerprints(&self, key: &ApiKey) -> Vec<(i32, Fingerprint)> {
         self.prints(key).collect()
     }
