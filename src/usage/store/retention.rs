@@ -195,13 +195,14 @@ pub async fn cut_counts(conn: &mut Conn, what: Counted, before: i64) -> db::Resu
 /// answers whether there may be more.
 pub async fn cut_batches(conn: &mut Conn, before: i64) -> db::Result<bool> {
     // They were stored about in the order of their events: the first that are left are read, not all.
-    let query = "DELETE FROM usage_batch WHERE seq IN (SELECT seq FROM ( \
-                 SELECT seq, last_at FROM usage_batch WHERE seq IS NOT NULL ORDER BY seq LIMIT $2 \
-                 ) AS first WHERE last_at < $1)";
+    let query = "DELETE FROM usage_batch WHERE last_at < $1 AND seq IN ( \
+                 SELECT seq FROM usage_batch WHERE seq IS NOT NULL ORDER BY seq LIMIT $2)";
     let query = query.to_owned();
     Ok(deleted(conn, query, before).await? > 0)
 }
 
+/// `$1` is `before` and `$2` is [`CHUNK`], and the text has them in this order: to `SQLite` they are the
+/// names of the first and the second that it meets.
 async fn deleted(conn: &mut Conn, query: String, before: i64) -> db::Result<i64> {
     let deleted = each!(conn, c => diesel::sql_query(query)
         .bind::<BigInt, _>(before)
