@@ -21,6 +21,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, anyhow};
 use serde_json::json;
 
+/// A connection that was not needed for so long is opened anew: the server may be about to close it.
+const IDLE: Duration = Duration::from_secs(2);
+
 /// Nothing that is due sooner is slept for.
 const SOON: Duration = Duration::from_micros(150);
 
@@ -34,7 +37,10 @@ struct Plan {
 }
 
 struct Connection {
+    address: String,
     stream: TcpStream,
+    /// When it was last sent a request.
+    sent: Instant,
     /// When the request under way was due.
     due: Option<Instant>,
     received: Vec<u8>,
@@ -169,13 +175,20 @@ impl Connection {
         stream.set_nodelay(true)?;
         stream.set_nonblocking(true)?;
         Ok(Self {
+            address: address.to_owned(),
             stream,
+            sent: now(),
             due: None,
             received: Vec::new(),
         })
     }
 
     fn send(&mut self, plan: &Plan, key: &str, due: Instant) -> io::Result<()> {
+        let at = now();
+        if at.duration_since(self.sent) > IDLE {
+            *self = Self::open(&self.address)?;
+        }
+        self.sent = at;
         // Far less than a socket's buffer, which is empty: it is taken whole.
         let request = [plan.head.as_str(), key, plan.tail.as_str()].concat();
         self.stream.write_all(request.as_bytes())?;

@@ -88,7 +88,7 @@ def load(node, path, rate, seconds, samples=None):
     """Runs the generator to its end."""
     command = ["taskset", "-c", LOAD_CORE, node.programs.steady, node.address, str(rate), str(seconds),
                str(CONNECTIONS), path, *([samples] if samples else [])]
-    out = subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True)
+    out = subprocess.run([str(part) for part in command], check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(out.stdout)
 
 
