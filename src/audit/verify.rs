@@ -69,8 +69,7 @@ pub struct Report {
     pub head: Option<HeadReport>,
 }
 
-/// What was checked of a chain. Counts of uses are held against their sealed hours by `keystead audit
-/// verify` alone, as are checkpoints that left the database.
+/// What was checked of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[schema(title = "AuditCovered")]
@@ -154,7 +153,7 @@ pub(super) async fn checks(
 }
 
 /// How long a verification for a waiting caller runs before it answers how far it came.
-const TURN: Duration = Duration::from_secs(5);
+pub const TURN: Duration = Duration::from_secs(5);
 
 impl Audit {
     /// Verifies the chain of one tenant for a caller who waits: from the line `from`, for at most
