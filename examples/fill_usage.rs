@@ -27,7 +27,7 @@ use keystead::config::{Config, Sources};
 use keystead::db::{self, Conn, Db};
 use keystead::each;
 use keystead::entropy::Entropy;
-use keystead::id::{ConsumerId, KeyId, SecretId};
+use keystead::id::{self, ConsumerId, KeyId, SecretId};
 use keystead::tenants;
 use keystead::time::Timestamp;
 use keystead::usage::store::batch;
@@ -216,7 +216,7 @@ impl World {
             subject: None,
             actor: None,
             caller: self.callers[n % self.callers.len()].clone(),
-            request_id: format!("{:032x}", random.random::<u128>()),
+            request_id: id::sortable(Timestamp::from_millis(at), &random.random()).to_string(),
             latency_us: random.random_range(20..400),
         }
     }

@@ -18,7 +18,7 @@ use diesel_async::RunQueryDsl as _;
 use keystead::clock::Clock;
 use keystead::db::{self, Conn, Db, Target};
 use keystead::each;
-use keystead::id::{ConsumerId, KeyId, SecretId, TenantId};
+use keystead::id::{self, ConsumerId, KeyId, SecretId, TenantId};
 use keystead::time::Timestamp;
 use keystead::usage::codec::{Use, UsedKey, UsedToken};
 use keystead::usage::store::retention;
@@ -180,7 +180,7 @@ fn record(recorder: &Recorder, random: &mut StdRng, tenant: &str, key: &Made<'_>
     let is_valid = random.random_ratio(98, 100);
     let service = key.caller.service;
     let path = format!("/v1/{service}/{}", random.random_range(0..100_000));
-    let request_id = hex::encode(random.random::<[u8; 12]>());
+    let request_id = id::sortable(Timestamp::from_millis(at), &random.random());
     // A key is used from three addresses.
     let [net, subnet, range] = key.network;
     let ip = [net, subnet, range, random.random_range(1..4)].into();

@@ -23,12 +23,20 @@ const LEN: usize = 4 + ENCODED_LEN;
 type Inline = ArrayString<LEN>;
 
 fn generate(prefix: &str, at: Timestamp, random: &[u8; 10]) -> Inline {
-    let millis = at.millis().unsigned_abs();
-    let uuid = uuid::Builder::from_unix_timestamp_millis(millis, random).into_uuid();
-    let mut text = ulid::Ulid::from_bytes(uuid.into_bytes()).to_string();
-    text.make_ascii_lowercase();
+    let text = sortable(at, random);
     // A prefix of three letters and 26 characters: it fits.
     Inline::from(&format!("{prefix}_{text}")).unwrap_or_default()
+}
+
+/// 48 bits of time and 74 random ones in 26 characters: what is made later sorts later, so an index of
+/// them grows at its end.
+pub fn sortable(at: Timestamp, random: &[u8; 10]) -> ArrayString<ENCODED_LEN> {
+    let millis = at.millis().unsigned_abs();
+    let uuid = uuid::Builder::from_unix_timestamp_millis(millis, random).into_uuid();
+    let mut text = [0; ENCODED_LEN];
+    let text = ulid::Ulid::from_bytes(uuid.into_bytes()).array_to_str(&mut text);
+    text.make_ascii_lowercase();
+    ArrayString::from(text).unwrap_or_default()
 }
 
 fn is_well_formed(prefix: &str, text: &str) -> bool {

@@ -122,6 +122,8 @@ pub struct UsageMetrics {
     pub shed: Gauge<u64, AtomicU64>,
     /// Hours of events that were deleted for their age or for room.
     pub hours_cut: Counter,
+    /// Blocks of uses that the ledger does not take: they wait, and are tried again.
+    pub aside: Gauge<u64, AtomicU64>,
     /// Blocks of uses that could not be read.
     pub lost: Gauge<u64, AtomicU64>,
     /// Events that the file for a SIEM did not take.
@@ -262,6 +264,11 @@ impl Metrics {
             "usage_events_shed",
             "Uses that left a count and no event, for lack of room, since the start",
             usage.shed.clone(),
+        );
+        registry.register(
+            "usage_blocks_aside",
+            "Blocks of uses that the ledger does not take and that are tried again each minute",
+            usage.aside.clone(),
         );
         registry.register(
             "usage_blocks_lost",

@@ -174,6 +174,10 @@ pub fn api(app: &mut ServiceConfig) {
         "/v1/usage/export",
         vec![get().to(usage::export::export_usage_events)],
     );
+    at(
+        "/v1/usage/verify",
+        vec![post().to(usage::verify::verify_usage)],
+    );
 
     at("/v1/audit/events", vec![get().to(audit::list_audit_events)]);
     at(
@@ -272,6 +276,7 @@ pub fn api(app: &mut ServiceConfig) {
     usage::list_usage_events,
     usage::summarize_usage,
     usage::export::export_usage_events,
+    usage::verify::verify_usage,
     audit::list_audit_events,
     audit::export::export_audit_events,
     audit::list_audit_keys,

@@ -11,13 +11,13 @@ ROUNDS = 20
 DAY = 86_400
 
 
-def usage(programs, scratch):
+def usage(programs, scratch, events):
     figures = {}
     for name in ("sqlite", "postgres"):
         database = Throwaway("postgres") if name == "postgres" else None
         settings = {"KEYSTEAD__DATABASE__URL": database.url} if database else {}
         try:
-            figures[name] = on(Node(programs, scratch, f"usage-{name}", 1, settings=settings))
+            figures[name] = on(Node(programs, scratch, f"usage-{name}", 1, settings=settings), events)
         finally:
             if database:
                 database.stop()
@@ -25,10 +25,10 @@ def usage(programs, scratch):
     return figures
 
 
-def on(node):
+def on(node, events):
     try:
         node.stop()
-        made = fill(node)
+        made = fill(node, events)
         node.start()
         api = Api(node.address, node.owner)
         queries = {
@@ -45,14 +45,14 @@ def on(node):
             "summary: 30 days by day and key": "summary?bucket=day&group_by=key",
         }
         times = {name: timed(api, f"/v1/usage/{query}") for name, query in queries.items()}
-        return {"made": made, "times": times, "export": export(node)}
+        return {"made": made, "times": times, "export": export(node, events)}
     finally:
         node.stop()
 
 
-def fill(node):
+def fill(node, events):
     out = subprocess.run(
-        [node.programs.fill_usage, str(EVENTS), str(DAYS), str(COUNT_DAYS)], check=True,
+        [node.programs.fill_usage, str(events), str(DAYS), str(COUNT_DAYS)], check=True,
         stdout=subprocess.PIPE, text=True,
         env={**node.environment, "KEYSTEAD__SERVER__LISTEN": node.address},
     )
@@ -75,9 +75,9 @@ def timed(api, path):
             "held": len(held)}
 
 
-def export(node):
+def export(node, events):
     """Reads a window of the newest events and watches the server's memory meanwhile."""
-    since = ago(DAYS * EXPORTED / EVENTS)
+    since = ago(DAYS * min(1, EXPORTED / events))
     path = f"/v1/usage/export?from={urllib.parse.quote(since)}"
     request = urllib.request.Request(f"http://{node.address}{path}", headers={
         "x-api-key": node.owner, "audit-reason": "a measurement"})

@@ -287,6 +287,7 @@ impl App {
         let usage = &self.metrics.usage;
         usage.journal_bytes.set(self.ledger.waiting_bytes());
         usage.shed.set(self.ledger.shed());
+        usage.aside.set(self.ledger.aside());
         usage.lost.set(self.ledger.lost());
         usage.file_lost.set(self.ledger.file_lost());
         let keys = i64::try_from(self.validation.remembered()).unwrap_or(i64::MAX);

@@ -181,6 +181,7 @@ impl App {
             .app_data(web::Data::new(self.people.clone()))
             .app_data(web::Data::new(self.audit.clone()))
             .app_data(web::Data::new(self.usage.clone()))
+            .app_data(web::Data::new(self.seals.clone()))
             .app_data(web::Data::new(self.nodes.clone()))
             .app_data(web::Data::new(RefusedRecorder {
                 refusals: self.refusals.clone(),

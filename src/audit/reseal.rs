@@ -13,7 +13,7 @@ use super::change::Left;
 use super::fault::BadRecord;
 use super::outside::Found;
 use super::store::{self, checkpoint};
-use super::verify::{Chains, PAGE, Report, checks, end, tenants};
+use super::verify::{Chains, PAGE, Report, checks, covered, end, tenants};
 use super::walk::Walk;
 use super::{Attribution, Audit, TenantRef};
 use crate::db::{self, Conn};
@@ -217,7 +217,13 @@ async fn look(
     let state = walk.state();
     let named = walk.named.clone();
     Ok(Looked {
-        report: Report::of(&tenant.id, Some(tenant.slug.to_string()), walk, head),
+        report: Report::of(
+            &tenant.id,
+            Some(tenant.slug.to_string()),
+            covered(outside, true),
+            walk,
+            head,
+        ),
         named,
         state,
         lost,

@@ -47,6 +47,8 @@ pub struct Report {
     pub tenant: Option<String>,
     /// Nothing was altered, removed or inserted.
     pub valid: bool,
+    /// What that holds for.
+    pub covers: Vec<Covered>,
     /// How many records were checked.
     pub checked: i64,
     /// The first record that does not hold and was not accepted by a reseal.
@@ -65,6 +67,21 @@ pub struct Report {
     pub next_seq: Option<i64>,
     #[schema(required = true)]
     pub head: Option<HeadReport>,
+}
+
+/// What was checked of a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[schema(title = "AuditCovered")]
+pub enum Covered {
+    /// Each record, its hash and its place, as far as `checked` and `next_seq` say.
+    Records,
+    /// The end of the chain, and that nothing lies beyond it.
+    Head,
+    /// The checkpoints that the database has.
+    Checkpoints,
+    /// The checkpoints in files that were given.
+    CheckpointsOutside,
 }
 
 /// The end of the chain when it was verified.
@@ -136,7 +153,7 @@ pub(super) async fn checks(
 }
 
 /// How long a verification for a waiting caller runs before it answers how far it came.
-const TURN: Duration = Duration::from_secs(5);
+pub const TURN: Duration = Duration::from_secs(5);
 
 impl Audit {
     /// Verifies the chain of one tenant for a caller who waits: from the line `from`, for at most
@@ -253,9 +270,10 @@ async fn one(
         if !may_go_on() {
             let head = head.map(|(head, mac)| HeadReport::of(keys, &tenant, &head, &mac));
             let next_seq = Some(walk.next);
+            let covers = covered(&against.found, false);
             return Ok(Report {
                 next_seq,
-                ..Report::of(&tenant, slug, walk, head)
+                ..Report::of(&tenant, slug, covers, walk, head)
             });
         }
     }
@@ -274,7 +292,19 @@ async fn one(
     for bad in strange {
         walk.note(bad);
     }
-    Ok(Report::of(&tenant, slug, walk, head))
+    let covers = covered(&against.found, true);
+    Ok(Report::of(&tenant, slug, covers, walk, head))
+}
+
+pub(super) fn covered(outside: &[Found], is_to_end: bool) -> Vec<Covered> {
+    let mut covers = vec![Covered::Records, Covered::Checkpoints];
+    if is_to_end {
+        covers.push(Covered::Head);
+    }
+    if !outside.is_empty() {
+        covers.push(Covered::CheckpointsOutside);
+    }
+    covers
 }
 
 impl HeadReport {
@@ -291,6 +321,7 @@ impl Report {
     pub(super) fn of(
         tenant: &TenantId,
         slug: Option<String>,
+        covers: Vec<Covered>,
         walk: Walk,
         head: Option<HeadReport>,
     ) -> Self {
@@ -298,6 +329,7 @@ impl Report {
             tenant_id: tenant.to_string(),
             tenant: slug,
             valid: walk.bad == 0,
+            covers,
             checked: walk.checked,
             first_bad: walk.named.first().cloned(),
             faults: walk.named,

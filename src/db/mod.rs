@@ -534,7 +534,8 @@ impl Db {
     /// Runs `task` on the database's runtime to its end, whoever waits.
     ///
     /// # Errors
-    /// [`Error::Busy`] when it takes longer than `wait`; the task goes on.
+    /// [`Error::Busy`] when it takes longer than `wait`; the task goes on. [`Error::Query`] when it panics:
+    /// that is a defect of ours, and no sign that the database is away.
     pub(crate) async fn spawn<T, E, F>(
         &self,
         wait: Option<Duration>,
@@ -560,6 +561,10 @@ impl Db {
             Ok(done) => done,
             Err(error) => {
                 tracing::error!(%error, "a database task ended early");
+                if error.is_panic() {
+                    let what = "a database task panicked";
+                    return Err(Error::Query(DieselError::QueryBuilderError(what.into())).into());
+                }
                 Err(Error::Unavailable(anyhow::anyhow!("a database task ended early")).into())
             }
         }

@@ -10,6 +10,8 @@ use actix_web::{FromRequest, HttpMessage as _, HttpRequest};
 
 use super::problem::Problem;
 use crate::entropy::Entropy;
+use crate::id;
+use crate::time::Timestamp;
 
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -51,8 +53,10 @@ impl RequestContext {
     }
 }
 
-/// Takes the client's `X-Request-Id` if it is sane, else makes one of 96 random bits.
-pub fn request_id(headers: &HeaderMap, entropy: &Entropy) -> Arc<str> {
+/// Takes the client's `X-Request-Id` if it is sane, else makes one of the time and 74 random bits. The
+/// ledger has an index of them, which would be written all over if they were in no order. Nothing is
+/// granted for knowing one.
+pub fn request_id(headers: &HeaderMap, at: Timestamp, entropy: &Entropy) -> Arc<str> {
     let mut given = headers.get_all(&X_REQUEST_ID);
     if let (Some(one), None) = (given.next(), given.next())
         && let Ok(text) = one.to_str()
@@ -60,10 +64,7 @@ pub fn request_id(headers: &HeaderMap, entropy: &Entropy) -> Arc<str> {
     {
         return Arc::from(text);
     }
-    let mut text = [0; 24];
-    // Two digits a byte: the buffer fits, so this cannot fail.
-    let _fits = hex::encode_to_slice(entropy.nonce::<12>(), &mut text);
-    Arc::from(str::from_utf8(&text).unwrap_or_default())
+    Arc::from(&*id::sortable(at, &entropy.nonce()))
 }
 
 /// `[A-Za-z0-9._-]{1,64}`
@@ -103,12 +104,16 @@ pub(crate) fn take_response_headers(req: &HttpRequest) -> Vec<(HeaderName, Heade
 mod tests {
     use super::*;
 
+    /// 2026-11-25T08:00:00Z
+    const AT_MS: i64 = 1_795_593_600_000;
+
     fn id(lines: &[&str]) -> String {
         let mut headers = HeaderMap::new();
         for line in lines {
             headers.append(X_REQUEST_ID, HeaderValue::from_str(line).unwrap());
         }
-        request_id(&headers, &Entropy::seeded(7)).to_string()
+        let at = Timestamp::from_millis(AT_MS);
+        request_id(&headers, at, &Entropy::seeded(7)).to_string()
     }
 
     #[test]
@@ -121,11 +126,19 @@ mod tests {
     #[test]
     fn another_is_replaced_by_a_random_one() {
         let made = id(&[]);
-        assert_eq!(made.len(), 24);
+        assert_eq!(made.len(), 26);
         assert!(is_sane(&made));
         for odd in ["", "a b", "a\"b", "{\"level\":\"info\"}", &"x".repeat(65)] {
             assert_eq!(id(&[odd]), made, "{odd}");
         }
         assert_eq!(id(&["one", "two"]), made, "two lines");
+    }
+    #[test]
+    fn what_is_made_later_sorts_later() {
+        let entropy = Entropy::seeded(7);
+        let made = |ms| request_id(&HeaderMap::new(), Timestamp::from_millis(ms), &entropy);
+        let ids: Vec<_> = (0..1_000).map(|n| made(AT_MS + n * 1_000)).collect();
+        assert!(ids.is_sorted());
+        assert_ne!(made(AT_MS), made(AT_MS));
     }
 }

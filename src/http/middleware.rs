@@ -187,7 +187,7 @@ struct Visit {
 impl Visit {
     fn begin(settings: Arc<EdgeSettings>, req: &ServiceRequest) -> Self {
         let context = RequestContext {
-            request_id: request_id(req.headers(), &settings.entropy),
+            request_id: request_id(req.headers(), settings.clock.now(), &settings.entropy),
             ip: client_ip(req.peer_addr(), req.headers(), &settings.trusted_proxies),
             peer: client_ip(req.peer_addr(), req.headers(), &[]),
         };

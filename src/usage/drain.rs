@@ -129,6 +129,8 @@ impl Ledger {
             );
             progress.aside.insert(number, until);
         }
+        let aside = u64::try_from(progress.aside.len()).unwrap_or(u64::MAX);
+        self.0.aside.store(aside, Ordering::Relaxed);
         Ok(run.stored)
     }
 

@@ -74,6 +74,7 @@ pub(super) struct Inner {
     pub(super) appended: AtomicU64,
     shed: AtomicU64,
     pub(super) lost: AtomicU64,
+    pub(super) aside: AtomicU64,
     /// One at a time: blocks leave in their order.
     pub(super) storing: Mutex<Progress>,
     /// What was taken from the buffers and is not in the journal yet.
@@ -103,6 +104,7 @@ impl Ledger {
             appended: AtomicU64::new(0),
             shed: AtomicU64::new(0),
             lost: AtomicU64::new(0),
+            aside: AtomicU64::new(0),
             storing: Mutex::default(),
             flushing: Mutex::default(),
             inherited: StdMutex::default(),
@@ -281,6 +283,11 @@ impl Ledger {
     pub fn file_lost(&self) -> u64 {
         let file = self.0.outlets.get().and_then(|to| to.file.as_ref());
         file.map_or(0, EventFile::lost)
+    }
+
+    /// How many blocks the ledger did not take and others passed by: each is tried again.
+    pub fn aside(&self) -> u64 {
+        self.0.aside.load(Ordering::Relaxed)
     }
 
     /// How many blocks were given up.

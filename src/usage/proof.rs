@@ -6,13 +6,15 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::counts::HOUR_MS;
-use super::seal::{CUT, Counted, SEALED, Seal, look, name, nothing, read};
+use super::seal::{CUT, Counted, SEALED, Seal, Seals, look, name, nothing, read};
 use super::store::seal;
-use crate::audit::verify::tenants_of;
+use crate::audit::verify::{TURN, tenants_of};
 use crate::audit::{Chains, TenantRef, origin};
 use crate::db::{self, Conn, Db};
+use crate::telemetry::SecurityEvent;
 use crate::time::Timestamp;
 
 /// Lines that are read at a time.
@@ -22,7 +24,7 @@ const PAGE: i64 = 1_000;
 const NAMED_MAX: usize = 20;
 
 /// What was done to the counts of an hour.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum HourFault {
     /// They are not what was sealed.
@@ -34,17 +36,20 @@ pub enum HourFault {
 }
 
 /// An hour whose counts do not hold.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct BadHour {
+    /// Its beginning.
     pub hour: Timestamp,
     pub fault: HourFault,
     pub detail: String,
 }
 
 /// What was found in the hours of one tenant.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(title = "UsageReport")]
 pub struct HoursReport {
     /// Its slug.
+    #[schema(example = "default")]
     pub tenant: String,
     /// Every sealed hour that is kept is what was sealed.
     pub valid: bool,
@@ -56,7 +61,11 @@ pub struct HoursReport {
     pub unproved_hours: u64,
     /// The first twenty that do not hold.
     pub faults: Vec<BadHour>,
+    /// How many do not hold.
     pub bad: u64,
+    /// The hour to go on with, if the time was up before the end: then the rest is not checked.
+    #[schema(required = true)]
+    pub next_hour: Option<Timestamp>,
 }
 
 #[derive(Deserialize)]
@@ -87,9 +96,33 @@ pub async fn verify(
     let mut reports = Vec::new();
     for tenant in tenants_of(main, chains).await? {
         let said = said(main, &tenant).await?;
-        reports.push(one(ledger, &tenant, said).await?);
+        reports.push(one(ledger, &tenant, said, 0, || true).await?);
     }
     Ok(reports)
+}
+
+impl Seals {
+    /// Verifies the hours of one tenant for a caller who waits: from `from` on, for at most some seconds,
+    /// one at a time. [`HoursReport::next_hour`] says where to go on.
+    ///
+    /// # Errors
+    /// [`db::Error::Busy`] while another one runs.
+    pub async fn verify(&self, tenant: &TenantRef, from: Timestamp) -> db::Result<HoursReport> {
+        let Ok(_one_at_a_time) = self.verifying.try_acquire() else {
+            return Err(db::Error::Busy);
+        };
+        let until = self.clock.monotonic() + TURN;
+        let may_go_on = || self.clock.monotonic() < until;
+        let said = said(&self.main, tenant).await?;
+        let ledger = Some(&self.ledger);
+        let report = one(ledger, tenant, said, from.millis(), may_go_on).await?;
+        if let Some(bad) = report.faults.first() {
+            let told = format!("hour {}", name(bad.hour.millis()));
+            let event = SecurityEvent::UsageBroken;
+            self.audit.security_event(event, tenant.slug.as_str(), told);
+        }
+        Ok(report)
+    }
 }
 
 async fn said(main: &Db, tenant: &TenantRef) -> db::Result<Said> {
@@ -139,7 +172,14 @@ async fn said(main: &Db, tenant: &TenantRef) -> db::Result<Said> {
     Ok(said)
 }
 
-async fn one(ledger: Option<&Db>, tenant: &TenantRef, mut said: Said) -> db::Result<HoursReport> {
+/// Verifies hours that begin at `from` or later, as long as `may_go_on`, and one at least.
+async fn one(
+    ledger: Option<&Db>,
+    tenant: &TenantRef,
+    said: Said,
+    from: i64,
+    may_go_on: impl Fn() -> bool,
+) -> db::Result<HoursReport> {
     let mut report = HoursReport {
         tenant: tenant.slug.to_string(),
         valid: true,
@@ -148,26 +188,20 @@ async fn one(ledger: Option<&Db>, tenant: &TenantRef, mut said: Said) -> db::Res
         unproved_hours: 0,
         faults: Vec::new(),
         bad: 0,
+        next_hour: None,
     };
-    let kept = said.seals.split_off(&said.kept_from);
-    report.dropped_hours = u64::try_from(said.seals.len()).unwrap_or(u64::MAX);
+    let dropped = said.seals.range(from.min(said.kept_from)..said.kept_from);
+    report.dropped_hours = u64::try_from(dropped.count()).unwrap_or(u64::MAX);
+    let mut at = from.max(said.kept_from);
     // Hours that have counts, beside those that have seals.
-    let mut hours: BTreeMap<i64, Option<Seal>> = kept
-        .into_iter()
-        .map(|(hour, seal)| (hour, Some(seal)))
-        .collect();
-    let (mut from, through) = (said.kept_from, said.through);
-    while let Some(ledger) = ledger {
-        let id = tenant.id.to_string();
-        let next: Option<i64> = ledger
-            .read(async move |conn: &mut Conn| seal::next_hour(conn, &id, from, through).await)
-            .await?;
-        let Some(hour) = next else { break };
-        hours.entry(hour).or_default();
-        from = hour.saturating_add(1);
-    }
-    for (hour, seal) in hours {
-        let late_to = seal.as_ref().map_or(0, |seal| seal.late_to);
+    while let Some(hour) = next_of(ledger, tenant, &said, at).await? {
+        if at > from.max(said.kept_from) && !may_go_on() {
+            report.next_hour = Some(Timestamp::from_millis(hour));
+            return Ok(report);
+        }
+        at = hour.saturating_add(1);
+        let seal = said.seals.get(&hour);
+        let late_to = seal.map_or(0, |seal| seal.late_to);
         let id = tenant.id.to_string();
         let found = match ledger {
             None => nothing(),
@@ -176,14 +210,32 @@ async fn one(ledger: Option<&Db>, tenant: &TenantRef, mut said: Said) -> db::Res
                 ledger.snapshot(look).await?.on_time
             }
         };
-        match &seal {
+        match seal {
             Some(seal) if seal.digest == found.digest => report.sealed_hours += 1,
             None if found.digest == nothing().digest => {}
             None if hour.saturating_add(HOUR_MS) <= said.proved_from => report.unproved_hours += 1,
-            Some(_) | None => report.note(bad(hour, seal.as_ref(), &found)),
+            Some(_) | None => report.note(bad(hour, seal, &found)),
         }
     }
     Ok(report)
+}
+
+/// The first hour from `at` on that has a seal or counts.
+async fn next_of(
+    ledger: Option<&Db>,
+    tenant: &TenantRef,
+    said: &Said,
+    at: i64,
+) -> db::Result<Option<i64>> {
+    let sealed = said.seals.range(at..).next().map(|(hour, _)| *hour);
+    let Some(ledger) = ledger else {
+        return Ok(sealed);
+    };
+    let (id, through) = (tenant.id.to_string(), said.through);
+    let counted: Option<i64> = ledger
+        .read(async move |conn: &mut Conn| seal::next_hour(conn, &id, at, through).await)
+        .await?;
+    Ok(sealed.into_iter().chain(counted).min())
 }
 
 fn bad(hour: i64, seal: Option<&Seal>, found: &Counted) -> BadHour {

@@ -75,14 +75,23 @@ impl Usage {
             self.drop_hour(hour, &mut cut).await?;
             cut.hours_for_room += 1;
         }
-        let minutes = now.minus(MINUTES_KEPT).millis();
-        let counts = counts_from(now);
-        self.db
-            .write(async move |conn: &mut Conn| {
-                retention::cut_counts(conn, minutes, counts, old.min(minutes)).await
-            })
-            .await?;
+        self.cut_counts(now, old).await?;
         Ok(cut)
+    }
+
+    /// Deletes counts that are old, and batches whose events are; each part by itself, so that what is
+    /// stored meanwhile waits for one part alone.
+    async fn cut_counts(&self, now: Timestamp, old_events: i64) -> db::Result<()> {
+        let (minutes, counts) = (now.minus(MINUTES_KEPT).millis(), counts_from(now));
+        for table in retention::COUNTS {
+            let before = if table.is_by_minute { minutes } else { counts };
+            let cut = async move |conn: &mut Conn| retention::cut_counts(conn, table, before).await;
+            while self.db.write(cut).await? {}
+        }
+        let before = old_events.min(minutes);
+        let cut = async move |conn: &mut Conn| retention::cut_batches(conn, before).await;
+        while self.db.write(cut).await? {}
+        Ok(())
     }
 
     /// What age is judged by; a clock that jumped ahead makes nothing old. `None` for an empty ledger.

@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
+use tokio::sync::Semaphore;
 
 use super::Usage;
 use super::counts::{HOUR_MS, start};
@@ -50,10 +51,11 @@ const PAGE: i64 = 2_000;
 /// Seals the hours of the ledger, cheap to clone.
 #[derive(Clone)]
 pub struct Seals {
-    main: Db,
-    ledger: Db,
-    audit: Audit,
-    clock: Clock,
+    pub(super) main: Db,
+    pub(super) ledger: Db,
+    pub(super) audit: Audit,
+    pub(super) clock: Clock,
+    pub(super) verifying: Arc<Semaphore>,
     /// All tenants' hours before this are sealed, as far as this node knows.
     done_to: Arc<AtomicI64>,
 }
@@ -244,6 +246,7 @@ impl Seals {
             ledger,
             audit,
             clock,
+            verifying: Arc::new(Semaphore::new(1)),
             done_to: Arc::default(),
         }
     }

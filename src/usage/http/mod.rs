@@ -2,6 +2,7 @@
 
 pub mod body;
 pub mod export;
+pub mod verify;
 
 use actix_web::{HttpResponse, web};
 

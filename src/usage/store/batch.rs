@@ -457,7 +457,9 @@ fn put_seen(rows: &mut Rows, seen: &Seen, with_first: bool) {
     rows.number(seen.last_at);
 }
 
-const USE_COLUMNS: &[(&str, Kind)] = &[
+/// The number of a batch, and what [`put_use`] writes.
+const LATE_COLUMNS: &[(&str, Kind)] = &[
+    ("seq", Kind::Big),
     ("tenant_id", Kind::Text),
     ("start", Kind::Big),
     ("key_id", Kind::Text),
@@ -471,6 +473,8 @@ const USE_COLUMNS: &[(&str, Kind)] = &[
     ("uses", Kind::Big),
     ("cost", Kind::Big),
 ];
+
+const USE_COLUMNS: &[(&str, Kind)] = LATE_COLUMNS.split_at(1).1;
 
 static MINUTE: Table = Table {
     name: "usage_minute",
@@ -490,21 +494,7 @@ static HOUR: Table = Table {
 
 static LATE: Table = Table {
     name: "usage_late",
-    columns: &[
-        ("seq", Kind::Big),
-        ("tenant_id", Kind::Text),
-        ("start", Kind::Big),
-        ("key_id", Kind::Text),
-        ("secret_id", Kind::Text),
-        ("superseded", Kind::Integer),
-        ("service", Kind::Text),
-        ("outcome", Kind::Text),
-        ("operation", Kind::Text),
-        ("caller", Kind::Text),
-        ("consumer_id", Kind::Text),
-        ("uses", Kind::Big),
-        ("cost", Kind::Big),
-    ],
+    columns: LATE_COLUMNS,
     conflict: "",
 };
 

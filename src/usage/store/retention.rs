@@ -7,17 +7,14 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Nullable};
 use diesel_async::RunQueryDsl;
 
-use crate::db::schema::{
-    usage_batch, usage_day, usage_hour, usage_ip, usage_late, usage_minute, usage_scope,
-    usage_stranger,
-};
+use crate::db::schema::usage_batch;
 use crate::db::{self, Conn};
 use crate::each;
 use crate::usage::counts::HOUR_MS;
 
 use super::partition;
 
-/// So many rows go in one transaction of `SQLite`, so that no batch waits long.
+/// So many rows go in one transaction, so that no batch waits long, and none runs into a time limit.
 pub const CHUNK: i64 = 5_000;
 
 #[derive(diesel::QueryableByName)]
@@ -26,11 +23,16 @@ struct Number {
     number: i64,
 }
 
-/// The tenants that have events, each found by one look into the index: there is none by time alone.
-const TENANTS: &str = "WITH RECURSIVE tenant(id) AS ( \
-                       SELECT MIN(tenant_id) FROM usage_event UNION ALL \
-                       SELECT (SELECT MIN(tenant_id) FROM usage_event WHERE tenant_id > tenant.id) \
-                       FROM tenant WHERE tenant.id IS NOT NULL)";
+/// `tenant(id)`: those that have rows in a table, each found by one look into its index. There is none by
+/// time alone.
+fn tenants_in(table: &str) -> String {
+    format!(
+        "WITH RECURSIVE tenant(id) AS ( \
+         SELECT MIN(tenant_id) FROM {table} UNION ALL \
+         SELECT (SELECT MIN(tenant_id) FROM {table} WHERE tenant_id > tenant.id) \
+         FROM tenant WHERE tenant.id IS NOT NULL)"
+    )
+}
 
 #[derive(diesel::QueryableByName)]
 struct Oldest {
@@ -70,8 +72,9 @@ pub async fn hours_before(conn: &mut Conn, before_ms: i64) -> db::Result<Vec<i64
     match conn {
         Conn::Sqlite(c) => {
             let query = format!(
-                "{TENANTS} SELECT MIN((SELECT MIN(at) FROM usage_event \
-                 WHERE tenant_id = tenant.id)) AS at FROM tenant"
+                "{} SELECT MIN((SELECT MIN(at) FROM usage_event \
+                 WHERE tenant_id = tenant.id)) AS at FROM tenant",
+                tenants_in("usage_event")
             );
             let oldest: Oldest = diesel::sql_query(query).get_result(&mut **c).await?;
             let hour = oldest.at.map(|at| at.div_euclid(HOUR_MS));
@@ -99,41 +102,112 @@ pub async fn drop_hour(conn: &mut Conn, hour: i64) -> db::Result<bool> {
     }
     let end = (hour + 1).saturating_mul(HOUR_MS);
     let query = format!(
-        "{TENANTS} DELETE FROM usage_event WHERE rowid IN \
+        "{} DELETE FROM usage_event WHERE rowid IN \
          (SELECT usage_event.rowid FROM tenant CROSS JOIN usage_event \
-          WHERE tenant_id = tenant.id AND at < $1 LIMIT $2)"
+          WHERE tenant_id = tenant.id AND at < $1 LIMIT $2)",
+        tenants_in("usage_event")
     );
+    Ok(deleted(conn, query, end).await? >= CHUNK)
+}
+
+/// Tables of counts, each with the column of its time and with its primary key.
+pub const COUNTS: [Counted; 7] = [
+    Counted {
+        table: "usage_minute",
+        time: "start",
+        key: USE_KEY,
+        is_by_minute: true,
+    },
+    Counted {
+        table: "usage_hour",
+        time: "start",
+        key: USE_KEY,
+        is_by_minute: false,
+    },
+    Counted {
+        table: "usage_late",
+        time: "start",
+        key: "tenant_id, start, seq, key_id, secret_id, superseded, service, outcome, operation, caller",
+        is_by_minute: false,
+    },
+    Counted {
+        table: "usage_day",
+        time: "start",
+        key: "tenant_id, start, service, outcome, operation",
+        is_by_minute: false,
+    },
+    Counted {
+        table: "usage_ip",
+        time: "day",
+        key: "tenant_id, day, key_id, ip",
+        is_by_minute: false,
+    },
+    Counted {
+        table: "usage_scope",
+        time: "day",
+        key: "tenant_id, day, key_id, service, scope",
+        is_by_minute: false,
+    },
+    Counted {
+        table: "usage_stranger",
+        time: "hour",
+        key: "tenant_id, hour, caller, service, outcome, operation, ip",
+        is_by_minute: false,
+    },
+];
+
+const USE_KEY: &str =
+    "tenant_id, start, key_id, secret_id, superseded, service, outcome, operation, caller";
+
+/// A table of counts as it is cut.
+#[derive(Clone, Copy, Debug)]
+pub struct Counted {
+    table: &'static str,
+    time: &'static str,
+    key: &'static str,
+    pub is_by_minute: bool,
+}
+
+/// Deletes at most [`CHUNK`] counts that begin before `before`; answers whether there may be more.
+pub async fn cut_counts(conn: &mut Conn, what: Counted, before: i64) -> db::Result<bool> {
+    let Counted {
+        table, time, key, ..
+    } = what;
+    let tenants = tenants_in(table);
+    let old = |key: &str| {
+        format!(
+            "{tenants} SELECT {key} FROM tenant CROSS JOIN {table} \
+             WHERE tenant_id = tenant.id AND {time} < $1 LIMIT $2"
+        )
+    };
+    let query = match conn {
+        // Most of these tables have no other key there.
+        Conn::Sqlite(_) => format!("DELETE FROM {table} WHERE ({key}) IN ({})", old(key)),
+        Conn::Postgres(_) => {
+            let old = old(&format!("{table}.ctid"));
+            format!("DELETE FROM {table} WHERE ctid = ANY(ARRAY({old}))")
+        }
+    };
+    Ok(deleted(conn, query, before).await? >= CHUNK)
+}
+
+/// Deletes batches whose events ended before `before`, of at most [`CHUNK`] that were stored first;
+/// answers whether there may be more.
+pub async fn cut_batches(conn: &mut Conn, before: i64) -> db::Result<bool> {
+    // They were stored about in the order of their events: the first that are left are read, not all.
+    let query = "DELETE FROM usage_batch WHERE last_at < $1 AND seq IN ( \
+                 SELECT seq FROM usage_batch WHERE seq IS NOT NULL ORDER BY seq LIMIT $2)";
+    let query = query.to_owned();
+    Ok(deleted(conn, query, before).await? > 0)
+}
+
+/// `$1` is `before` and `$2` is [`CHUNK`], and the text has them in this order: to `SQLite` they are the
+/// names of the first and the second that it meets.
+async fn deleted(conn: &mut Conn, query: String, before: i64) -> db::Result<i64> {
     let deleted = each!(conn, c => diesel::sql_query(query)
-        .bind::<BigInt, _>(end)
+        .bind::<BigInt, _>(before)
         .bind::<BigInt, _>(CHUNK)
         .execute(c)
         .await)?;
-    Ok(i64::try_from(deleted).unwrap_or(i64::MAX) >= CHUNK)
-}
-
-/// Deletes counts by minutes that begin before the first, other counts that begin before the second, and
-/// batches whose events ended before the third.
-pub async fn cut_counts(
-    conn: &mut Conn,
-    minutes: i64,
-    counts: i64,
-    batches: i64,
-) -> db::Result<usize> {
-    let mut cut = 0;
-    macro_rules! before {
-        ($table:ident, $column:ident, $limit:expr) => {
-            cut += each!(&mut *conn, c => diesel::delete(
-                $table::table.filter($table::$column.lt($limit))
-            ).execute(c).await)?;
-        };
-    }
-    before!(usage_minute, start, minutes);
-    before!(usage_hour, start, counts);
-    before!(usage_late, start, counts);
-    before!(usage_day, start, counts);
-    before!(usage_ip, day, counts);
-    before!(usage_scope, day, counts);
-    before!(usage_stranger, hour, counts);
-    before!(usage_batch, last_at, batches);
-    Ok(cut)
+    Ok(i64::try_from(deleted).unwrap_or(i64::MAX))
 }

@@ -55,7 +55,11 @@ fn master(byte: u8, others: &[u8]) -> MasterKeys {
 
 impl Trail {
     async fn new(home: &Home) -> Self {
-        let (clock, db, master) = (Clock::shifted(), home.db(), master(7, &[]));
+        Self::under(home, master(7, &[])).await
+    }
+
+    async fn under(home: &Home, master: MasterKeys) -> Self {
+        let (clock, db) = (Clock::shifted(), home.db());
         let metrics = Arc::new(Metrics::new(&[]));
         let audit = Audit::new(db.clone(), clock.clone(), Entropy::System, &master)
             .counted(Arc::clone(&metrics));

@@ -34,7 +34,11 @@ both!(
 impl Trail {
     /// A trail that signs, and tells a file.
     pub async fn signing(home: &Home, lines: usize) -> (Self, PathBuf) {
-        let mut trail = Self::new(home).await;
+        Self::signing_under(home, lines, master(7, &[])).await
+    }
+
+    pub async fn signing_under(home: &Home, lines: usize, master: MasterKeys) -> (Self, PathBuf) {
+        let mut trail = Self::under(home, master).await;
         let file = home.dir().join("checkpoints.ndjson");
         let _none_of_a_former_trail = std::fs::remove_file(&file);
         trail.audit = trail.audit.telling(Outlet {

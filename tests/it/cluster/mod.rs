@@ -24,7 +24,7 @@ use tokio::time::Instant;
 
 use crate::support::load::{Line, Plan, Question, Report, Told};
 use crate::support::redis::OwnRedis;
-use crate::support::{Client, Home, Process, Proxy, free_address, setting, text, until};
+use crate::support::{Client, Home, Process, Proxy, figure, free_address, setting, text, until};
 
 /// Makes `name::three_nodes` of each async function that takes a [`Cluster`].
 macro_rules! three_nodes {
@@ -64,12 +64,6 @@ fn expect_all_valid_or_busy(asked: &Report, when: &str) {
 /// How much of it: in the ordinary suite, and when it is whole.
 fn sized<T>(short: T, whole: T) -> T {
     if is_long() { whole } else { short }
-}
-
-/// What was measured; `scripts/test --long` shows it.
-#[expect(clippy::print_stdout, reason = "figures are for who runs the tests")]
-fn figure(text: impl std::fmt::Display) {
-    println!("{text}");
 }
 
 struct Node {

@@ -259,7 +259,7 @@ pub fn recipe(operation: &str) -> Option<Recipe> {
         "create_audit_checkpoint" => scope("audit:read").answers(201),
         "list_audit_checkpoints" => scope("audit:read"),
         "list_audit_keys" => scope("audit:read"),
-        "verify_audit" => scope("audit:read"),
+        "verify_audit" | "verify_usage" => scope("audit:read"),
         "export_audit_events" => scope("audit:read").leaves(&["audit.export"]),
         // Reviews
         "create_access_review" => scope("keys:write")

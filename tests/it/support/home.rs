@@ -75,7 +75,7 @@ impl Home {
 
     /// `keystead` beside this home's nodes, with the settings that they have.
     pub fn keystead(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(super::BINARY);
+        let mut command = Command::new(super::process::binary());
         command.args(arguments).current_dir(&self.dir).env_clear();
         for (name, value) in self.settings(&self.dir.join("beside"), "127.0.0.1:1") {
             command.env(format!("KEYSTEAD__{name}"), value);

@@ -51,6 +51,8 @@ pub struct Told {
     /// A decision's or a problem's; empty if there is none.
     pub code: String,
     pub retry_after_ms: Option<u64>,
+    /// As the node calls the request; empty if there was no answer.
+    pub request_id: String,
 }
 
 impl Told {
@@ -63,6 +65,7 @@ impl Told {
             status: 0,
             code: format!("({why})"),
             retry_after_ms: None,
+            request_id: String::new(),
         }
     }
 }
@@ -138,6 +141,7 @@ impl Line {
             status: status.unwrap_or(0),
             code: body["code"].as_str().unwrap_or_default().to_owned(),
             retry_after_ms: body["retry_after_ms"].as_u64(),
+            request_id: field("x-request-id: ").unwrap_or_default().to_owned(),
         })
     }
 }

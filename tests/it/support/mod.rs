@@ -73,6 +73,12 @@ pub fn setting(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
+/// What was measured; `scripts/test --long` shows it.
+#[expect(clippy::print_stdout, reason = "figures are for who runs the tests")]
+pub fn figure(text: impl std::fmt::Display) {
+    println!("{text}");
+}
+
 /// Brings the database at `url` up to date, as a starting node does.
 pub async fn migrate(url: &str) -> Vec<String> {
     let target = Target::parse(url).expect("the support made the URL");

@@ -13,6 +13,11 @@ use super::{Client, Home, until};
 /// The program.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_keystead");
 
+/// The program, or its release build where it is measured.
+pub fn binary() -> String {
+    super::setting("KEYSTEAD_TEST_BINARY").unwrap_or_else(|| BINARY.to_owned())
+}
+
 /// A `keystead serve`. Killed when it is dropped.
 pub struct Process {
     pub address: String,
@@ -32,9 +37,7 @@ impl Home {
 
     /// Starts a node and does not wait: it may have to end by itself.
     pub fn start(&self, settings: &[(&str, &str)]) -> Process {
-        // The release build, where it is measured.
-        let binary = super::setting("KEYSTEAD_TEST_BINARY").unwrap_or_else(|| BINARY.to_owned());
-        let mut command = Command::new(binary);
+        let mut command = Command::new(binary());
         command.arg("serve");
         self.start_by(command, settings, None)
     }

@@ -19,6 +19,7 @@ both!(
     blocks_that_were_stored_and_are_still_in_the_journal_count_once,
     a_block_that_the_ledger_does_not_take_holds_up_no_other,
     a_ledger_that_takes_nothing_sets_nothing_aside,
+    work_that_panics_is_a_defect_and_no_sign_of_a_ledger_that_is_away,
     a_block_that_cannot_be_read_is_given_up_and_the_others_are_stored,
     the_log_of_the_journal_stays_small,
     no_commit_into_the_journal_waits_for_the_disk,
@@ -176,6 +177,7 @@ async fn a_block_that_the_ledger_does_not_take_holds_up_no_other(home: Home) {
         node.keep(caller, 10).await;
     }
     assert_eq!(node.store().await.unwrap(), 3);
+    assert_eq!(node.ledger.aside(), 1);
     assert_eq!(number(&home, EVENTS).await, 30);
     assert_eq!(number(&home, USES).await, 30);
     // It waits; what comes later passes it by, and is not told that anything is wrong.
@@ -192,6 +194,7 @@ async fn a_block_that_the_ledger_does_not_take_holds_up_no_other(home: Home) {
     node.moved_ms.fetch_add(61_000, Ordering::SeqCst);
     assert_eq!(node.store().await.unwrap(), 1);
     assert!(!node.ledger.is_waiting());
+    assert_eq!(node.ledger.aside(), 0);
     assert_eq!(number(&home, EVENTS).await, 50);
     assert_eq!(number(&home, USES).await, 50);
     let numbers = "SELECT number || ' ' || seq AS line FROM usage_batch ORDER BY seq";
@@ -217,6 +220,21 @@ async fn a_ledger_that_takes_nothing_sets_nothing_aside(home: Home) {
     refuse(&home, "= 'poison'").await;
     node.keep("poison", 10).await;
     assert!(node.store().await.is_err());
+}
+
+/// So a block whose storing panics is one that the ledger does not take, and holds up no other.
+async fn work_that_panics_is_a_defect_and_no_sign_of_a_ledger_that_is_away(home: Home) {
+    let db = home.usage_db();
+    for _ in 0..3 {
+        let panicking = async |_: &mut Conn| -> db::Result<()> { panic!("on purpose") };
+        let told = db.write_to_end(panicking).await;
+        assert!(matches!(told, Err(db::Error::Query(_))), "{told:?}");
+    }
+    // What it had begun is undone, and nothing waits for it.
+    let node = Node::new(&home, &home.dir().join("journal.db"), "a").await;
+    node.keep("caller", 10).await;
+    assert_eq!(node.store().await.unwrap(), 1);
+    assert_eq!(number(&home, USES).await, 10);
 }
 
 async fn a_block_that_cannot_be_read_is_given_up_and_the_others_are_stored(home: Home) {

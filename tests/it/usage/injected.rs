@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::number;
 use super::recorded::{Asker, BOUND, stop};
-use crate::support::{Client, Home, both, until};
+use crate::support::{Client, Home, both, text, until};
 
 both!(every_free_text_is_one_line_and_no_formula);
 
@@ -25,7 +25,7 @@ const HOSTILE: [&str; 9] = [
 ];
 
 /// What a name must not be is refused; whatever is taken is held against the promise.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Taken {
     fields: BTreeMap<&'static str, usize>,
     /// Uses of a key that was identified: each leaves an event.
@@ -131,6 +131,33 @@ async fn fill(owner: &Client, asker: &Asker) -> Taken {
     taken
 }
 
+/// A review of all keys, with what may be written into it; answers the path of its export.
+async fn review(owner: &Client, taken: &mut Taken) -> String {
+    for text in HOSTILE {
+        for (field, body) in [
+            ("review name", json!({"name": text})),
+            ("review reason", json!({"name": "plain", "reason": text})),
+        ] {
+            taken.create(owner, field, "/v1/reviews/access", body).await;
+        }
+    }
+    let review = owner
+        .create("/v1/reviews/access", json!({"name": "of all keys"}))
+        .await;
+    let path = format!("/v1/reviews/access/{}", text(&review, "/id"));
+    let items = owner.get(&format!("{path}/items?limit=200")).send().await;
+    let items = items.expect(200);
+    let keys = items["items"].as_array().expect("a page").iter();
+    for (note, item) in HOSTILE.iter().zip(keys) {
+        let decision = json!({"decision": "keep", "note": note});
+        let path = format!("{path}/items/{}/decide", text(item, "/key/id"));
+        taken
+            .create(owner, "note of a decision", &path, decision)
+            .await;
+    }
+    format!("{path}/export")
+}
+
 /// Each line is JSON by itself, for a reader that takes more for the end of a line than we do, too.
 fn lines(what: &str, text: &str) -> Vec<Value> {
     let ends = |c: char| (c.is_control() && c != '\n') || matches!(c, '\u{2028}' | '\u{2029}');
@@ -182,7 +209,7 @@ async fn every_free_text_is_one_line_and_no_formula(home: Home) {
         .await;
     let owner = node.owner();
     let asker = Asker::new(&owner).await;
-    let taken = fill(&owner, &asker).await;
+    let mut taken = fill(&owner, &asker).await;
     // A formula is a text like others: where none was taken, nothing was tried.
     for field in [
         "service name",
@@ -222,6 +249,23 @@ async fn every_free_text_is_one_line_and_no_formula(home: Home) {
     assert!(trail > 40, "{trail}");
     let table = export("/v1/audit/export?format=csv").await;
     assert!(rows("the table of the audit trail", &table) > trail);
+
+    let keys = lines("the keys", &export("/v1/keys/export").await).len();
+    assert!(keys > 10, "{keys}");
+    let table = export("/v1/keys/export?format=csv").await;
+    assert_eq!(rows("the table of keys", &table), keys);
+    let review = review(&owner, &mut taken).await;
+    assert!(taken.fields["note of a decision"] >= 2, "{taken:?}");
+    let items = lines("the review", &export(&review).await).len();
+    assert!(items > 10, "{items}");
+    let table = export(&format!("{review}?format=csv")).await;
+    assert_eq!(rows("the table of the review", &table), items);
+    // It stands in the trail, too.
+    lines("the audit trail", &export("/v1/audit/export").await);
+    rows(
+        "the table of the audit trail",
+        &export("/v1/audit/export?format=csv").await,
+    );
 
     let log = node.log();
     stop(node).await;

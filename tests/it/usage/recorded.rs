@@ -3,20 +3,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use keystead::clock::Clock;
 use keystead::time::{Span, Timestamp};
 use serde_json::json;
 
 use super::{lines, number};
+use crate::support::load::{Plan, Question};
 use crate::support::tables::lines_of;
 use crate::support::{
-    Backend, Client, Fault, Home, Process, Proxy, both, run, setting, text, until,
+    Backend, Client, Fault, Home, Process, Proxy, both, figure, run, setting, text, until,
 };
 
 both!(
     every_decision_is_counted_and_those_of_known_keys_are_events,
     a_kill_loses_at_most_one_flush_and_doubles_nothing,
-    a_node_that_is_told_to_stop_loses_nothing,
+    a_stop_loses_nothing_and_doubles_nothing,
     a_kill_does_not_lose_when_a_key_was_last_used,
     keys_are_found_by_when_they_were_last_used,
 );
@@ -29,6 +31,8 @@ const FLUSHED: Duration = Duration::from_millis(600);
 /// A caller and a key to ask about.
 pub struct Asker {
     pub caller: Client,
+    /// The caller's.
+    caller_key: String,
     pub key: String,
 }
 
@@ -49,8 +53,10 @@ impl Asker {
         let key = owner
             .create("/v1/keys", grant("invoicing", "invoice:read"))
             .await;
+        let caller_key = text(&caller, "/api_key");
         Self {
-            caller: owner.with_key(&text(&caller, "/api_key")),
+            caller: owner.with_key(&caller_key),
+            caller_key,
             key: text(&key, "/api_key"),
         }
     }
@@ -139,75 +145,93 @@ pub async fn ask_until_gone(
     answered
 }
 
+/// How many ask at once.
+const LANES: usize = 6;
+
+/// How a node ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Kill,
+    Stop,
+}
+
 async fn a_kill_loses_at_most_one_flush_and_doubles_nothing(home: Home) {
+    ends_under_load(&home, End::Kill).await;
+}
+
+async fn a_stop_loses_nothing_and_doubles_nothing(home: Home) {
+    ends_under_load(&home, End::Stop).await;
+}
+
+/// Ends a node under load again and again, each time one on the same database and journal.
+async fn ends_under_load(home: &Home, end: End) {
+    let ends: u64 = if setting("KEYSTEAD_TEST_LONG").is_some() {
+        50
+    } else {
+        10
+    };
     let mut node = home.spawn(&[]).await;
     let address = node.address.clone();
     let again = [("SERVER__LISTEN", address.as_str())];
     let asker = Asker::new(&node.owner()).await;
-    let kills = if setting("KEYSTEAD_TEST_LONG").is_some() {
-        50
-    } else {
-        4
-    };
     let (mut kept, mut sent) = (BTreeSet::new(), BTreeSet::new());
-    for kill in 0..kills {
-        let prefix = format!("kill-{kill}");
-        let asking = ask_until_gone(&asker, &prefix, 100_000);
-        let killing = async {
-            tokio::time::sleep(Duration::from_millis(900 + kill * 173 % 700)).await;
-            node.signal("KILL");
-            Clock::System.monotonic()
+    for round in 0..ends {
+        let lanes: Vec<String> = (0..LANES)
+            .map(|lane| format!("round-{round}-lane-{lane}"))
+            .collect();
+        let asking = lanes
+            .iter()
+            .map(|lane| ask_until_gone(&asker, lane, 100_000));
+        let ending = async {
+            // From a part of a flush to several of them.
+            tokio::time::sleep(Duration::from_millis(750 + round * 173 % 400)).await;
+            let at = Clock::System.monotonic();
+            node.signal(if end == End::Kill { "KILL" } else { "TERM" });
+            at
         };
-        let (answered, killed) = tokio::join!(asking, killing);
-        node.ended(BOUND).await;
-        assert!(answered.len() > 20, "{}", answered.len());
-        // One request may have been decided and its answer lost.
-        sent.insert(format!("{prefix}-{}", answered.len()));
-        for (id, at) in answered {
-            if at + FLUSHED < killed {
-                kept.insert(id.clone());
+        let (answered, ended) = tokio::join!(join_all(asking), ending);
+        let status = node.ended(BOUND).await;
+        assert_eq!(status.success(), end == End::Stop, "{status}");
+        let count: usize = answered.iter().map(BTreeMap::len).sum();
+        assert!(count > 20, "{count}");
+        for (lane, answered) in lanes.iter().zip(answered) {
+            // One request may have been decided and its answer lost.
+            sent.insert(format!("{lane}-{}", answered.len()));
+            for (id, at) in answered {
+                if end == End::Stop || at + FLUSHED < ended {
+                    kept.insert(id.clone());
+                }
+                sent.insert(id);
             }
-            sent.insert(id);
+        }
+        if end == End::Stop {
+            // Before another one begins.
+            assert_eq!(missing(home, &kept).await, 0);
         }
         node = home.spawn(&again).await;
     }
-    assert!(
-        kept.len() > 20 * usize::try_from(kills).unwrap(),
-        "{}",
-        kept.len()
-    );
-    let is_there = async || {
-        let there: BTreeSet<String> = events(&home).await.into_iter().collect();
-        kept.is_subset(&there)
-    };
+    let least = 10 * usize::try_from(ends).unwrap();
+    assert!(kept.len() > least, "{}", kept.len());
+    // What a killed node left in its journal is stored by the next.
+    let is_there = async || missing(home, &kept).await == 0;
     until(BOUND, "what was kept is stored", is_there).await;
     stop(node).await;
-    let there = events(&home).await;
+    let there = events(home).await;
     let distinct: BTreeSet<String> = there.iter().cloned().collect();
     assert_eq!(there.len(), distinct.len(), "some are there twice");
     assert!(distinct.is_subset(&sent), "some were never sent");
-    assert_eq!(counted(&home).await, i64::try_from(there.len()).unwrap());
+    assert_eq!(counted(home).await, i64::try_from(there.len()).unwrap());
+}
+
+/// How many of them are not in the ledger.
+async fn missing(home: &Home, kept: &BTreeSet<String>) -> usize {
+    let there: BTreeSet<String> = events(home).await.into_iter().collect();
+    kept.difference(&there).count()
 }
 
 pub async fn stop(mut node: Process) {
     node.signal("TERM");
     assert!(node.ended(BOUND).await.success());
-}
-
-async fn a_node_that_is_told_to_stop_loses_nothing(home: Home) {
-    let node = home.spawn(&[("SERVER__DRAIN_DELAY", "0s")]).await;
-    let asker = Asker::new(&node.owner()).await;
-    let asking = ask_until_gone(&asker, "stop", 100_000);
-    let stopping = async {
-        tokio::time::sleep(Duration::from_millis(700)).await;
-        stop(node).await;
-    };
-    let (answered, ()) = tokio::join!(asking, stopping);
-    assert!(answered.len() > 20, "{}", answered.len());
-    let there: BTreeSet<String> = events(&home).await.into_iter().collect();
-    let missing: Vec<&String> = answered.keys().filter(|id| !there.contains(*id)).collect();
-    assert!(missing.is_empty(), "{missing:?}");
-    assert_eq!(events(&home).await.len(), there.len());
 }
 
 /// What a killed node had not written yet stands in its journal or in the ledger.
@@ -311,33 +335,48 @@ async fn keys_are_found_by_when_they_were_last_used(home: Home) {
     assert_eq!(lines(&home, told).await, ["2"]);
 }
 
+/// So many validations a second, when it is the whole: for two minutes.
+const RATE: u32 = 500;
+
 #[test]
 fn uses_wait_in_the_journal_while_the_database_is_away() {
     run(Backend::Postgres, |home: Home| async move {
+        let is_long = setting("KEYSTEAD_TEST_LONG").is_some();
+        let (rate, lasts) = if is_long {
+            (RATE, Duration::from_mins(2))
+        } else {
+            (100, Duration::from_secs(4))
+        };
         let mut proxy = Proxy::before(home.database_address()).await;
         let url = home.database_url_at(proxy.address);
         let node = home.spawn(&[("DATABASE__URL", &url)]).await;
         let asker = Asker::new(&node.owner()).await;
         assert!(asker.ask(&asker.key, "before").await.is_some());
         proxy.set(Fault::Refuse).await;
-        let mut answered = 1;
-        let began = Clock::System.monotonic();
-        while began.elapsed() < Duration::from_secs(4) {
-            let id = format!("away-{answered}");
-            assert_eq!(
-                asker.ask(&asker.key, &id).await.as_deref(),
-                Some("valid"),
-                "{id}"
-            );
-            answered += 1;
-        }
+        let question = Question::verify(&asker.caller_key, &asker.key);
+        let mut plan = Plan::at(rate, vec![node.address.parse().unwrap()], vec![question]);
+        plan.count = u64::from(rate) * lasts.as_secs();
+        let asked = plan.run().await;
+        asked.expect_all_valid("while the database is away");
         proxy.set(Fault::None).await;
-        until(BOUND, "all of them are stored", async || {
-            counted(&home).await == answered
+        let back = Clock::System.monotonic();
+        let all = i64::try_from(asked.0.len()).unwrap() + 1;
+        until(3 * BOUND, "all of them are stored", async || {
+            counted(&home).await == all
         })
         .await;
+        figure(format_args!(
+            "{rate} validations/s for {lasts:?} without the database: {asked}; all stored \
+             {:.1?} after it was back",
+            back.elapsed()
+        ));
         let there = events(&home).await;
-        assert_eq!(i64::try_from(there.len()).unwrap(), answered);
-        assert_eq!(there.iter().collect::<BTreeSet<_>>().len(), there.len());
+        let distinct: BTreeSet<&str> = there.iter().map(String::as_str).collect();
+        assert_eq!(there.len(), distinct.len(), "some are there twice");
+        let shots = asked.0.iter();
+        let mut sent: BTreeSet<&str> = shots.map(|shot| &*shot.told.request_id).collect();
+        sent.insert("before");
+        assert_eq!(distinct, sent);
+        stop(node).await;
     });
 }

@@ -3,6 +3,7 @@
 use keystead::clock::Clock;
 use keystead::time::{Span, Timestamp};
 use keystead::usage::retention::Keep;
+use keystead::usage::store::retention::CHUNK;
 use keystead::usage::{Record, Rules, Usage};
 
 use super::{batch, lines, number, record, store};
@@ -10,6 +11,7 @@ use crate::support::{Home, both};
 
 both!(
     old_hours_go_and_counts_stay,
+    old_counts_go_to_the_last_however_many_they_are,
     beyond_its_bytes_the_oldest_hours_go,
     a_clock_that_jumps_deletes_nothing,
 );
@@ -65,6 +67,48 @@ async fn old_hours_go_and_counts_stay(home: Home) {
             .hours,
         0
     );
+}
+
+/// More than one part of them.
+async fn old_counts_go_to_the_last_however_many_they_are(home: Home) {
+    let (clock, db) = (Clock::System, home.usage_eyes().clone());
+    let usage = Usage::new(db.clone(), clock.clone());
+    let (now, count) = (clock.now().millis(), 6_000);
+    assert!(i64::from(count) > CHUNK);
+    for (number, days) in [(1, 402), (2, 0)] {
+        let records = (0..count).map(|n| Record {
+            tenant_id: format!("ten_{}", n % 2),
+            ..record(now - days * 24 * HOUR_MS, &format!("key_{n}"))
+        });
+        let mut records: Vec<Record> = records.collect();
+        records.push(Record {
+            key: None,
+            ..records[0].clone()
+        });
+        let batch = batch("a", number, records);
+        store(&db, &batch, &Rules::default()).await;
+    }
+    let tables = [
+        "usage_minute",
+        "usage_hour",
+        "usage_day",
+        "usage_ip",
+        "usage_scope",
+        "usage_stranger",
+        "usage_batch",
+    ];
+    let mut before = Vec::new();
+    for table in tables {
+        let rows = number(&home, &format!("SELECT COUNT(*) FROM {table}")).await;
+        before.push(rows);
+    }
+    usage.cut(keep(Span::days(30), u64::MAX)).await.unwrap();
+    for (table, before) in tables.into_iter().zip(before) {
+        let left = number(&home, &format!("SELECT COUNT(*) FROM {table}")).await;
+        // One of the two days.
+        assert_eq!(left * 2, before, "{table}");
+        assert!(left > 0, "{table}");
+    }
 }
 
 async fn beyond_its_bytes_the_oldest_hours_go(home: Home) {

@@ -1,5 +1,8 @@
 //! Hours of counts are sealed in the chain, and what is changed in them afterwards is named.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use keystead::audit::{Audit, Chains, TenantRef};
 use keystead::clock::Clock;
 use keystead::db::Conn;
@@ -25,6 +28,7 @@ both!(
     counts_that_are_no_longer_kept_leave_a_line_that_says_so,
     a_node_that_ended_between_the_databases_seals_once,
     a_sealed_ledger_is_verified_by_the_command,
+    a_check_of_many_hours_goes_on_where_its_time_was_up,
 );
 
 const HOUR_MS: i64 = 3_600_000;
@@ -377,6 +381,15 @@ async fn a_sealed_ledger_is_verified_by_the_command(home: Home) {
         let text = String::from_utf8(output.stdout).unwrap();
         (output.status.success(), text)
     };
+    let asked = async |body: serde_json::Value| {
+        let request = server.owner().post("/v1/usage/verify").json(body);
+        request.send().await.expect(200)
+    };
+    let expected = serde_json::json!({
+        "tenant": "default", "valid": true, "sealed_hours": 1, "dropped_hours": 0,
+        "unproved_hours": 0, "faults": [], "bad": 0, "next_hour": null,
+    });
+    assert_eq!(asked(serde_json::json!({})).await, expected);
     let (is_good, text) = verify(&["audit", "verify"]);
     assert!(is_good, "{text}");
     assert!(
@@ -395,6 +408,54 @@ async fn a_sealed_ledger_is_verified_by_the_command(home: Home) {
     let report: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
     assert_eq!(report["valid"], false);
     assert_eq!(report["faults"][0]["fault"], "altered");
+    let told = asked(serde_json::json!({})).await;
+    assert_eq!(told, report);
+    let metrics = server.owner().anonymous().get("/metrics").send().await;
+    let counted = "keystead_security_events_total{kind=\"usage_broken\"} 1\n";
+    assert!(metrics.text.contains(counted), "{}", metrics.text);
+    // From the next hour on there is nothing wrong.
+    let later = hour.plus(Span::hours(1)).to_string();
+    let told = asked(serde_json::json!({"from": later})).await;
+    assert_eq!(
+        (&told["valid"], &told["sealed_hours"]),
+        (&true.into(), &0.into())
+    );
+}
+
+async fn a_check_of_many_hours_goes_on_where_its_time_was_up(home: Home) {
+    let mut sealing = Sealing::new(&home).await;
+    for ago in 2..12 {
+        sealing.uses(sealing.hour(ago), &["key_1"], 1).await;
+    }
+    sealing.clock.advance(Span::minutes(5));
+    assert_eq!(sealing.seals.seal_due().await.unwrap(), 10);
+    let bad = sealing.hour(7);
+    let change = format!("UPDATE usage_hour SET uses = 7 WHERE start = {bad}");
+    execute_on(home.usage_eyes(), &change).await;
+    // To whoever checks, all the time of a turn is over at once.
+    let (clock, runs) = (sealing.clock.clone(), Arc::new(AtomicBool::new(true)));
+    let still = Arc::clone(&runs);
+    let hurry = tokio::spawn(async move {
+        while still.load(Ordering::Relaxed) {
+            clock.advance(Span::seconds(10));
+            tokio::task::yield_now().await;
+        }
+    });
+    let (mut turns, mut held, mut faults) = (0, 0, Vec::new());
+    let mut next = Some(Timestamp::from_millis(0));
+    while let Some(from) = next {
+        let report = sealing.seals.verify(&sealing.tenant, from).await.unwrap();
+        assert_eq!(report.valid, report.faults.is_empty());
+        held += report.sealed_hours;
+        faults.extend(report.faults.iter().map(|bad| bad.hour.millis()));
+        next = report.next_hour;
+        turns += 1;
+        assert!(turns <= 11, "{report}");
+    }
+    runs.store(false, Ordering::Relaxed);
+    hurry.await.unwrap();
+    assert!(turns > 1, "{turns}");
+    assert_eq!((held, faults), (9, vec![bad]));
 }
 
 /// While batches come without a pause, whoever seals gets his turn, and no use is in no hour.
