@@ -186,13 +186,14 @@ struct Visit {
 
 impl Visit {
     fn begin(settings: Arc<EdgeSettings>, req: &ServiceRequest) -> Self {
+        let at = settings.clock.read();
         let context = RequestContext {
-            request_id: request_id(req.headers(), settings.clock.now(), &settings.entropy),
+            request_id: request_id(req.headers(), at.wall, &settings.entropy),
             ip: client_ip(req.peer_addr(), req.headers(), &settings.trusted_proxies),
             peer: client_ip(req.peer_addr(), req.headers(), &[]),
         };
         Self {
-            started: settings.clock.monotonic(),
+            started: at.monotonic,
             operation: settings
                 .operations
                 .by_path(req.method(), req.path())
