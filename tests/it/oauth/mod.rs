@@ -1,6 +1,7 @@
 //! The OAuth bridge, as its clients and resource servers meet it. A number in a comment names the line
 //! of the conformance list, or the threat, that a test was made from.
 
+mod clients;
 mod keyring;
 mod published;
 mod refused;

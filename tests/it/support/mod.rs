@@ -13,6 +13,7 @@ mod home;
 pub mod load;
 mod postgres;
 mod process;
+pub mod programs;
 mod proxy;
 mod raw;
 pub mod redis;

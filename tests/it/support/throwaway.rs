@@ -1,4 +1,5 @@
-//! Servers to test with: those the environment names, else ones that end with this process.
+//! Servers to test with: those the environment names, else ones that end with this process. And what
+//! is only installed: then the URL is a folder.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
