@@ -4,6 +4,7 @@
 mod acting;
 mod forged;
 mod owner_key;
+mod provider;
 mod published;
 mod roles;
 

@@ -27,7 +27,7 @@ const PROBES: [(&str, &str, &str); 10] = [
 ];
 
 /// The scopes, of those that are probed, that a caller is let in for.
-async fn allowed(caller: &Client) -> Vec<&'static str> {
+pub(super) async fn allowed(caller: &Client) -> Vec<&'static str> {
     let mut allowed = Vec::new();
     for (scope, method, path) in PROBES {
         let mut request = caller.request(method.parse().unwrap(), path);
@@ -48,7 +48,7 @@ async fn allowed(caller: &Client) -> Vec<&'static str> {
 }
 
 /// A rule for each of these roles, by a claim of the same value.
-fn rules(roles: &[&str]) -> String {
+pub(super) fn rules(roles: &[&str]) -> String {
     let rules: Vec<String> = roles
         .iter()
         .map(|role| format!("{{claim = \"roles\", value = \"{role}\", role = \"{role}\"}}"))
