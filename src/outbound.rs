@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use url::{Host, Url};
 
 /// The longest a document is waited for, from the lookup of the name to its last byte.
@@ -107,17 +108,46 @@ impl Outbound {
     /// When the policy forbids the address, or there is no complete answer of status 200 in time
     /// and in size.
     pub async fn fetch(&self, url: &Url) -> Result<Vec<u8>, Error> {
-        self.policy.check(url).map_err(Error::Refused)?;
-        let mut response = self
-            .client
-            .get(url.clone())
-            .header(reqwest::header::ACCEPT, "application/json")
-            .send()
-            .await
-            .map_err(Error::Unreachable)?;
-        if response.status() != reqwest::StatusCode::OK {
-            return Err(Error::Status(response.status().as_u16()));
+        let (status, body) = self.ask(url, self.client.get(url.clone())).await?;
+        if status == 200 {
+            Ok(body)
+        } else {
+            Err(Error::Status(status))
         }
+    }
+
+    /// Posts a form, `application/x-www-form-urlencoded`, and gives the status and body of the answer.
+    ///
+    /// # Errors
+    /// When the policy forbids the address, or there is no complete answer in time and in size.
+    pub async fn post(
+        &self,
+        url: &Url,
+        form: String,
+        authorization: Option<&str>,
+    ) -> Result<(u16, Vec<u8>), Error> {
+        let mut request = self
+            .client
+            .post(url.clone())
+            .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .body(form);
+        if let Some(authorization) = authorization {
+            let mut value = HeaderValue::from_str(authorization)
+                .map_err(|_not_visible| Error::Refused("cannot be sent such a credential"))?;
+            value.set_sensitive(true);
+            request = request.header(AUTHORIZATION, value);
+        }
+        self.ask(url, request).await
+    }
+
+    async fn ask(
+        &self,
+        url: &Url,
+        request: reqwest::RequestBuilder,
+    ) -> Result<(u16, Vec<u8>), Error> {
+        self.policy.check(url).map_err(Error::Refused)?;
+        let request = request.header(ACCEPT, "application/json");
+        let mut response = request.send().await.map_err(Error::Unreachable)?;
         let announced = response.content_length().unwrap_or(0);
         if usize::try_from(announced).map_or(true, |bytes| bytes > BODY_BYTES_MAX) {
             return Err(Error::TooLarge);
@@ -129,7 +159,7 @@ impl Outbound {
             }
             body.extend_from_slice(&chunk);
         }
-        Ok(body)
+        Ok((response.status().as_u16(), body))
     }
 }
 
