@@ -2,9 +2,12 @@
 
 use std::fmt;
 
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use hkdf::Hkdf;
 use sha2::Sha256;
-use zeroize::{Zeroize as _, ZeroizeOnDrop};
+use zeroize::{Zeroize as _, ZeroizeOnDrop, Zeroizing};
+
+use crate::entropy::Entropy;
 
 /// One master key. Nothing is ever sealed with it directly: keys come by HKDF (RFC 5869), one per
 /// purpose, so that no two purposes share one.
@@ -102,6 +105,42 @@ impl DerivedKey {
             mac.update(part);
         }
         mac.finalize().into_bytes().into()
+    }
+
+    /// AES-256-GCM with a random nonce, which stands before it; `bound_to` is authenticated with it.
+    /// `None` if it cannot be done.
+    pub fn encrypt(&self, bound_to: &str, secret: &[u8], entropy: &Entropy) -> Option<Vec<u8>> {
+        let nonce: [u8; NONCE_LEN] = entropy.bytes();
+        let mut sealed = Zeroizing::new(secret.to_vec());
+        let tag = self
+            .cipher()?
+            .seal_in_place_separate_tag(
+                Nonce::assume_unique_for_key(nonce),
+                Aad::from(bound_to),
+                &mut sealed,
+            )
+            .ok()?;
+        Some([&nonce[..], &sealed, tag.as_ref()].concat())
+    }
+
+    /// `None` for what was not encrypted with this key for this very `bound_to`.
+    pub fn decrypt(&self, bound_to: &str, sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+        let (nonce, sealed) = sealed.split_at_checked(NONCE_LEN)?;
+        let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
+        let mut secret = Zeroizing::new(sealed.to_vec());
+        let length = self
+            .cipher()?
+            .open_in_place(nonce, Aad::from(bound_to), &mut secret)
+            .ok()?
+            .len();
+        secret.truncate(length);
+        Some(secret)
+    }
+
+    fn cipher(&self) -> Option<LessSafeKey> {
+        UnboundKey::new(&AES_256_GCM, &self.0)
+            .ok()
+            .map(LessSafeKey::new)
     }
 
     /// Compares in constant time.

@@ -5,7 +5,6 @@
 
 use std::fmt;
 
-use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::encoding::{AsDer as _, Pkcs8V1Der};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::KeySize;
@@ -164,14 +163,12 @@ impl SigningKey {
     /// # Errors
     /// [`KeyError::Seal`]
     pub fn seal(&self, master: &MasterKey, entropy: &Entropy) -> Result<Vec<u8>, KeyError> {
-        let mut private = Zeroizing::new(self.pkcs8().ok_or(KeyError::Seal)?);
-        let nonce: [u8; NONCE_LEN] = entropy.bytes();
-        let aad = Aad::from(bound_to(&self.kid, self.algorithm));
-        let tag = sealing_key(master)
-            .ok_or(KeyError::Seal)?
-            .seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), aad, &mut private)
-            .map_err(|_unspecified| KeyError::Seal)?;
-        Ok([&nonce[..], &private, tag.as_ref()].concat())
+        let private = Zeroizing::new(self.pkcs8().ok_or(KeyError::Seal)?);
+        let bound_to = bound_to(&self.kid, self.algorithm);
+        master
+            .derive(PURPOSE)
+            .encrypt(&bound_to, &private, entropy)
+            .ok_or(KeyError::Seal)
     }
 
     /// # Errors
@@ -182,14 +179,11 @@ impl SigningKey {
         master: &MasterKey,
         sealed: &[u8],
     ) -> Result<Self, KeyError> {
-        let (nonce, sealed) = sealed.split_at_checked(NONCE_LEN).ok_or(KeyError::Open)?;
-        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_length| KeyError::Open)?;
-        let mut private = Zeroizing::new(sealed.to_vec());
-        let aad = Aad::from(bound_to(kid, algorithm));
-        let private = sealing_key(master)
-            .ok_or(KeyError::Open)?
-            .open_in_place(nonce, aad, &mut private)
-            .map_err(|_unspecified| KeyError::Open)?;
+        let private = master
+            .derive(PURPOSE)
+            .decrypt(&bound_to(kid, algorithm), sealed)
+            .ok_or(KeyError::Open)?;
+        let private = private.as_slice();
         let pair = match algorithm {
             SigningAlgorithm::Es256 => {
                 EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, private).map(Pair::Es256)
@@ -234,13 +228,6 @@ pub const fn verifies(algorithm: SigningAlgorithm) -> Algorithm {
 
 fn bound_to(kid: &str, algorithm: SigningAlgorithm) -> String {
     format!("{kid} {}", algorithm.as_str())
-}
-
-fn sealing_key(master: &MasterKey) -> Option<LessSafeKey> {
-    let key = master.derive(PURPOSE);
-    UnboundKey::new(&AES_256_GCM, key.expose_secret())
-        .ok()
-        .map(LessSafeKey::new)
 }
 
 #[cfg(test)]
