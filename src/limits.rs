@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Deserializer, Serialize, de};
 use utoipa::ToSchema;
 
+use crate::patch::given;
 use crate::text::LimitName;
 use crate::time::Span;
 
@@ -221,13 +222,6 @@ pub struct QuotaPatch {
     #[serde(default, deserialize_with = "given")]
     #[schema(nullable = false)]
     pub period: Option<QuotaPeriod>,
-}
-
-/// A member that cannot be cleared: there is no quota without it, so `null` is refused.
-fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<T>, D::Error> {
-    T::deserialize(deserializer).map(Some)
 }
 
 impl QuotaPatch {

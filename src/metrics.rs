@@ -70,6 +70,9 @@ const OAUTH_ERRORS: &[&str] = &[
     "temporarily_unavailable",
 ];
 
+/// What came of asking an upstream for a token.
+const UPSTREAM_RESULTS: &[&str] = &["good", "refused", "failed"];
+
 /// Everything that is counted.
 pub struct Metrics {
     registry: Mutex<Registry>,
@@ -111,6 +114,8 @@ pub struct Metrics {
     pub tokens_issued: Counter,
     /// Refusals and failures of the OAuth endpoints, by their error code.
     pub oauth_errors: Labelled,
+    /// Requests for tokens to other authorization servers, by what came of them.
+    pub upstream_fetches: Labelled,
 }
 
 /// What becomes of the uses that a node records.
@@ -201,6 +206,13 @@ impl Metrics {
             "Refusals and failures of the OAuth endpoints",
             "error",
             OAUTH_ERRORS,
+        );
+        let upstream_fetches = labelled(
+            &mut registry,
+            "upstream_fetches",
+            "Requests for tokens to other authorization servers",
+            "result",
+            UPSTREAM_RESULTS,
         );
         let argon2_runs = Counter::default();
         registry.register("argon2_runs", "Argon2id computations", argon2_runs.clone());
@@ -297,6 +309,7 @@ impl Metrics {
             security_events,
             tokens_issued,
             oauth_errors,
+            upstream_fetches,
             argon2_runs,
             verifiers_pending,
             secrets_under_old_peppers,

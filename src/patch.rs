@@ -11,6 +11,14 @@ where
     Option::deserialize(deserializer).map(Some)
 }
 
+/// For a member of a merge patch that cannot be cleared, since there is nothing without it: `null` is
+/// refused.
+pub fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
 /// Why something is done, up to 500 characters; stands in the audit trail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reason(String);

@@ -19,7 +19,7 @@ use crate::cache::relay::Relay;
 use crate::cache::seal::Seal;
 use crate::cache::{Changes, History, Nodes, Shelf};
 use crate::clock::Clock;
-use crate::config::{Config, issuers};
+use crate::config::{Config, issuers, upstreams};
 use crate::consumers::Consumers;
 use crate::db::{self, Db};
 use crate::entropy::Entropy;
@@ -36,7 +36,8 @@ use crate::keys::verifier::{Argon2Settings, Verifier};
 use crate::keys::verifier_queue::{CAPACITY, VerifierQueue};
 use crate::master::MasterKeys;
 use crate::metrics::Metrics;
-use crate::oauth::{Issuer, Keyring, Mint, Oauth};
+use crate::oauth::upstream::Shared;
+use crate::oauth::{Issuer, Keyring, Mint, Oauth, Upstreams};
 use crate::ratelimit::Limiter;
 use crate::redis_link::RedisLink;
 use crate::reviews::Reviews;
@@ -120,6 +121,9 @@ impl App {
                     .map_or_else(String::new, std::string::ToString::to_string)
             })?;
         let issuers = Arc::new(issuers);
+        let upstreams: Arc<[_]> = upstreams::resolve(&config.upstreams)
+            .map_err(|faults| faults.first().map_or_else(String::new, ToString::to_string))?
+            .into();
         let db = Db::open(config.database.url.target())
             .map_err(|error| format!("database.url cannot be opened: {error}"))?;
         let usage_db = Db::open_usage(config.database.url.target(), &db)
@@ -168,7 +172,7 @@ impl App {
             .noted_in(changes.clone(), relay.clone());
         let shelf = redis.as_ref().map_or_else(Shelf::none, |redis| {
             let (redis, runtime) = (redis.clone(), db.runtime());
-            Shelf::new(redis, seal, clock.clone(), runtime, history)
+            Shelf::new(redis, seal, clock.clone(), runtime, history.clone())
         });
         let nodes = Nodes::new(
             db.clone(),
@@ -230,6 +234,19 @@ impl App {
             master.clone(),
             config.oauth.clone(),
         );
+        let shared = redis.as_ref().map_or_else(Shared::none, |redis| {
+            let (redis, clock) = (redis.clone(), clock.clone());
+            Shared::new(redis, history, &master, clock, entropy.clone())
+        });
+        let swapped = Upstreams::new(
+            &upstreams,
+            shared,
+            db.runtime(),
+            clock.clone(),
+            entropy.clone(),
+            Arc::clone(&metrics),
+        )
+        .map_err(|error| format!("upstreams cannot be asked: {error}"))?;
         let issuer = Issuer::new(&config.server.public_url);
         let oauth = Oauth::new(
             validation.clone(),
@@ -241,6 +258,7 @@ impl App {
                 entropy.clone(),
             ),
             issuer,
+            swapped,
             clock.clone(),
             Arc::clone(&metrics),
         );
@@ -263,7 +281,7 @@ impl App {
         });
         Ok(Self {
             tenants: Tenants::new(db.clone(), audit.clone()),
-            services: Services::new(db.clone(), audit.clone()),
+            services: Services::new(db.clone(), audit.clone()).with_upstreams(upstreams),
             consumers: Consumers::new(db.clone(), audit.clone()),
             people: People::new(Arc::clone(&issuers), db.clone()),
             issuers,

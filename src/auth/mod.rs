@@ -18,7 +18,7 @@ mod jwks;
 pub mod jwt;
 pub mod key;
 pub mod people;
-mod strict;
+pub(crate) mod strict;
 
 pub use crate::rights;
 

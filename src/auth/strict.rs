@@ -10,7 +10,7 @@ use serde_json::{Map, Number, Value};
 
 /// Reads one JSON object. `None` for anything else, for a repeated member, a number out of range
 /// or anything behind the object.
-pub(super) fn object(json: &[u8]) -> Option<Map<String, Value>> {
+pub(crate) fn object(json: &[u8]) -> Option<Map<String, Value>> {
     let mut reader = serde_json::Deserializer::from_slice(json);
     let value = Strict.deserialize(&mut reader).ok()?;
     reader.end().ok()?;

@@ -102,7 +102,7 @@ pub struct RoleRule {
     pub services: Option<Vec<Slug>>,
 }
 
-/// A secret shared with an issuer; never shown.
+/// A secret shared with another server; never shown.
 #[derive(Clone, Deserialize, ZeroizeOnDrop)]
 #[serde(transparent)]
 pub struct HmacSecret(String);
@@ -110,6 +110,10 @@ pub struct HmacSecret(String);
 impl HmacSecret {
     pub fn new(secret: String) -> Self {
         Self(secret)
+    }
+
+    pub(super) fn expose(&self) -> &str {
+        &self.0
     }
 }
 

@@ -19,6 +19,7 @@ mod server;
 mod settings;
 mod sources;
 mod storage;
+pub mod upstreams;
 mod usage;
 
 use std::path::PathBuf;
@@ -43,6 +44,7 @@ use self::settings::{Kind, SETTINGS, Setting};
 use self::sources::Layer;
 pub use self::sources::{ConfigFile, Flag, Sources};
 pub use self::storage::{Database, DatabaseUrl};
+use self::upstreams::UpstreamConfig;
 pub use self::usage::{Usage, UsageSink};
 
 /// Every setting with its default and what it is for.
@@ -74,6 +76,8 @@ pub struct Config {
     pub log: Log,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub issuers: Vec<IssuerConfig>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub upstreams: Vec<UpstreamConfig>,
 }
 
 /// A loaded configuration that still knows where each value came from.
@@ -141,13 +145,9 @@ impl Config {
         self.usage.check()?;
         self.oauth.check()?;
         self.argon2.check()?;
-        match issuers::resolve(&self.issuers) {
-            Ok(_meant) => Ok(()),
-            Err(faults) => Err(faults.into_iter().next().map_or_else(
-                || ConfigError::of("issuers", "cannot be understood"),
-                |fault| ConfigError::of(&format!("{}:", fault.key), fault.detail),
-            )),
-        }
+        issuers::resolve(&self.issuers).map_err(|faults| first_of("issuers", faults))?;
+        upstreams::resolve(&self.upstreams).map_err(|faults| first_of("upstreams", faults))?;
+        Ok(())
     }
 }
 
@@ -182,6 +182,13 @@ impl Loaded {
             .filter(|(_, origin)| !origin.is_empty())
             .collect()
     }
+}
+
+fn first_of(setting: &str, faults: Vec<issuers::Fault>) -> ConfigError {
+    faults.into_iter().next().map_or_else(
+        || ConfigError::of(setting, "cannot be understood"),
+        |fault| ConfigError::of(&format!("{}:", fault.key), fault.detail),
+    )
 }
 
 /// Adds the defaults that depend on other settings.

@@ -205,6 +205,12 @@ pub(super) const SETTINGS: &[Setting] = &[
         Kind::Tables,
         "must be a list of issuers, [[issuers]] in a file and [{issuer = \"...\", ...}] in a variable",
     ),
+    setting(
+        "upstreams",
+        Kind::Tables,
+        "must be a list of authorization servers, [[upstreams]] in a file and \
+         [{name = \"...\", ...}] in a variable",
+    ),
 ];
 
 impl Setting {

@@ -211,6 +211,11 @@ fn secret_in(table: &toml::Table) -> Option<(&'static str, String)> {
     if issuers.any(|issuer| issuer.get("hmac_secret").is_some()) {
         return Some(("issuers.hmac_secret", "hmac_secret_file".to_owned()));
     }
+    let upstreams = table.get("upstreams").and_then(toml::Value::as_array);
+    let mut upstreams = upstreams.into_iter().flatten();
+    if upstreams.any(|upstream| upstream.get("client_secret").is_some()) {
+        return Some(("upstreams.client_secret", "client_secret_file".to_owned()));
+    }
     let text = |path: &str| {
         let (section, name) = path.split_once('.')?;
         table.get(section)?.get(name)?.as_str()

@@ -67,9 +67,12 @@ fn the_example_holds_every_setting_at_its_default() {
     let mut section = "";
     let mut named = Vec::new();
     for line in EXAMPLE.lines() {
-        if line == "# [[issuers]]" {
-            named.push("issuers".to_owned());
-            break;
+        if let Some(name) = line.strip_prefix("# [[") {
+            named.push(name.trim_end_matches("]]").to_owned());
+        }
+        // Those of a block are looked at by themselves.
+        if line.starts_with("# ") && !line.starts_with("# Example: ") {
+            continue;
         }
         if let Some(name) = line.strip_prefix('[') {
             section = name.trim_end_matches(']');
@@ -94,14 +97,52 @@ fn the_example_holds_every_setting_at_its_default() {
     assert_eq!(named, settings);
 }
 
-/// What follows `# [[issuers]]` in the example, without the first `# `.
-fn example_issuer() -> String {
+/// What follows `# [[name]]` in the example, without the first `# `.
+fn example_block(name: &str) -> String {
     let lines: Vec<_> = EXAMPLE
         .lines()
-        .skip_while(|line| *line != "# [[issuers]]")
-        .map(|line| line.strip_prefix("# ").unwrap())
+        .skip_while(|line| *line != format!("# [[{name}]]"))
+        .map_while(|line| line.strip_prefix("# "))
         .collect();
     lines.join("\n") + "\n"
+}
+
+fn example_issuer() -> String {
+    example_block("issuers")
+}
+
+/// With a secret that is there.
+fn example_upstream(dir: &Path) -> String {
+    let secret = private(dir, "upstream", "hush\n");
+    example_block("upstreams").replace("/run/secrets/upstream.secret", &secret)
+}
+
+#[test]
+fn the_example_of_an_upstream_is_accepted_and_holds_every_setting_with_its_default() {
+    let dir = tempfile::tempdir().unwrap();
+    let example = example_upstream(dir.path());
+    let (_dir, sources) = written(&example);
+    let config = Config::load(&sources).unwrap();
+    let secret = dir.path().join("upstream");
+    let least = format!(
+        "[[upstreams]]\nname = \"company\"\nissuer = \"https://login.example.com\"\n\
+         client_id = \"keystead\"\nclient_secret_file = {secret:?}\n"
+    );
+    let (_dir, sources) = written(&least);
+    assert_eq!(config.to_toml(), Config::load(&sources).unwrap().to_toml());
+
+    let unknown = refused_text(&format!("{least}typo = 1\n"));
+    let known = unknown
+        .strip_prefix("keystead.toml: upstreams.0.typo is not a setting; there are: ")
+        .unwrap();
+    for name in known.split(", ") {
+        assert!(example.contains(&format!("{name} = ")), "{name}");
+    }
+    let bad = refused_text(&least.replace("https", "http"));
+    assert!(
+        bad.starts_with("keystead.toml: upstreams[0].issuer: must be an https URL"),
+        "{bad}"
+    );
 }
 
 #[test]
@@ -165,6 +206,9 @@ fn every_field_is_a_listed_setting() {
     config.secrets.master_key = Some(crate::master::MasterKey::parse(MASTER_KEY).unwrap());
     let (_dir, sources) = written(&example_issuer());
     config.issuers = Config::load(&sources).unwrap().issuers;
+    let dir = tempfile::tempdir().unwrap();
+    let (_dir, sources) = written(&example_upstream(dir.path()));
+    config.upstreams = Config::load(&sources).unwrap().upstreams;
     config.audit.checkpoint_file = Some("/a".into());
     config.audit.sink = Some("/b".into());
     config.audit.retention = Some(Span::days(9));
@@ -251,6 +295,10 @@ fn every_setting_can_be_set_by_a_variable() {
             "issuers" => (
                 r#"[{issuer = "https://i", discovery = true, audience = "a", algorithms = ["ES256"], tenant = "default"}]"#,
                 "https://i",
+            ),
+            "upstreams" => (
+                r#"[{name = "u", issuer = "https://u", client_id = "c", client_secret = "hush"}]"#,
+                "https://u",
             ),
             "cache.entries_max" => ("5000", "5000"),
             "argon2.memory_kib" => ("65536", "65536"),
@@ -371,7 +419,7 @@ fn a_bad_variable_or_flag_is_named() {
         KEYSTEAD__SERVER__WORKERS: server.workers must be a number from 0 (one for each core) to 512
         KEYSTEAD__SERVER__DANGEROUS_PLAIN_HTTP: server.dangerous_plain_http must be true or false
         KEYSTEAD__SERVER__PORT: is not a setting; [server] has: listen, public_url, trusted_proxies, dangerous_plain_http, drain_delay, operations, operations_listen, cors_origins, workers
-        KEYSTEAD__LISTEN: is not a setting; there are: data_dir, server, database, redis, secrets, cache, audit, usage, oauth, argon2, log, issuers
+        KEYSTEAD__LISTEN: is not a setting; there are: data_dir, server, database, redis, secrets, cache, audit, usage, oauth, argon2, log, issuers, upstreams
         KEYSTEAD_SERVER_LISTEN: is not a setting; write two underscores: KEYSTEAD__SERVER__LISTEN
         KEYSTEAD__SERVER__LISTEN_FILE: is not a setting; [server] has: listen, public_url, trusted_proxies, dangerous_plain_http, drain_delay, operations, operations_listen, cors_origins, workers
         KEYSTEAD__SECRETS__MASTER_KEY_FILE: secrets.master_key names /dev/null/x, which cannot be read: Not a directory (os error 20)
@@ -442,6 +490,12 @@ fn a_secret_in_a_file_that_others_may_read_is_refused() {
              tenant = \"default\"\nhmac_secret = \"8f2c1d0b9a7e6f5d4c3b2a190817161514131211\"\n"
                 .to_owned(),
             "issuers.hmac_secret",
+        ),
+        (
+            "[[upstreams]]\nname = \"u\"\nissuer = \"https://u\"\nclient_id = \"c\"\n\
+             client_secret = \"hush\"\n"
+                .to_owned(),
+            "upstreams.client_secret",
         ),
     ] {
         let (_dir, sources) = written(&text);

@@ -5,7 +5,8 @@
 //! 3. the service is settled: named, or the only one that the key grants on;
 //! 4. the key is validated for it like any other use, with the scopes asked for as required ones:
 //!    decided, charged and recorded under the operation `token`;
-//! 5. the token is signed. It never lives longer than the key, or the secret, itself.
+//! 5. the token is signed. It never lives longer than the key, or the secret, itself. Where the service
+//!    names an upstream, its token is given in place of ours.
 //!
 //! Nothing is granted that the key does not hold: a scope that it does not cover refuses the request.
 
@@ -110,6 +111,8 @@ pub struct Granted {
 struct Target {
     service: String,
     audience: String,
+    /// Whether tokens for it are ours, and have ids.
+    is_ours: bool,
 }
 
 impl Oauth {
@@ -137,6 +140,7 @@ impl Oauth {
                 Target {
                     service: NO_SERVICE.to_owned(),
                     audience: String::new(),
+                    is_ours: true,
                 },
                 Some(refusal),
             ),
@@ -165,7 +169,8 @@ impl Oauth {
             user_agent: origin.user_agent,
             context: None,
             began_us: origin.began_us,
-            token: Some(TokenNamed {
+            // That of an upstream is shared by many uses, and names none of them.
+            token: target.is_ours.then_some(TokenNamed {
                 id: id.as_str(),
                 subject: subject.consumer.id.as_str(),
                 actor: None,
@@ -195,6 +200,13 @@ impl Oauth {
         let Some(subject) = answer.subject else {
             return Err(Refusal::unknown_client());
         };
+        let upstream = subject.service.as_ref();
+        let upstream = upstream.and_then(|entry| entry.service.settings.upstream.as_ref());
+        if let Some(settings) = upstream {
+            return self
+                .upstream_token(&subject, &wanted, settings, limits)
+                .await;
+        }
         self.access_token(&subject, &wanted, &target.audience, id.as_str(), limits)
     }
 
@@ -297,6 +309,7 @@ impl Oauth {
             // Keystead itself takes keys, and no tokens of its own.
             Some(entry) if !entry.service.is_built_in() => Ok(Target {
                 service: entry.service.id.to_string(),
+                is_ours: entry.service.settings.upstream.is_none(),
                 audience: match &wanted.resource {
                     Some(uri) => uri.clone(),
                     None => entry.service.slug.to_string(),

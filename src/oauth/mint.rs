@@ -91,6 +91,11 @@ impl Life {
 pub struct SignedToken(String);
 
 impl SignedToken {
+    /// A token that another authorization server made.
+    pub fn of_another(token: &str) -> Self {
+        Self(token.to_owned())
+    }
+
     pub fn expose_secret(&self) -> &str {
         &self.0
     }

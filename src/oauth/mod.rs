@@ -12,6 +12,7 @@ pub mod keyring;
 pub mod metadata;
 pub mod mint;
 pub mod refusal;
+pub mod upstream;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -21,6 +22,7 @@ use url::Url;
 pub use self::keyring::Keyring;
 pub use self::mint::Mint;
 pub use self::refusal::Refusal;
+pub use self::upstream::Upstreams;
 use crate::clock::Clock;
 use crate::config::PublicUrl;
 use crate::metrics::Metrics;
@@ -76,6 +78,7 @@ pub struct Oauth {
     keyring: Keyring,
     mint: Mint,
     issuer: Issuer,
+    upstreams: Upstreams,
     clock: Clock,
     metrics: Arc<Metrics>,
 }
@@ -86,6 +89,7 @@ impl Oauth {
         keyring: Keyring,
         mint: Mint,
         issuer: Issuer,
+        upstreams: Upstreams,
         clock: Clock,
         metrics: Arc<Metrics>,
     ) -> Self {
@@ -94,6 +98,7 @@ impl Oauth {
             keyring,
             mint,
             issuer,
+            upstreams,
             clock,
             metrics,
         }

@@ -6,6 +6,7 @@ use utoipa::ToSchema;
 use super::Service;
 use super::settings::{KeyPolicy, KeyPolicyPatch, OnOutage, UsagePatch, UsageSettings};
 use super::tokens::{TokenPatch, TokenSettings};
+use super::upstream::{UpstreamPatch, UpstreamSettings};
 use crate::catalogue::Status;
 use crate::id::ServiceId;
 use crate::limits::{Quota, QuotaPatch, RateLimits};
@@ -49,6 +50,8 @@ pub struct CreateService {
     pub on_outage: OnOutage,
     pub usage: Option<UsagePatch>,
     pub tokens: Option<TokenPatch>,
+    /// Whose tokens keys are swapped for; ours, unless given.
+    pub upstream: Option<UpstreamPatch>,
     #[serde(default)]
     #[schema(required = false)]
     pub metadata: Metadata,
@@ -81,6 +84,8 @@ pub struct ReplaceService {
     pub on_outage: OnOutage,
     pub usage: Option<UsagePatch>,
     pub tokens: Option<TokenPatch>,
+    /// Whose tokens keys are swapped for; ours, unless given.
+    pub upstream: Option<UpstreamPatch>,
     #[serde(default)]
     #[schema(required = false)]
     pub metadata: Metadata,
@@ -101,6 +106,7 @@ impl ReplaceService {
             on_outage: self.on_outage,
             usage: self.usage,
             tokens: self.tokens,
+            upstream: self.upstream,
             metadata: self.metadata,
             reason: self.reason,
         }
@@ -140,6 +146,9 @@ pub struct UpdateService {
     #[schema(value_type = Option<TokenPatch>)]
     pub tokens: Option<Option<TokenPatch>>,
     #[serde(default, deserialize_with = "double_option")]
+    #[schema(value_type = Option<UpstreamPatch>)]
+    pub upstream: Option<Option<UpstreamPatch>>,
+    #[serde(default, deserialize_with = "double_option")]
     #[schema(value_type = Option<MetadataPatch>)]
     pub metadata: Option<Option<MetadataPatch>>,
     pub reason: Option<Reason>,
@@ -170,6 +179,7 @@ pub struct UpdateService {
     "on_outage": "serve",
     "usage": {"events": "all"},
     "tokens": {"ttl": "5m", "claims": {"plan": "consumer.metadata.plan"}, "resources": []},
+    "upstream": null,
     "metadata": {},
     "status": "active",
     "version": 1,
@@ -191,6 +201,8 @@ pub struct ServiceBody {
     pub on_outage: OnOutage,
     pub usage: UsageSettings,
     pub tokens: TokenSettings,
+    #[schema(required = true)]
+    pub upstream: Option<UpstreamSettings>,
     pub metadata: Metadata,
     pub status: Status,
     pub version: i64,
@@ -214,6 +226,7 @@ impl ServiceBody {
             on_outage: settings.on_outage,
             usage: settings.usage,
             tokens: settings.tokens.clone(),
+            upstream: settings.upstream.clone(),
             metadata: service.metadata.clone(),
             status: service.status(),
             version: service.version,
@@ -311,6 +324,17 @@ mod tests {
                 "tokens",
                 json!({"resources": ["billing"]}),
                 "/tokens/resources",
+            ),
+            ("upstream", json!({"provider": "A B"}), "/upstream/provider"),
+            (
+                "upstream",
+                json!({"provider": "a", "scopes": {"x": ""}}),
+                "/upstream/scopes",
+            ),
+            (
+                "upstream",
+                json!({"provider": "a", "client_secret": "x"}),
+                "/upstream/client_secret",
             ),
             ("on_outage", json!("maybe"), "/on_outage"),
             ("on_outage", json!(5), "/on_outage"),

@@ -6,6 +6,7 @@ pub mod service;
 pub mod settings;
 pub mod store;
 pub mod tokens;
+pub mod upstream;
 
 use serde::{Deserialize, Serialize};
 use utoipa::IntoParams;
@@ -22,6 +23,7 @@ use crate::time::Timestamp;
 pub use service::Services;
 pub use settings::{KeyPolicy, OnOutage, ServiceSettings};
 pub use tokens::TokenSettings;
+pub use upstream::UpstreamSettings;
 
 /// The service that is Keystead's own API: a grant on it makes a management key. Every tenant has it
 /// from its creation, and it never changes.

@@ -1,13 +1,17 @@
 //! What may be done with services, by whom, and what it leaves behind.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use super::body::{CreateService, ReplaceService, ServiceBody, UpdateService};
 use super::settings::{KeyPolicy, KeyPolicyPatch, UsagePatch, UsageSettings};
 use super::tokens::{TokenPatch, TokenSettings};
+use super::upstream::UpstreamPatch;
 use super::{Service, ServiceFilter, ServiceSettings, store};
 use crate::audit::{Attribution, Audit, Change, TenantRef};
 use crate::catalogue::{self, check_version};
+use crate::config::upstreams::Upstream;
 use crate::db::feed::Kind;
 use crate::db::{self, Conn, Db};
 use crate::error::{Conflict, Error, Result};
@@ -26,11 +30,22 @@ const KIND: &str = "service";
 pub struct Services {
     db: Db,
     audit: Audit,
+    upstreams: Arc<[Upstream]>,
 }
 
 impl Services {
     pub fn new(db: Db, audit: Audit) -> Self {
-        Self { db, audit }
+        Self {
+            db,
+            audit,
+            upstreams: Arc::default(),
+        }
+    }
+
+    /// Where there are authorization servers that services may name.
+    #[must_use]
+    pub fn with_upstreams(self, upstreams: Arc<[Upstream]>) -> Self {
+        Self { upstreams, ..self }
     }
 
     /// Which uses of which services leave an event.
@@ -56,6 +71,7 @@ impl Services {
         input: CreateService,
     ) -> Result<Idempotent<Service, Service>> {
         check_scopes(&input.scopes)?;
+        self.check_provider(&at, input.upstream.as_ref())?;
         self.audit
             .change(at, async move |change: &mut Change| {
                 if let Some(id) = idempotency::replayed_id(change, claim.as_ref()).await? {
@@ -124,6 +140,7 @@ impl Services {
         input: ReplaceService,
     ) -> Result<(Service, bool)> {
         check_scopes(&input.scopes)?;
+        self.check_provider(&at, input.upstream.as_ref())?;
         self.audit
             .change(at, async move |change: &mut Change| {
                 let tenant = change.attribution().tenant.id.clone();
@@ -158,6 +175,7 @@ impl Services {
         if let Some(Some(scopes)) = &patch.scopes {
             check_scopes(scopes)?;
         }
+        self.check_provider(&at, patch.upstream.as_ref().and_then(Option::as_ref))?;
         self.audit
             .change(at, async move |change: &mut Change| {
                 let before = load(change, &rights, &reference).await?;
@@ -167,6 +185,25 @@ impl Services {
                 commit(change, "service.update", before, after).await
             })
             .await
+    }
+
+    /// A provider must be there when it is named. One that is taken away later leaves its services
+    /// without tokens.
+    fn check_provider(&self, at: &Attribution, patch: Option<&UpstreamPatch>) -> Result<()> {
+        let Some(name) = patch.and_then(|patch| patch.provider.as_ref()) else {
+            return Ok(());
+        };
+        let is_offered = self
+            .upstreams
+            .iter()
+            .any(|upstream| upstream.name == *name && upstream.tenants.contains(&at.tenant.slug));
+        if is_offered {
+            return Ok(());
+        }
+        Err(Error::invalid(
+            "/upstream/provider",
+            "must be the name of one of the configured upstreams that lists this tenant",
+        ))
     }
 
     /// # Errors
@@ -300,6 +337,7 @@ fn set(service: &mut Service, input: CreateService) -> Result<()> {
         on_outage,
         usage,
         tokens,
+        upstream,
         metadata,
         reason: _,
     } = input;
@@ -313,6 +351,7 @@ fn set(service: &mut Service, input: CreateService) -> Result<()> {
         on_outage,
         usage: kept(UsageSettings::default(), usage),
         tokens: token_settings(TokenSettings::default(), tokens)?,
+        upstream: upstream.map(|patch| patch.apply(None)).transpose()?,
     };
     service.metadata = metadata;
     Ok(())
@@ -330,6 +369,7 @@ fn patched(service: &mut Service, patch: UpdateService) -> Result<()> {
         on_outage,
         usage,
         tokens,
+        upstream,
         metadata,
         reason: _,
     } = patch;
@@ -364,6 +404,11 @@ fn patched(service: &mut Service, patch: UpdateService) -> Result<()> {
         None => {}
         Some(None) => settings.tokens = TokenSettings::default(),
         Some(patch) => settings.tokens = token_settings(settings.tokens.clone(), patch)?,
+    }
+    match upstream {
+        None => {}
+        Some(None) => settings.upstream = None,
+        Some(Some(patch)) => settings.upstream = Some(patch.apply(settings.upstream.take())?),
     }
     catalogue::patch_metadata(&mut service.metadata, metadata)
 }

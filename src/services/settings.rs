@@ -6,6 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use utoipa::ToSchema;
 
 use super::tokens::TokenSettings;
+use super::upstream::UpstreamSettings;
 use crate::error::{Error, Result};
 use crate::limits::{Quota, RateLimits};
 use crate::patch::double_option;
@@ -40,6 +41,8 @@ pub struct ServiceSettings {
     pub on_outage: OnOutage,
     pub usage: UsageSettings,
     pub tokens: TokenSettings,
+    /// Where keys are swapped for the tokens of another authorization server.
+    pub upstream: Option<UpstreamSettings>,
 }
 
 /// What is kept of the uses of the service's keys.

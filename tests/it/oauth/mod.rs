@@ -6,6 +6,7 @@ mod keyring;
 mod published;
 mod refused;
 mod token;
+mod upstream;
 
 use std::collections::HashSet;
 
