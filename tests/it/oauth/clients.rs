@@ -98,7 +98,7 @@ async fn stock_clients_discover_and_get_tokens_by_every_method(home: Home) {
 /// 9, 10, E7.
 async fn stock_clients_understand_a_refusal(home: Home) {
     let (world, key, _) = world(&home, &[]).await;
-    let wrong = format!("{}x", &key[..key.len() - 1]);
+    let wrong = typo(&key);
     let mut requests = Vec::new();
     for method in ["basic", "post", "header"] {
         requests.push(request(method, "acme", &key, &[("scope", "report:read")]));

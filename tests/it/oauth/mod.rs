@@ -146,6 +146,12 @@ pub fn basic(id: &str, secret: &str) -> String {
     )
 }
 
+/// The key with another last character, whatever that is.
+pub fn typo(key: &str) -> String {
+    let (head, last) = key.split_at(key.len() - 1);
+    format!("{head}{}", if last == "0" { "1" } else { "0" })
+}
+
 /// The words of a scope, in no order.
 pub fn words(scope: &Value) -> HashSet<String> {
     let scope = scope.as_str().unwrap_or_default();

@@ -270,7 +270,7 @@ async fn whoever_presents_no_known_key_learns_nothing(home: Home) {
         .await;
     let key = world.key().await;
     let stranger = crate::security::stranger("000000000000");
-    let typo = format!("{}0", &key[..key.len() - 1]);
+    let typo = typo(&key);
     let mut told = HashSet::new();
     for (id, secret) in [
         ("acme", &*stranger),
