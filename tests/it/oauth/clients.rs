@@ -19,8 +19,10 @@ const JAVASCRIPT: [&str; 2] = ["openid_client.mjs", "oauth4webapi.mjs"];
 
 const AUTHLIB: &str = "authlib_client.py";
 
+type Parameters = &'static [(&'static str, &'static str)];
+
 /// What each of these parameters is worth to a key that may write invoices: the scope, the audience.
-const ASKED: [(&[(&str, &str)], &str, &str); 6] = [
+const ASKED: [(Parameters, &str, &str); 6] = [
     (&[], "invoice:write", "invoicing"),
     (&[("scope", "invoice:read")], "invoice:read", "invoicing"),
     (
