@@ -227,17 +227,17 @@ enum Content {
     Journal,
 }
 
-/// How far the threads that keep uses stand behind those that answer (see `nice(2)`).
+/// How far the threads that store uses stand behind those that answer and journal (see `nice(2)`).
 #[cfg(target_os = "linux")]
 const NICENESS: i32 = 10;
 
 impl Content {
-    /// What a thread of such a file does as it starts. Nobody who asks waits for uses to be kept: where
-    /// cores are few, answers come first.
+    /// What a thread of such a file does as it starts. What is journaled can wait, and what is to be
+    /// journaled cannot: until then a kill loses it.
     fn give_way(self) {
         match self {
-            Self::Main => {}
-            Self::Usage | Self::Journal => {
+            Self::Main | Self::Journal => {}
+            Self::Usage => {
                 // On Linux of this thread alone; a system that refuses serves as it did before.
                 #[cfg(target_os = "linux")]
                 let _refused = rustix::process::nice(NICENESS);
