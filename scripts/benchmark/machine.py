@@ -84,7 +84,7 @@ class Throwaway:
 
     def stop(self):
         self.child.stdin.close()
-        self.child.wait(timeout=60)
+        self.child.wait(timeout=600)
 
 
 def wait_for(address, path, bound=60, pause=0.05):
