@@ -287,7 +287,9 @@ impl Oauth {
             .as_ref()
             .filter(|_| answer.decision.outcome == Outcome::Valid);
         let phantom = match active {
-            Some(subject) if wants_token(subject, written) => self.phantoms.of(subject, own, now)?,
+            Some(subject) if wants_token(subject, written) => {
+                self.phantoms.of(subject, own, now)?
+            }
             Some(_) | None => None,
         };
         let named = match (own, &phantom, active) {

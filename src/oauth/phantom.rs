@@ -10,7 +10,9 @@ use std::sync::Arc;
 
 use quick_cache::sync::Cache;
 
-use super::mint::{ACCESS_TOKEN, Claims, Life, Mint, MintError, Provenance, SignedToken, asked_for};
+use super::mint::{
+    ACCESS_TOKEN, Claims, Life, Mint, MintError, Provenance, SignedToken, asked_for,
+};
 use super::own::OwnToken;
 use super::refusal::Refusal;
 use crate::id::{SecretId, ServiceId, TokenId};

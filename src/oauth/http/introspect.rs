@@ -28,7 +28,13 @@ impl PartialSchema for IntrospectionRequest {
             .description(Some(
                 "Each parameter may be given once; unknown ones are ignored (RFC 6749, 3.2).",
             ))
-            .property("token", text("An API key, or an access token.", "ks_live_4hT0aZq81xPd_..."))
+            .property(
+                "token",
+                text(
+                    "An API key, or an access token.",
+                    "ks_live_4hT0aZq81xPd_...",
+                ),
+            )
             .required("token")
             .property("token_type_hint", text("Not looked at.", "access_token"))
             .property(
@@ -161,8 +167,14 @@ mod tests {
             (&["APPLICATION/JWT"], Written::Phantom),
             (&[INTROSPECTION_JWT], Written::IntrospectionJwt),
             (&["application/jwt;q=0.5, application/json"], Written::Json),
-            (&["application/json;q=0.5, application/jwt"], Written::Phantom),
-            (&["application/json;q=0.5", "application/jwt"], Written::Phantom),
+            (
+                &["application/json;q=0.5, application/jwt"],
+                Written::Phantom,
+            ),
+            (
+                &["application/json;q=0.5", "application/jwt"],
+                Written::Phantom,
+            ),
             (&["application/jwt;q=0, */*;q=0.1"], Written::Json),
             (&["*/*, application/jwt"], Written::Phantom),
             (&["text/html, application/jwt;q=0.1"], Written::Phantom),

@@ -25,7 +25,13 @@ impl PartialSchema for RevocationRequest {
             .description(Some(
                 "Each parameter may be given once; unknown ones are ignored (RFC 6749, 3.2).",
             ))
-            .property("token", text("An access token.", "eyJ0eXAiOiJhdCtqd3QiLCJhbGciOiJFUzI1NiIs..."))
+            .property(
+                "token",
+                text(
+                    "An access token.",
+                    "eyJ0eXAiOiJhdCtqd3QiLCJhbGciOiJFUzI1NiIs...",
+                ),
+            )
             .required("token")
             .property("token_type_hint", text("Not looked at.", "access_token"))
             .property(
@@ -87,8 +93,8 @@ pub async fn revoke_token(
     let origin = origin(&req, &context);
     let revoked = async {
         let mut form = form(pairs)?;
-        let waiting = Waiting::of(&req)
-            .map_err(|problem| Refusal::invalid_request(problem.detail()))?;
+        let waiting =
+            Waiting::of(&req).map_err(|problem| Refusal::invalid_request(problem.detail()))?;
         let client = Client::of(&lines(&req), &mut form)?;
         let token = UnparsedKey::new(form.require("token")?);
         oauth
