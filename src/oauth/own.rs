@@ -54,12 +54,14 @@ impl OwnToken {
             client: ConsumerId::parse(text(claims, "client_id")?)?,
             audience: text(claims, "aud")?.into(),
             service: Slug::parse(text(made_from, "service")?).ok()?,
-            scopes: text(claims, "scope")
-                .unwrap_or_default()
-                .split(' ')
-                .filter(|scope| !scope.is_empty())
-                .map(|scope| Scope::parse(scope).ok())
-                .collect::<Option<_>>()?,
+            scopes: match claims.get("scope") {
+                None => "",
+                Some(scope) => scope.as_str()?,
+            }
+            .split(' ')
+            .filter(|scope| !scope.is_empty())
+            .map(|scope| Scope::parse(scope).ok())
+            .collect::<Option<_>>()?,
             key: KeyId::parse(text(made_from, "key_id")?)?,
             secret: SecretId::parse(text(made_from, "secret_id")?)?,
             issued_at: Timestamp::from_millis(claims.get("iat")?.as_i64()?.checked_mul(1000)?),

@@ -5,6 +5,7 @@ mod asked;
 mod at_gateway;
 mod clients;
 mod ended;
+mod guide;
 mod keyring;
 mod published;
 mod refused;
