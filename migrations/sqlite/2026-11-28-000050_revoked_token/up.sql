@@ -1,4 +1,4 @@
--- Tokens that were revoked by themselves, each until it would have ended anyway. A token that ended with
+-- Tokens that were revoked by themselves, each for as long as one of its id may still live. A token that ended with
 -- its key or secret is not here.
 CREATE TABLE revoked_token (
     id TEXT NOT NULL,

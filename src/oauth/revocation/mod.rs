@@ -1,6 +1,6 @@
 //! Revocation (RFC 7009) of our own access tokens.
 //!
-//! A revoked token stands in the database until it would have ended anyway, and is a change of the feed
+//! A revoked token stands in the database for as long as any token may still live, and is a change of the feed
 //! like any other: true at once on the node that answered, and on the others within the bounds of the
 //! feed. Who verifies tokens by himself hears of it by introspection alone.
 
@@ -16,6 +16,7 @@ use crate::clock::Clock;
 use crate::db::feed::Kind;
 use crate::db::{self, Conn, Db};
 use crate::keys::secret::Presented;
+use crate::services::tokens::TOKEN_TTL_MAX;
 use crate::time::Span;
 use crate::validation::snapshot::Subject;
 use crate::validation::{Asked, AuthFailure};
@@ -51,7 +52,8 @@ impl Revocations {
         let row = store::Revoked {
             id: token.id.clone(),
             tenant_id: at.tenant.id.clone(),
-            expires_at: token.expires_at,
+            // Not only this one: a phantom of it has its id, and may end at another time.
+            expires_at: self.clock.now().plus(TOKEN_TTL_MAX),
         };
         let service = token.service.to_string();
         self.audit
