@@ -46,7 +46,15 @@ pub fn api(app: &mut ServiceConfig) {
         vec![web::route().to(gateway::authorize_request)],
     );
 
+    at(
+        "/oauth/introspect",
+        vec![post().to(oauth::introspect::introspect_token)],
+    );
     at("/oauth/token", vec![post().to(oauth::issue_token)]);
+    at(
+        "/oauth/revoke",
+        vec![post().to(oauth::revoke::revoke_token)],
+    );
     at("/.well-known/jwks.json", vec![get().to(oauth::read_jwks)]);
     at(
         metadata::WELL_KNOWN,
@@ -271,6 +279,8 @@ pub fn api(app: &mut ServiceConfig) {
     validation::explain_key,
     gateway::authorize_request,
     oauth::issue_token,
+    oauth::introspect::introspect_token,
+    oauth::revoke::revoke_token,
     oauth::read_jwks,
     oauth::read_authorization_server,
     usage::list_usage_events,

@@ -146,6 +146,8 @@ async fn sweep(app: App) {
         report("old counts of quotas are swept later", swept.map(drop));
         let swept = idempotency::sweep(&app.db, app.clock.now()).await;
         report("old idempotency keys are swept later", swept.map(drop));
+        let swept = app.oauth.revocations().sweep().await;
+        report("revoked tokens that ended are swept later", swept.map(drop));
         report("nodes that ended are swept later", app.nodes.sweep().await);
         let swept = app.reviews.sweep().await;
         report("reviews without their keys are swept later", swept);

@@ -37,7 +37,7 @@ use crate::keys::verifier_queue::{CAPACITY, VerifierQueue};
 use crate::master::MasterKeys;
 use crate::metrics::Metrics;
 use crate::oauth::upstream::Shared;
-use crate::oauth::{Issuer, Keyring, Mint, Oauth, Upstreams};
+use crate::oauth::{Issuer, Keyring, Mint, Oauth, Revocations, Upstreams};
 use crate::ratelimit::Limiter;
 use crate::redis_link::RedisLink;
 use crate::reviews::Reviews;
@@ -247,18 +247,17 @@ impl App {
             Arc::clone(&metrics),
         )
         .map_err(|error| format!("upstreams cannot be asked: {error}"))?;
-        let issuer = Issuer::new(&config.server.public_url);
         let oauth = Oauth::new(
             validation.clone(),
             keyring.clone(),
             Mint::new(
                 keyring.clone(),
-                issuer.clone(),
+                Issuer::new(&config.server.public_url),
                 clock.clone(),
                 entropy.clone(),
             ),
-            issuer,
             swapped,
+            Revocations::new(db.clone(), audit.clone(), clock.clone()),
             clock.clone(),
             Arc::clone(&metrics),
         );

@@ -349,7 +349,12 @@ impl Follower {
                     Kind::SigningKey => {
                         self.signing_keys.send_replace(*seq);
                     }
-                    Kind::Tenant | Kind::Service | Kind::Consumer | Kind::Key | Kind::LookupId => {}
+                    Kind::Tenant
+                    | Kind::Service
+                    | Kind::Consumer
+                    | Kind::Key
+                    | Kind::LookupId
+                    | Kind::Token => {}
                 }
             }
         }

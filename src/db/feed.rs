@@ -29,6 +29,8 @@ pub enum Kind {
     Pepper,
     /// A key that tokens are signed with.
     SigningKey,
+    /// A token that was revoked by itself.
+    Token,
 }
 
 impl Kind {
@@ -41,6 +43,7 @@ impl Kind {
             Self::LookupId => "lookup_id",
             Self::Pepper => "pepper",
             Self::SigningKey => "signing_key",
+            Self::Token => "token",
         }
     }
 
@@ -54,6 +57,7 @@ impl Kind {
             Self::LookupId,
             Self::Pepper,
             Self::SigningKey,
+            Self::Token,
         ]
         .into_iter()
         .find(|kind| kind.as_str() == text)

@@ -442,6 +442,14 @@ diesel::table! {
     }
 }
 
+diesel::table! {
+    revoked_token (id) {
+        id -> Text,
+        tenant_id -> Text,
+        expires_at -> BigInt,
+    }
+}
+
 diesel::allow_tables_to_appear_in_same_query!(
     tenant, service, consumer, api_key, key_grant, key_tag, secret, pepper
 );

@@ -1,10 +1,14 @@
 //! `ANY /gateway/authorize`: what nginx, Envoy, Traefik and Caddy ask before they let a request in.
 //!
+//! The credential is a key, or an access token of ours where the service takes them: what it does not
+//! take is none.
+//!
 //! The gateway names itself by `X-Keystead-Caller`; one that fails that gets 503, never 401, which
 //! would be told to the client. Every answer carries the complete set of identity headers, empty
 //! where there is nothing to say, so that a client's own never reach the backend.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, web};
@@ -13,19 +17,25 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use crate::auth::CallerIdentity;
-use crate::auth::http::caller_by_key;
+use crate::auth::http::{caller_by_key, refused as unauthenticated};
+use crate::auth::jwt::Refusal;
 use crate::clock::Clock;
 use crate::http::context::RequestContext;
 use crate::http::headers::IDENTITY;
 use crate::http::problem::{Code, Problem};
 use crate::http::query::Query;
 use crate::keys::secret::Presented;
-use crate::scope::RequiredScope;
+use crate::oauth::Oauth;
+use crate::oauth::own::{Bearer, OwnToken};
+use crate::scope::{RequiredScope, Scope};
+use crate::services::tokens::{Accepted, Credential as Kind};
+use crate::telemetry::SecurityEvent;
 use crate::text::Environment;
 use crate::usage::record::Operation;
 use crate::validation::decide::{AskedEnvironment, Outcome, Request};
 use crate::validation::http::{limit_headers, refused, settle_service, used_up};
-use crate::validation::recorded::Asking;
+use crate::validation::proof::Credential;
+use crate::validation::recorded::{Asking, TokenNamed};
 use crate::validation::snapshot::Subject;
 use crate::validation::spend::LimitHeaders;
 use crate::validation::{Answer, Validation};
@@ -56,13 +66,15 @@ pub struct AuthorizeQuery {
 /// Judges the credential of the request itself
 ///
 /// Takes every method. The credential is `x-api-key`, else `Authorization: Bearer` if it holds one
-/// of our keys; any other Authorization is the client's business.
+/// of our keys or, where the service's `tokens.accepts` has `jwt`, an access token of ours; any other
+/// Authorization is the client's business.
 #[utoipa::path(
     get, path = "/gateway/authorize", tag = "validation", operation_id = "authorize_request",
     params(
         AuthorizeQuery,
         ("x-keystead-caller" = String, Header, description = "The gateway's management key"),
         ("x-api-key" = Option<String>, Header, description = "The client's key"),
+        ("authorization" = Option<String>, Header, description = "Bearer: the client's key or token"),
     ),
     responses(
         (status = 200, description = "Let it in", headers(
@@ -70,9 +82,11 @@ pub struct AuthorizeQuery {
             ("X-Keystead-Consumer" = String, description = "The consumer's slug"),
             ("X-Keystead-Tenant" = String, description = "The tenant's slug"),
             ("X-Keystead-Service" = String, description = "The service's slug"),
-            ("X-Keystead-Scopes" = String, description = "Granted on the service, by spaces"),
+            ("X-Keystead-Scopes" = String, description = "Granted on the service, by spaces; \
+                of a token what it was narrowed to"),
             ("X-Keystead-Environment" = String, description = "The key's environment"),
-            ("X-Keystead-Subject" = String, description = "The consumer's id"),
+            ("X-Keystead-Subject" = String, description = "The consumer's id, or the subject of \
+                the token"),
         )),
         (status = 401, description = "`unauthenticated`, `invalid_credential`, \
             `ambiguous_credential`, or why a known key does not count"),
@@ -89,8 +103,9 @@ pub async fn authorize_request(
     query: Query<AuthorizeQuery>,
     context: RequestContext,
     validation: web::Data<Validation>,
+    oauth: web::Data<Oauth>,
 ) -> Result<HttpResponse, Problem> {
-    judge(&req, query.into_inner(), &context, &validation).await
+    judge(&req, query.into_inner(), &context, &validation, &oauth).await
 }
 
 async fn judge(
@@ -98,12 +113,18 @@ async fn judge(
     query: AuthorizeQuery,
     context: &RequestContext,
     validation: &Validation,
+    oauth: &Oauth,
 ) -> Result<HttpResponse, Problem> {
     let began_us = Clock::uptime_us();
     let caller = gateway(req.headers(), context, validation).await?;
     let service = settle_service(&caller.rights, query.service.as_deref())
         .map_err(|problem| Problem::new(Code::CallerNotAllowed, problem.detail().to_owned()))?;
-    let presented = credential(req.headers())?;
+    let tenant = &caller.tenant.id;
+    let accepts = match validation.service(tenant, &service).await? {
+        Some(entry) => entry.service.settings.tokens.accepts.clone(),
+        None => Accepted::default(),
+    };
+    let presented = credential(req.headers(), oauth, &accepts)?;
     let request = Request {
         environment: match (query.environment, caller.environment.clone()) {
             (Some(environment), _) | (None, Some(environment)) => {
@@ -132,18 +153,25 @@ async fn judge(
         user_agent: text(header::USER_AGENT),
         context: None,
         began_us,
-        token: None,
+        token: presented.token().map(|token| TokenNamed {
+            id: token.id.as_str(),
+            subject: &token.subject,
+            actor: None,
+        }),
     };
-    let tenant = &caller.tenant.id;
+    if let Client::Forged(refusal) = &presented {
+        let reason = refusal.as_str();
+        unauthenticated(req, "jwt", SecurityEvent::InvalidJwt, reason, None);
+    }
     let answer = validation
-        .validate(presented, tenant, &service, &request, &asking)
+        .validate(presented.credential(), tenant, &service, &request, &asking)
         .await?;
     let limits = match (&answer.subject, &answer.spent) {
         (Some(subject), Some(spent)) => LimitHeaders::of(subject, spent),
         (_, _) => None,
     };
     match (answer.decision.outcome, &answer.subject) {
-        (Outcome::Valid, Some(subject)) => Ok(admit(subject, limits.as_ref())),
+        (Outcome::Valid, Some(subject)) => Ok(admit(subject, presented.token(), limits.as_ref())),
         (Outcome::RateLimited | Outcome::QuotaExceeded, Some(_)) => Err(used_up(
             answer.decision.outcome,
             &limits.unwrap_or_default(),
@@ -173,27 +201,67 @@ async fn gateway(
     }
 }
 
-/// The client's credential; empty if it presents none of ours.
-fn credential(headers: &HeaderMap) -> Result<&str, Problem> {
+/// What the client presents.
+enum Client<'a> {
+    /// A key; empty for none of ours.
+    Key(&'a str),
+    Token(Arc<OwnToken>),
+    /// It says that we issued it.
+    Forged(Refusal),
+}
+
+impl Client<'_> {
+    fn token(&self) -> Option<&OwnToken> {
+        match self {
+            Self::Token(token) => Some(token),
+            Self::Key(_) | Self::Forged(_) => None,
+        }
+    }
+
+    fn credential(&self) -> Credential<'_> {
+        match self {
+            Self::Key(key) => Credential::Key(key),
+            Self::Token(token) => token.proof(),
+            Self::Forged(_) => Credential::Malformed,
+        }
+    }
+}
+
+/// The client's credential, of the kinds that the service takes.
+fn credential<'a>(
+    headers: &'a HeaderMap,
+    oauth: &Oauth,
+    accepts: &Accepted,
+) -> Result<Client<'a>, Problem> {
     let ambiguous = || {
         Problem::new(Code::AmbiguousCredential, "present one key, once").header(
             header::WWW_AUTHENTICATE,
             HeaderValue::from_static("Bearer realm=\"keystead\", error=\"invalid_token\""),
         )
     };
+    let (takes_keys, takes_tokens) = (accepts.has(Kind::Key), accepts.has(Kind::Jwt));
     let bearer = headers.get_all(header::AUTHORIZATION).filter_map(|line| {
         let (scheme, token) = line.to_str().ok()?.split_once(' ')?;
-        let ours = scheme.eq_ignore_ascii_case("bearer")
-            && matches!(Presented::parse(token, &[]), Presented::Native { .. });
-        ours.then_some(token)
+        if !scheme.eq_ignore_ascii_case("bearer") {
+            return None;
+        }
+        if takes_keys && matches!(Presented::parse(token, &[]), Presented::Native { .. }) {
+            return Some(Client::Key(token));
+        }
+        match takes_tokens.then(|| oauth.read(token))? {
+            Bearer::Own(token) => Some(Client::Token(token)),
+            Bearer::Forged(refusal) => Some(Client::Forged(refusal)),
+            Bearer::NotOurs => None,
+        }
     });
     // A header that is not even text is a malformed key, not a missing one.
     let keys = headers
         .get_all(&X_API_KEY)
-        .map(|line| line.to_str().unwrap_or("\u{fffd}"));
+        .filter(|_| takes_keys)
+        .map(|line| Client::Key(line.to_str().unwrap_or("\u{fffd}")));
     let mut ours = keys.chain(bearer);
     match (ours.next(), ours.next()) {
-        (None, _) => Ok(""),
+        (None, _) => Ok(Client::Key("")),
         (Some(one), None) => Ok(one),
         (Some(_), Some(_)) => Err(ambiguous()),
     }
@@ -219,17 +287,12 @@ fn scopes(name: &str, lists: &[String]) -> Result<Vec<RequiredScope>, Problem> {
     Ok(named)
 }
 
-fn admit(subject: &Subject, limits: Option<&LimitHeaders>) -> HttpResponse {
-    let scopes: Vec<&str> = subject
-        .grant()
-        .map(|grant| {
-            grant
-                .scopes
-                .iter()
-                .map(crate::scope::Scope::as_str)
-                .collect()
-        })
-        .unwrap_or_default();
+fn admit(
+    subject: &Subject,
+    token: Option<&OwnToken>,
+    limits: Option<&LimitHeaders>,
+) -> HttpResponse {
+    let scopes: Vec<&str> = subject.scopes().iter().map(Scope::as_str).collect();
     let service = subject
         .service
         .as_ref()
@@ -241,7 +304,7 @@ fn admit(subject: &Subject, limits: Option<&LimitHeaders>) -> HttpResponse {
         service,
         &scopes.join(" "),
         subject.key.environment.as_str(),
-        subject.consumer.id.as_str(),
+        token.map_or(subject.consumer.id.as_str(), |token| &token.subject),
     ];
     let mut response = HttpResponse::Ok();
     for (name, value) in IDENTITY.into_iter().zip(values) {

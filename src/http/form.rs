@@ -15,15 +15,16 @@ use super::query::Params;
 
 const MEDIA_TYPE: &str = "application/x-www-form-urlencoded";
 
-/// The pairs of a form, decoded, in no order; or what is wrong with it.
-pub struct FormBody(pub Result<Vec<(String, String)>, Problem>);
+/// The pairs of a form, decoded, in no order; or what is wrong with it. Where the handler does not read
+/// the query itself (`QUERY`), there must be none.
+pub struct FormBody<const QUERY: bool = false>(pub Result<Vec<(String, String)>, Problem>);
 
-impl FromRequest for FormBody {
+impl<const QUERY: bool> FromRequest for FormBody<QUERY> {
     type Error = Problem;
     type Future = Pin<Box<dyn Future<Output = Result<Self, Problem>>>>;
 
     fn from_request(req: &HttpRequest, payload: &mut Payload) -> Self::Future {
-        let head = head(req);
+        let head = head(req, QUERY);
         let payload = payload.take();
         Box::pin(async move {
             let read = async {
@@ -44,7 +45,7 @@ impl FromRequest for FormBody {
     }
 }
 
-fn head(req: &HttpRequest) -> Result<(), Problem> {
+fn head(req: &HttpRequest, reads_query: bool) -> Result<(), Problem> {
     let headers = req.headers();
     let mut types = headers.get_all(header::CONTENT_TYPE);
     let is_form = match (
@@ -72,7 +73,7 @@ fn head(req: &HttpRequest) -> Result<(), Problem> {
             format!("the body must have at most {BODY_BYTES_MAX} bytes"),
         ));
     }
-    if !req.query_string().is_empty() {
+    if !reads_query && !req.query_string().is_empty() {
         return Err(Problem::invalid_at(
             "",
             "the parameters belong in the body: this address takes no query",

@@ -65,20 +65,26 @@ impl Waiting {
     }
 }
 
+impl Waiting {
+    /// # Errors
+    /// What is wrong with the query.
+    pub fn of(req: &HttpRequest) -> Result<Self, Problem> {
+        let asked = Params::parse(req.query_string())
+            .and_then(|params| params.deserialize::<Wait>())
+            .map_err(|violation| Problem::invalid(vec![violation]))?;
+        Ok(Self {
+            wait: asked.wait,
+            nodes: wired::<Nodes>(req)?.clone(),
+        })
+    }
+}
+
 impl FromRequest for Waiting {
     type Error = Problem;
     type Future = Gated<Self>;
 
     fn from_request(req: &HttpRequest, _: &mut Payload) -> Self::Future {
-        let asked = Params::parse(req.query_string())
-            .and_then(|params| params.deserialize::<Wait>())
-            .map_err(|violation| Problem::invalid(vec![violation]));
-        let waiting = asked.and_then(|asked| {
-            Ok(Self {
-                wait: asked.wait,
-                nodes: wired::<Nodes>(req)?.clone(),
-            })
-        });
+        let waiting = Self::of(req);
         Gate::of(req).read_query();
         Gated::new(req, waiting)
     }

@@ -6,6 +6,8 @@
 //! | `client_secret_post` | `client_id` in the body | `client_secret` in the body |
 //! | our own | if any, `client_id` in the body | the header `x-api-key` |
 //!
+//! Whoever introspects may send the key as `Authorization: Bearer` too (RFC 7662 §2.1).
+//!
 //! The secret alone authenticates: the client id is not looked up, but must name the client whose key
 //! it is. So an unknown client costs what a wrong secret costs.
 
@@ -38,6 +40,25 @@ impl Client {
     /// `invalid_request` for two methods or half of one; `invalid_client` for none, or one that is not
     /// offered.
     pub fn of(lines: &Lines<'_>, form: &mut Form) -> Result<Self, Refusal> {
+        Self::read(lines, form, basic)
+    }
+
+    /// As [`Self::of`], of one who may also present its key as a bearer token.
+    ///
+    /// # Errors
+    /// As [`Self::of`].
+    pub fn or_bearer(lines: &Lines<'_>, form: &mut Form) -> Result<Self, Refusal> {
+        Self::read(lines, form, |line| match bearer(line) {
+            Some(key) => Ok((UnparsedKey::new(key.to_owned()), None)),
+            None => basic(line),
+        })
+    }
+
+    fn read(
+        lines: &Lines<'_>,
+        form: &mut Form,
+        authorization: impl FnOnce(&[u8]) -> Result<(UnparsedKey, Option<Vec<String>>), Refusal>,
+    ) -> Result<Self, Refusal> {
         let client_id = form.take("client_id");
         let client_secret = form.take("client_secret");
         let assertion =
@@ -53,8 +74,7 @@ impl Client {
         }
         let in_body = client_id.map(|id| vec![id]);
         let (secret, name) = if let Some(line) = lines.authorization.first() {
-            let (secret, name) = basic(line)?;
-            (secret, Some(name))
+            authorization(line)?
         } else if let Some(line) = lines.api_key.first() {
             // What is not even text is a malformed key.
             let text = str::from_utf8(line).unwrap_or("\u{fffd}");
@@ -80,8 +100,28 @@ impl Client {
         })
     }
 
+    /// Whether nothing was presented.
+    pub fn is_missing(&self) -> bool {
+        self.secret.expose_secret().is_empty() && self.names.is_empty()
+    }
+
     /// Whether every id that was given names the client whose key this is.
     pub fn is_named(&self, subject: &Subject) -> bool {
+        self.names
+            .iter()
+            .all(|spellings| self.spelling(spellings, subject).is_some())
+    }
+
+    /// What the client calls itself: an id that was given and names it, else the consumer's.
+    pub fn name<'a>(&'a self, subject: &'a Subject) -> &'a str {
+        self.names
+            .first()
+            .and_then(|spellings| self.spelling(spellings, subject))
+            .unwrap_or(subject.consumer.id.as_str())
+    }
+
+    /// That of one id which names the client.
+    fn spelling<'a>(&self, spellings: &'a [String], subject: &Subject) -> Option<&'a str> {
         let (key, consumer) = (&subject.key, &subject.consumer);
         let lookup_id = match self.secret.parse(&[]) {
             Presented::Native { lookup_id, .. } => Some(lookup_id),
@@ -97,14 +137,21 @@ impl Client {
                 || spelling == key.key_id.as_str()
                 || lookup_id.as_ref().is_some_and(|id| id.as_str() == spelling)
         };
-        self.names
+        spellings
             .iter()
-            .all(|spellings| spellings.iter().any(|spelling| names(spelling)))
+            .map(String::as_str)
+            .find(|spelling| names(spelling))
     }
 }
 
+/// The key of `Bearer` (RFC 6750 §2.1).
+fn bearer(line: &[u8]) -> Option<&str> {
+    let (scheme, key) = str::from_utf8(line).ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(key)
+}
+
 /// The secret and the client id of `Basic` (RFC 7617 §2), in each spelling that was meant.
-fn basic(line: &[u8]) -> Result<(UnparsedKey, Vec<String>), Refusal> {
+fn basic(line: &[u8]) -> Result<(UnparsedKey, Option<Vec<String>>), Refusal> {
     let refused = || {
         Refusal::new(
             ErrorCode::InvalidClient,
@@ -128,7 +175,7 @@ fn basic(line: &[u8]) -> Result<(UnparsedKey, Vec<String>), Refusal> {
     let secret = UnparsedKey::new(form_decoded(secret).unwrap_or_else(|| secret.to_owned()));
     let mut names = vec![id.to_owned()];
     names.extend(form_decoded(id).filter(|decoded| decoded != id));
-    Ok((secret, names))
+    Ok((secret, Some(names)))
 }
 
 /// `None` for what is not form-encoded.
@@ -155,7 +202,7 @@ mod tests {
 
     fn parse(text: &str) -> (String, Vec<String>) {
         let (secret, names) = basic(encoded(text).as_bytes()).unwrap();
-        (secret.expose_secret().to_owned(), names)
+        (secret.expose_secret().to_owned(), names.unwrap())
     }
 
     #[test]
@@ -177,7 +224,7 @@ mod tests {
         );
         let latin = [b"caf\xe9".as_slice(), b":x"].concat();
         let line = format!("Basic {}", STANDARD.encode(latin));
-        assert_eq!(basic(line.as_bytes()).unwrap().1, ["café"]);
+        assert_eq!(basic(line.as_bytes()).unwrap().1.unwrap(), ["café"]);
     }
 
     #[test]

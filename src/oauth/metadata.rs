@@ -9,6 +9,9 @@ pub const WELL_KNOWN: &str = "/.well-known/oauth-authorization-server";
 /// How clients may authenticate, as far as there are registered names: `x-api-key` has none.
 const AUTH_METHODS: [&str; 2] = ["client_secret_basic", "client_secret_post"];
 
+/// How callers of the introspection may: `Bearer` has no registered name either.
+const INTROSPECTION_AUTH_METHODS: [&str; 2] = AUTH_METHODS;
+
 /// What the authorization server offers.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(title = "AuthorizationServer", example = json!({
@@ -17,7 +20,12 @@ const AUTH_METHODS: [&str; 2] = ["client_secret_basic", "client_secret_post"];
     "jwks_uri": "https://keys.example.com/.well-known/jwks.json",
     "response_types_supported": ["none"],
     "grant_types_supported": ["client_credentials"],
-    "token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"]
+    "token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
+    "introspection_endpoint": "https://keys.example.com/oauth/introspect",
+    "introspection_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
+    "introspection_signing_alg_values_supported": ["ES256"],
+    "revocation_endpoint": "https://keys.example.com/oauth/revoke",
+    "revocation_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"]
 }))]
 pub struct AuthorizationServer {
     /// The very text of the claim `iss`.
@@ -29,10 +37,18 @@ pub struct AuthorizationServer {
     pub response_types_supported: [&'static str; 1],
     pub grant_types_supported: [&'static str; 1],
     pub token_endpoint_auth_methods_supported: [&'static str; 2],
+    pub introspection_endpoint: String,
+    pub introspection_endpoint_auth_methods_supported: [&'static str; 2],
+    /// RFC 9701 §7: those of the keys that sign or are about to; left out while there is none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub introspection_signing_alg_values_supported: Vec<&'static str>,
+    pub revocation_endpoint: String,
+    pub revocation_endpoint_auth_methods_supported: [&'static str; 2],
 }
 
 impl AuthorizationServer {
-    pub fn new(issuer: &str) -> Self {
+    /// `algorithms` are those of the published keys.
+    pub fn new(issuer: &str, algorithms: Vec<&'static str>) -> Self {
         Self {
             issuer: issuer.to_owned(),
             token_endpoint: format!("{issuer}/oauth/token"),
@@ -40,6 +56,11 @@ impl AuthorizationServer {
             response_types_supported: ["none"],
             grant_types_supported: ["client_credentials"],
             token_endpoint_auth_methods_supported: AUTH_METHODS,
+            introspection_endpoint: format!("{issuer}/oauth/introspect"),
+            introspection_endpoint_auth_methods_supported: INTROSPECTION_AUTH_METHODS,
+            introspection_signing_alg_values_supported: algorithms,
+            revocation_endpoint: format!("{issuer}/oauth/revoke"),
+            revocation_endpoint_auth_methods_supported: AUTH_METHODS,
         }
     }
 }

@@ -49,13 +49,17 @@ pub struct Claims<'a> {
 pub struct Provenance<'a> {
     pub tenant: &'a str,
     pub environment: &'a str,
+    /// The slug of the service that it is for, by whatever name that was asked for.
+    pub service: &'a str,
     pub key_id: &'a str,
     pub secret_id: &'a str,
 }
 
 impl<'a> Provenance<'a> {
     pub fn of(subject: &'a Subject) -> Self {
+        let service = subject.service.as_ref();
         Self {
+            service: service.map_or("", |entry| entry.service.slug.as_str()),
             tenant: subject.tenant.slug.as_str(),
             environment: subject.key.environment.as_str(),
             key_id: subject.key.key_id.as_str(),
@@ -140,6 +144,11 @@ impl Mint {
             clock,
             entropy,
         }
+    }
+
+    /// Who issues.
+    pub fn names(&self) -> &Issuer {
+        &self.issuer
     }
 
     pub fn issuer(&self) -> &str {

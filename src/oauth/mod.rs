@@ -8,10 +8,14 @@ pub mod client;
 pub mod form;
 pub mod grant;
 pub mod http;
+pub mod introspection;
 pub mod keyring;
 pub mod metadata;
 pub mod mint;
+pub mod own;
+mod phantom;
 pub mod refusal;
+pub mod revocation;
 pub mod upstream;
 
 use std::net::SocketAddr;
@@ -21,7 +25,10 @@ use url::Url;
 
 pub use self::keyring::Keyring;
 pub use self::mint::Mint;
+use self::own::{Bearer, OwnTokens};
+use self::phantom::Phantoms;
 pub use self::refusal::Refusal;
+pub use self::revocation::Revocations;
 pub use self::upstream::Upstreams;
 use crate::clock::Clock;
 use crate::config::PublicUrl;
@@ -79,6 +86,9 @@ pub struct Oauth {
     mint: Mint,
     issuer: Issuer,
     upstreams: Upstreams,
+    own: Arc<OwnTokens>,
+    phantoms: Arc<Phantoms>,
+    revocations: Revocations,
     clock: Clock,
     metrics: Arc<Metrics>,
 }
@@ -88,17 +98,21 @@ impl Oauth {
         validation: Validation,
         keyring: Keyring,
         mint: Mint,
-        issuer: Issuer,
         upstreams: Upstreams,
+        revocations: Revocations,
         clock: Clock,
         metrics: Arc<Metrics>,
     ) -> Self {
+        let issuer = mint.names().clone();
         Self {
+            own: Arc::new(OwnTokens::new(keyring.clone(), issuer.clone())),
+            phantoms: Arc::new(Phantoms::new(mint.clone())),
             validation,
             keyring,
             mint,
             issuer,
             upstreams,
+            revocations,
             clock,
             metrics,
         }
@@ -110,6 +124,16 @@ impl Oauth {
 
     pub fn keyring(&self) -> &Keyring {
         &self.keyring
+    }
+
+    pub fn revocations(&self) -> &Revocations {
+        &self.revocations
+    }
+
+    /// What a text is that may be an access token of ours. Whether one counts is for
+    /// [`Validation`] to say, by its [`proof`](own::OwnToken::proof).
+    pub fn read(&self, token: &str) -> Bearer {
+        self.own.read(token, self.clock.now())
     }
 }
 

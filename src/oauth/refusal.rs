@@ -17,6 +17,10 @@ pub enum ErrorCode {
     InvalidTarget,
     UnauthorizedClient,
     UnsupportedGrantType,
+    /// RFC 7009 §2.2.1.
+    UnsupportedTokenType,
+    /// RFC 6750 §3.1: 403.
+    InsufficientScope,
     /// Our own: 429.
     RateLimited,
     /// Our own: 429.
@@ -34,6 +38,8 @@ impl ErrorCode {
             Self::InvalidTarget => "invalid_target",
             Self::UnauthorizedClient => "unauthorized_client",
             Self::UnsupportedGrantType => "unsupported_grant_type",
+            Self::UnsupportedTokenType => "unsupported_token_type",
+            Self::InsufficientScope => "insufficient_scope",
             Self::RateLimited => "rate_limited",
             Self::QuotaExceeded => "quota_exceeded",
             Self::TemporarilyUnavailable => "temporarily_unavailable",
@@ -47,8 +53,10 @@ impl ErrorCode {
             | Self::InvalidScope
             | Self::InvalidTarget
             | Self::UnauthorizedClient
-            | Self::UnsupportedGrantType => 400,
+            | Self::UnsupportedGrantType
+            | Self::UnsupportedTokenType => 400,
             Self::InvalidClient => 401,
+            Self::InsufficientScope => 403,
             Self::RateLimited | Self::QuotaExceeded => 429,
             Self::TemporarilyUnavailable => 503,
         }
@@ -80,7 +88,9 @@ impl Refusal {
                 | ErrorCode::InvalidScope
                 | ErrorCode::InvalidTarget
                 | ErrorCode::UnauthorizedClient
-                | ErrorCode::UnsupportedGrantType => None,
+                | ErrorCode::UnsupportedGrantType
+                | ErrorCode::UnsupportedTokenType
+                | ErrorCode::InsufficientScope => None,
             },
             limits: None,
             cause: None,

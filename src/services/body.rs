@@ -178,7 +178,10 @@ pub struct UpdateService {
     "quota": null,
     "on_outage": "serve",
     "usage": {"events": "all"},
-    "tokens": {"ttl": "5m", "claims": {"plan": "consumer.metadata.plan"}, "resources": []},
+    "tokens": {
+        "ttl": "5m", "claims": {"plan": "consumer.metadata.plan"}, "resources": [],
+        "introspection_jwt_member": false, "accepts": ["key"]
+    },
     "upstream": null,
     "metadata": {},
     "status": "active",
@@ -335,6 +338,12 @@ mod tests {
                 "upstream",
                 json!({"provider": "a", "client_secret": "x"}),
                 "/upstream/client_secret",
+            ),
+            ("tokens", json!({"accepts": []}), "/tokens/accepts"),
+            (
+                "tokens",
+                json!({"introspection_jwt_member": "yes"}),
+                "/tokens/introspection_jwt_member",
             ),
             ("on_outage", json!("maybe"), "/on_outage"),
             ("on_outage", json!(5), "/on_outage"),

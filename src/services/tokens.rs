@@ -73,6 +73,12 @@ pub struct TokenSettings {
     pub claims: TokenClaims,
     #[schema(required = true)]
     pub resources: Resources,
+    /// Whether the answer of an introspection has the member `jwt` beside the others: a token for the
+    /// service that says the same.
+    #[schema(required = true)]
+    pub introspection_jwt_member: bool,
+    #[schema(required = true)]
+    pub accepts: Accepted,
 }
 
 impl Default for TokenSettings {
@@ -81,6 +87,8 @@ impl Default for TokenSettings {
             ttl: TOKEN_TTL_DEFAULT,
             claims: TokenClaims::default(),
             resources: Resources::default(),
+            introspection_jwt_member: false,
+            accepts: Accepted::default(),
         }
     }
 }
@@ -102,7 +110,9 @@ impl TokenSettings {
 #[schema(example = json!({
     "ttl": "5m",
     "claims": {"plan": "consumer.metadata.plan"},
-    "resources": ["https://billing.example.com/"]
+    "resources": ["https://billing.example.com/"],
+    "introspection_jwt_member": false,
+    "accepts": ["key", "jwt"]
 }))]
 pub struct TokenPatch {
     /// 10 s to 15 min; 5 min, unless given.
@@ -117,6 +127,14 @@ pub struct TokenPatch {
     #[serde(default, deserialize_with = "double_option")]
     #[schema(value_type = Option<Resources>)]
     pub resources: Option<Option<Resources>>,
+    /// False, unless given.
+    #[serde(default, deserialize_with = "double_option")]
+    #[schema(value_type = Option<bool>)]
+    pub introspection_jwt_member: Option<Option<bool>>,
+    /// Replaced as a whole; keys alone, unless given.
+    #[serde(default, deserialize_with = "double_option")]
+    #[schema(value_type = Option<Accepted>)]
+    pub accepts: Option<Option<Accepted>>,
 }
 
 impl TokenPatch {
@@ -125,6 +143,8 @@ impl TokenPatch {
             ttl,
             claims,
             resources,
+            introspection_jwt_member,
+            accepts,
         } = self;
         if let Some(ttl) = ttl {
             settings.ttl = ttl.unwrap_or(TOKEN_TTL_DEFAULT);
@@ -134,6 +154,12 @@ impl TokenPatch {
         }
         if let Some(resources) = resources {
             settings.resources = resources.unwrap_or_default();
+        }
+        if let Some(member) = introspection_jwt_member {
+            settings.introspection_jwt_member = member.unwrap_or_default();
+        }
+        if let Some(accepts) = accepts {
+            settings.accepts = accepts.unwrap_or_default();
         }
     }
 }
@@ -257,6 +283,54 @@ impl<'de> Deserialize<'de> for ClaimSource {
     }
 }
 
+/// A kind of credential that is taken for the service at `/gateway/authorize`.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Credential {
+    /// An API key.
+    Key,
+    /// An access token of Keystead's.
+    Jwt,
+}
+
+/// What is taken for the service at `/gateway/authorize`: keys, access tokens of Keystead's, or both. What
+/// is not taken counts as not presented.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(transparent)]
+#[schema(value_type = Vec<Credential>, min_items = 1, max_items = 2, example = json!(["key", "jwt"]))]
+pub struct Accepted(BTreeSet<Credential>);
+
+impl Accepted {
+    /// # Errors
+    /// What the list must be.
+    pub fn new(list: Vec<Credential>) -> std::result::Result<Self, &'static str> {
+        let count = list.len();
+        let kinds: BTreeSet<Credential> = list.into_iter().collect();
+        if kinds.is_empty() || kinds.len() < count {
+            return Err("must name key, jwt or both, each once");
+        }
+        Ok(Self(kinds))
+    }
+
+    pub fn has(&self, kind: Credential) -> bool {
+        self.0.contains(&kind)
+    }
+}
+
+impl Default for Accepted {
+    fn default() -> Self {
+        Self(BTreeSet::from([Credential::Key]))
+    }
+}
+
+impl<'de> Deserialize<'de> for Accepted {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        Self::new(Vec::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+}
+
 /// Up to 20 absolute URIs (RFC 8707 §2) by which clients may name the service as `resource`, each
 /// compared as it is written. A token that was asked for by one has it as its audience.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
@@ -323,12 +397,37 @@ mod tests {
             "ttl": "1m",
             "claims": {"plan": "consumer.metadata.plan"},
             "resources": ["https://a.example/"],
+            "introspection_jwt_member": true,
+            "accepts": ["jwt", "key"],
         }));
+        assert!(settings.introspection_jwt_member);
+        assert_eq!(json!(settings.accepts), json!(["key", "jwt"]));
         assert_eq!(settings.ttl, Span::minutes(1));
-        from_value::<TokenPatch>(json!({"ttl": null, "claims": null, "resources": null}))
+        let nulls = json!({
+            "ttl": null, "claims": null, "resources": null,
+            "introspection_jwt_member": null, "accepts": null,
+        });
+        from_value::<TokenPatch>(nulls)
             .unwrap()
             .apply(&mut settings);
         assert_eq!(settings, TokenSettings::default());
+    }
+
+    #[test]
+    fn what_is_accepted_is_named_once_and_never_nothing() {
+        for bad in [
+            json!([]),
+            json!(["key", "key"]),
+            json!(["Key"]),
+            json!(["opaque"]),
+            json!("jwt"),
+            json!([1]),
+        ] {
+            assert!(from_value::<Accepted>(bad.clone()).is_err(), "{bad}");
+        }
+        let both: Accepted = from_value(json!(["jwt", "key"])).unwrap();
+        assert!(both.has(Credential::Key) && both.has(Credential::Jwt));
+        assert!(!Accepted::default().has(Credential::Jwt));
     }
 
     #[test]

@@ -338,20 +338,20 @@ fn ip(subject: &Subject, request: &Request<'_>, _: Timestamp) -> Option<Outcome>
 }
 
 fn missing(subject: &Subject, request: &Request<'_>) -> Vec<RequiredScope> {
-    let (Some(entry), Some(grant)) = (&subject.service, subject.grant()) else {
+    let Some(entry) = &subject.service else {
         return request.required_scopes.to_vec();
     };
-    let catalogue = &entry.catalogue;
+    let (catalogue, scopes) = (&entry.catalogue, subject.scopes());
     let mut missing: Vec<RequiredScope> = request
         .required_scopes
         .iter()
-        .filter(|required| !catalogue.satisfied(&grant.scopes, required))
+        .filter(|required| !catalogue.satisfied(scopes, required))
         .cloned()
         .collect();
     if let Some(any) = &request.any_scopes
         && !any
             .iter()
-            .any(|required| catalogue.satisfied(&grant.scopes, required))
+            .any(|required| catalogue.satisfied(scopes, required))
     {
         missing.extend(any.iter().cloned());
     }

@@ -18,6 +18,7 @@ pub mod decide;
 mod failures;
 pub mod http;
 pub mod last_used;
+pub mod proof;
 pub mod recorded;
 pub mod records;
 pub mod snapshot;
@@ -34,6 +35,7 @@ use std::sync::Arc;
 use callers::Callers;
 use decide::{Check, Decision, Outcome, Request};
 use last_used::LastUsed;
+use proof::Credential;
 use recorded::Asking;
 use records::{Now, Records};
 use snapshot::{ServiceEntry, Subject, TenantSnapshot};
@@ -156,24 +158,20 @@ impl Validation {
         }
     }
 
-    /// Decides about a presented text for a service of `tenant`, and notes the use.
+    /// Decides about what is presented for a service of `tenant`, and notes the use.
     ///
     /// # Errors
     /// [`Failure`] when it cannot be decided: never to be told as a refusal.
     pub async fn validate(
         &self,
-        presented: &str,
+        presented: impl Into<Credential<'_>>,
         tenant: &TenantId,
         service: &str,
         request: &Request<'_>,
         asking: &Asking<'_>,
     ) -> Result<Answer, Failure> {
-        let asked = Asked::Service(service);
-        let loaded = self
-            .load(presented, Some(tenant), asked, request.ip)
-            .await?;
-        let now = self.clock.now();
-        let mut answer = judge(loaded, request, now);
+        let presented = presented.into();
+        let (mut answer, now) = self.tell(presented, tenant, service, request).await?;
         if let (Some(subject), true) = (&answer.subject, answer.decision.outcome.is_valid()) {
             let spent = self.spend(subject, request.cost).await?;
             answer.decision.outcome = outcome(spent.verdict);
@@ -246,8 +244,9 @@ impl Validation {
         Some(answer)
     }
 
-    /// Counts a decision, notes the last use and records it.
-    fn note(
+    /// Counts a decision, notes the last use and records it; `place` is the tenant, and the service by
+    /// the name that it was asked for.
+    pub fn note(
         &self,
         place: (&TenantId, &str),
         request: &Request<'_>,
@@ -376,7 +375,9 @@ impl Validation {
         })
     }
 
-    async fn holder(
+    /// Authenticates whoever holds a key: for the administration, or, with [`Asked::None`], for its own
+    /// affairs. Tells where the key's own limits stand, if it was charged.
+    pub async fn holder(
         &self,
         presented: &str,
         ip: Option<IpAddr>,

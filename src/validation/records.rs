@@ -23,7 +23,7 @@ use crate::clock::Clock;
 use crate::config::Cache as CacheSettings;
 use crate::db::feed::Kind;
 use crate::db::{self, Db};
-use crate::id::{ConsumerId, KeyId, TenantId};
+use crate::id::{ConsumerId, KeyId, SecretId, TenantId, TokenId};
 use crate::keys::fingerprint::Fingerprint;
 use crate::keys::hash::Hasher;
 use crate::keys::pepper::Peppers;
@@ -42,6 +42,9 @@ const UNKNOWN_MAX: usize = 50_000;
 
 /// So many of each kind of parent are remembered.
 const PARENTS_MAX: usize = 200_000;
+
+/// Of so many tokens it is remembered whether they were revoked.
+const TOKENS_MAX: usize = 100_000;
 
 /// A load that a change overtook is repeated so often.
 const TRIES: usize = 4;
@@ -97,11 +100,17 @@ struct Inner {
     tenants: Entries<TenantId, TenantSnapshot>,
     services: Entries<ServiceName, Named>,
     unknown: Entries<Fingerprint, ()>,
+    /// Keys by a secret that a token was made from.
+    of_secrets: Entries<SecretId, KeySnapshot>,
+    /// Whether a token was revoked by itself.
+    tokens: Entries<TokenId, bool>,
     failures: Failures,
     key_flights: Flights<Fingerprint, Loaded<KeySnapshot>>,
     consumer_flights: Flights<ConsumerId, Loaded<ConsumerSnapshot>>,
     tenant_flights: Flights<TenantId, Loaded<TenantSnapshot>>,
     service_flights: Flights<ServiceName, Loaded<Named>>,
+    secret_flights: Flights<SecretId, Loaded<KeySnapshot>>,
+    token_flights: Flights<TokenId, Loaded<bool>>,
 }
 
 impl Records {
@@ -138,11 +147,15 @@ impl Records {
             tenants: Entries::new(PARENTS_MAX),
             services: Entries::new(PARENTS_MAX),
             unknown: Entries::new(UNKNOWN_MAX),
+            of_secrets: Entries::new(settings.entries_max),
+            tokens: Entries::new(TOKENS_MAX),
             failures: Failures::new(),
             key_flights: Flights::new(runtime.clone(), LOADS_MAX),
             consumer_flights: Flights::new(runtime.clone(), LOADS_MAX),
             tenant_flights: Flights::new(runtime.clone(), LOADS_MAX),
-            service_flights: Flights::new(runtime, LOADS_MAX),
+            service_flights: Flights::new(runtime.clone(), LOADS_MAX),
+            secret_flights: Flights::new(runtime.clone(), LOADS_MAX),
+            token_flights: Flights::new(runtime, LOADS_MAX),
         }))
     }
 
@@ -231,6 +244,7 @@ impl Records {
             tenant,
             service,
             asks_service,
+            narrowed: None,
         })
     }
 
@@ -331,6 +345,68 @@ impl Records {
         or_due(loaded, due, &inner.changes)
     }
 
+    /// The key of a secret that something of ours proves; `None` for one that is not there.
+    ///
+    /// # Errors
+    /// [`Failure`] when that cannot be found out just now.
+    pub async fn key_of_secret(
+        &self,
+        id: &SecretId,
+    ) -> Result<Option<Arc<Entry<KeySnapshot>>>, Failure> {
+        let (inner, now_us) = (&*self.0, Clock::uptime_us());
+        if !inner.changes.may_use(now_us) {
+            return Err(cut_off());
+        }
+        let due = match inner.of_secrets.find(id, &inner.changes, now_us) {
+            Found::Fresh(entry) => return Ok(Some(entry)),
+            Found::Due(entry) => Some(entry),
+            Found::Nothing => None,
+        };
+        let is_due = due.is_some();
+        let loaded = inner
+            .settle(&inner.secret_flights, id.clone(), || {
+                let (records, id) = (self.clone(), id.clone());
+                async move {
+                    let entry = records.0.source.key_of_secret(id.clone(), is_due).await?;
+                    Ok(entry.inspect(|entry| records.0.of_secrets.keep(id, Arc::clone(entry))))
+                }
+            })
+            .await;
+        or_due(loaded, due, &inner.changes)
+    }
+
+    /// Whether a token was revoked by itself.
+    ///
+    /// # Errors
+    /// [`Failure`] when that cannot be found out just now.
+    pub async fn token(&self, id: &TokenId) -> Result<Arc<Entry<bool>>, Failure> {
+        let (inner, now_us) = (&*self.0, Clock::uptime_us());
+        if !inner.changes.may_use(now_us) {
+            return Err(cut_off());
+        }
+        let due = match inner.tokens.find(id, &inner.changes, now_us) {
+            Found::Fresh(entry) => return Ok(entry),
+            Found::Due(entry) => Some(entry),
+            Found::Nothing => None,
+        };
+        let is_due = due.is_some();
+        let loaded = inner
+            .settle(&inner.token_flights, id.clone(), || {
+                let (records, id) = (self.clone(), id.clone());
+                async move {
+                    let entry = records.0.source.token(id.clone(), is_due).await?;
+                    Ok(entry.inspect(|entry| records.0.tokens.keep(id, Arc::clone(entry))))
+                }
+            })
+            .await;
+        or_due(loaded, due, &inner.changes)?.ok_or_else(cut_off)
+    }
+
+    /// Whether nothing of it was changed since it was loaded, as far as is known at this instant.
+    pub fn holds_token(&self, entry: &Entry<bool>) -> bool {
+        entry.is_fresh(&self.0.changes)
+    }
+
     /// Whether nothing of it was changed since it was loaded, as far as is known at this instant.
     pub fn holds(&self, subject: &Subject) -> bool {
         let changes = &self.0.changes;
@@ -382,6 +458,7 @@ impl Records {
             tenant,
             service,
             asks_service,
+            narrowed: None,
         })
     }
 

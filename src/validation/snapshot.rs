@@ -237,6 +237,8 @@ pub struct Subject {
     pub service: Option<Arc<Entry<ServiceEntry>>>,
     /// Whether a service is asked for at all: a holder's own affairs ask for none.
     pub asks_service: bool,
+    /// The part of what is granted on the service that a token stands for; `None` for all of it.
+    pub narrowed: Option<Arc<[Scope]>>,
 }
 
 impl Subject {
@@ -249,12 +251,43 @@ impl Subject {
             .find(|grant| grant.service_id == service.id)
     }
 
-    /// Whether what is granted on the service asked for is enough for this scope.
-    pub fn has(&self, required: &RequiredScope) -> bool {
-        match (self.grant(), &self.service) {
-            (Some(grant), Some(service)) => service.catalogue.satisfied(&grant.scopes, required),
-            (_, _) => false,
+    /// What may be done on the service asked for: nothing without a grant.
+    pub fn scopes(&self) -> &[Scope] {
+        match (self.grant(), &self.narrowed) {
+            (Some(_), Some(narrowed)) => narrowed,
+            (Some(grant), None) => &grant.scopes,
+            (None, _) => &[],
         }
+    }
+
+    /// The same with no more on the service asked for than `scopes` and the grant both allow: of either
+    /// what the other satisfies.
+    #[must_use]
+    pub fn narrowed_to(mut self, scopes: &[Scope]) -> Self {
+        if let (Some(grant), Some(service)) = (self.grant(), &self.service) {
+            let within = |these: &[Scope], those: &[Scope]| {
+                let satisfied = |scope: &&Scope| {
+                    let exactly = RequiredScope::Exact(Scope::clone(scope));
+                    service.catalogue.satisfied(those, &exactly)
+                };
+                these.iter().filter(satisfied).cloned().collect::<Vec<_>>()
+            };
+            let mut both = within(scopes, &grant.scopes);
+            for scope in within(&grant.scopes, scopes) {
+                if !both.contains(&scope) {
+                    both.push(scope);
+                }
+            }
+            self.narrowed = Some(both.into());
+        }
+        self
+    }
+
+    /// Whether what may be done on the service asked for is enough for this scope.
+    pub fn has(&self, required: &RequiredScope) -> bool {
+        self.service
+            .as_ref()
+            .is_some_and(|service| service.catalogue.satisfied(self.scopes(), required))
     }
 
     /// What the key may do in the administration, when `keystead` is the service asked for.

@@ -21,7 +21,7 @@ use crate::clock::Clock;
 use crate::consumers::{self, Consumer};
 use crate::db::feed::{self, Kind};
 use crate::db::{self, Conn, Db};
-use crate::id::{ConsumerId, KeyId, SecretId, TenantId};
+use crate::id::{ConsumerId, KeyId, SecretId, TenantId, TokenId};
 use crate::keys::fingerprint::Fingerprint;
 use crate::keys::hash::{HashError, Hasher, Memory};
 use crate::keys::pepper::{PepperRing, Peppers};
@@ -137,6 +137,38 @@ impl Source {
         let snapshot = KeySnapshot::try_from(rows)?;
         let entity = Entity::new(Kind::Key, snapshot.key_id.as_str());
         Ok(Entry::new(snapshot, as_of, entity, self.refresh_us))
+    }
+
+    pub(super) async fn key_of_secret(
+        &self,
+        id: SecretId,
+        is_due: bool,
+    ) -> Result<Option<Arc<Entry<KeySnapshot>>>, LoadError> {
+        let name = format!("secret:{id}");
+        let read = self.db.load(LOAD_MAX, async move |conn: &mut Conn| {
+            let as_of = feed::head(conn).await?;
+            Ok((as_of, store::by_secret(conn, &id).await?))
+        });
+        let entry = |rows, as_of| self.key_entry(rows, as_of);
+        let (_, found) = self.load(&name, is_due, read, entry).await?;
+        Ok(found.map(Arc::new))
+    }
+
+    /// Whether a token was revoked by itself: never `None`.
+    pub(super) async fn token(
+        &self,
+        id: TokenId,
+        is_due: bool,
+    ) -> Result<Option<Arc<Entry<bool>>>, LoadError> {
+        let name = format!("token:{id}");
+        let entity = Entity::new(Kind::Token, id.as_str());
+        let read = self.db.load(LOAD_MAX, async move |conn: &mut Conn| {
+            let as_of = feed::head(conn).await?;
+            Ok((as_of, Some(store::is_revoked(conn, &id).await?)))
+        });
+        let entry = |revoked, as_of| Ok(Entry::new(revoked, as_of, entity, self.refresh_us));
+        let (_, found) = self.load(&name, is_due, read, entry).await?;
+        Ok(found.map(Arc::new))
     }
 
     pub(super) async fn tenant(

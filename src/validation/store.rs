@@ -12,10 +12,10 @@ use super::snapshot::{
     Counted, GrantSnapshot, KeySnapshot, KeyTold, SecretSnapshot, SecretTold, counted_quota,
     members,
 };
-use crate::db::schema::{api_key, key_grant, secret};
+use crate::db::schema::{api_key, key_grant, revoked_token, secret};
 use crate::db::{self, Conn};
 use crate::each;
-use crate::id::{ConsumerId, KeyId, SecretId, ServiceId, TenantId};
+use crate::id::{ConsumerId, KeyId, SecretId, ServiceId, TenantId, TokenId};
 use crate::keys::fingerprint::Fingerprint;
 use crate::keys::secret::LookupId;
 use crate::limits::RateLimits;
@@ -126,7 +126,16 @@ pub async fn by_fingerprint(
     }))
 }
 
-/// Finds the key of a secret that was proven by its verifier.
+/// Whether a token was revoked by itself.
+pub async fn is_revoked(conn: &mut Conn, id: &TokenId) -> db::Result<bool> {
+    Ok(each!(conn, c => diesel::select(diesel::dsl::exists(
+            revoked_token::table.filter(revoked_token::id.eq(id)),
+        ))
+        .get_result(c)
+        .await)?)
+}
+
+/// Finds the key of a secret that was proven otherwise: by its verifier, or by a token.
 pub async fn by_secret(conn: &mut Conn, id: &SecretId) -> db::Result<Option<KeyRows>> {
     let row: Option<(SecretRow, KeyRow)> = each!(conn, c => secret::table
         .inner_join(api_key::table.on(api_key::id.eq(secret::key_id)))

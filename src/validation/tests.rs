@@ -126,6 +126,7 @@ impl Made {
 
     fn subject(self) -> Subject {
         Subject {
+            narrowed: None,
             key: entry(self.key),
             consumer: entry(self.consumer),
             tenant: entry(self.tenant),

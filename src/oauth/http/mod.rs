@@ -1,6 +1,9 @@
-//! `POST /oauth/token`, the key set and the metadata.
+//! `POST /oauth/token`, the key set and the metadata; [`introspect`] and [`revoke`] beside them.
 //!
 //! Refusals here have the bodies of RFC 6749 §5.2, not problems: any OAuth client reads them.
+
+pub mod introspect;
+pub mod revoke;
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::{self, HeaderValue};
@@ -33,12 +36,6 @@ pub struct TokenRequest;
 
 impl PartialSchema for TokenRequest {
     fn schema() -> RefOr<Schema> {
-        let text = |description: &str, example: &str| {
-            ObjectBuilder::new()
-                .schema_type(Type::String)
-                .description(Some(description))
-                .examples([example])
-        };
         ObjectBuilder::new()
             .description(Some(
                 "Each parameter may be given once; unknown ones are ignored (RFC 6749, 3.2).",
@@ -88,6 +85,14 @@ impl PartialSchema for TokenRequest {
 }
 
 impl ToSchema for TokenRequest {}
+
+/// A parameter as the document describes it.
+fn text(description: &str, example: &str) -> ObjectBuilder {
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .description(Some(description))
+        .examples([example])
+}
 
 /// An access token (RFC 6749 §5.1).
 #[derive(Serialize, ToSchema)]
@@ -163,13 +168,7 @@ pub async fn issue_token(
     context: RequestContext,
     oauth: web::Data<Oauth>,
 ) -> HttpResponse {
-    let user_agent = req.headers().get(header::USER_AGENT);
-    let origin = Origin {
-        ip: context.ip,
-        request_id: &context.request_id,
-        user_agent: user_agent.and_then(|line| line.to_str().ok()),
-        began_us: Clock::uptime_us(),
-    };
+    let origin = origin(&req, &context);
     let granted = async {
         let mut form = form(pairs)?;
         let grant_type = form.require("grant_type")?;
@@ -218,7 +217,16 @@ pub async fn read_authorization_server(
     if !is_of(&oauth.issuer, req.path()) {
         return Err(Problem::not_found("resource"));
     }
-    Ok(public(&AuthorizationServer::new(oauth.issuer.as_str())))
+    let mut algorithms: Vec<&'static str> = oauth
+        .keyring
+        .ring()
+        .published(oauth.clock.now())
+        .map(|key| key.algorithm().as_str())
+        .collect();
+    algorithms.sort_unstable();
+    algorithms.dedup();
+    let issuer = oauth.issuer.as_str();
+    Ok(public(&AuthorizationServer::new(issuer, algorithms)))
 }
 
 /// RFC 8414 §3.1: the path of the issuer stands behind the well-known one. A proxy that takes that
@@ -233,6 +241,16 @@ fn public<T: Serialize>(body: &T) -> HttpResponse {
     HttpResponse::Ok()
         .insert_header((header::CACHE_CONTROL, cached))
         .json(body)
+}
+
+fn origin<'a>(req: &'a HttpRequest, context: &'a RequestContext) -> Origin<'a> {
+    let user_agent = req.headers().get(header::USER_AGENT);
+    Origin {
+        ip: context.ip,
+        request_id: &context.request_id,
+        user_agent: user_agent.and_then(|line| line.to_str().ok()),
+        began_us: Clock::uptime_us(),
+    }
 }
 
 /// The lines of the headers that may carry a client's credential.

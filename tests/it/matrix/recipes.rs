@@ -165,7 +165,7 @@ pub fn recipe(operation: &str) -> Option<Recipe> {
         "explain_key" => scope("verify").body(verify),
         "authorize_request" => Recipe::needs(Needs::Gateway),
         // OAuth
-        "issue_token" => Recipe::needs(Needs::Client),
+        "issue_token" | "introspect_token" | "revoke_token" => Recipe::needs(Needs::Client),
         "read_jwks" | "read_authorization_server" => nothing,
         // Tenants
         "create_tenant" => scope("tenants:write")

@@ -1,10 +1,15 @@
 //! The OAuth bridge, as its clients and resource servers meet it. A number in a comment names the line
 //! of the conformance list, or the threat, that a test was made from.
 
+mod asked;
+mod at_gateway;
 mod clients;
+mod ended;
+mod guide;
 mod keyring;
 mod published;
 mod refused;
+mod signed_answers;
 mod token;
 mod upstream;
 
@@ -16,7 +21,7 @@ use jsonwebtoken::jwk::{Jwk, JwkSet};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Client, Home, Server, text};
+use crate::support::{Answer, Client, Home, Request, Server, text};
 
 /// A node with a service `invoicing`, and a consumer `acme` with an external id as odd as they come.
 pub struct World {
@@ -85,6 +90,29 @@ impl World {
         text(&self.ask(key, pairs).await.expect(200), "/access_token")
     }
 
+    /// A management key of these scopes.
+    pub async fn asker(&self, scopes: &[&str]) -> String {
+        let grants = json!({"grants": [{"service": "keystead", "scopes": scopes}]});
+        text(&self.issue(&[], grants).await, "/api_key")
+    }
+
+    /// An introspection, ready to send.
+    pub fn asks(&self, asker: &str, token: &str, pairs: &[(&str, &str)]) -> Request {
+        let mut form = vec![("token", token)];
+        form.extend_from_slice(pairs);
+        let client = self.server.client().with_key(asker);
+        client.post("/oauth/introspect").form(&form)
+    }
+
+    pub async fn introspect(&self, asker: &str, token: &str, pairs: &[(&str, &str)]) -> Answer {
+        self.asks(asker, token, pairs).send().await
+    }
+
+    pub async fn change(&self, path: &str, patch: Value) {
+        let request = self.owner.request("PATCH".parse().expect("a method"), path);
+        request.json(patch).send().await.expect(200);
+    }
+
     /// What a token says, once a stock library has verified it with the published keys alone.
     pub async fn verified(&self, token: &str, audience: &str) -> Value {
         let set = self
@@ -118,6 +146,23 @@ pub fn verify(token: &str, set: &Value, issuer: &str, audience: &str) -> Value {
     // Tests move the clock of the node.
     validation.validate_exp = false;
     assert_ne!(header.alg, Algorithm::HS256);
+    jsonwebtoken::decode::<Value>(token, &key, &validation)
+        .expect("it verifies")
+        .claims
+}
+
+/// What a JWT of this type says, verified with the published keys: signature alone.
+#[track_caller]
+pub fn verified_as(typ: &str, token: &str, set: &Value) -> Value {
+    let header = jsonwebtoken::decode_header(token).expect("a JWT");
+    assert_eq!(header.typ.as_deref(), Some(typ));
+    let set: JwkSet = serde_json::from_value(set.clone()).expect("a key set");
+    let jwk = set.find(header.kid.as_deref().expect("a kid"));
+    let key = DecodingKey::from_jwk(jwk.expect("the kid")).expect("a key");
+    let mut validation = Validation::new(header.alg);
+    validation.validate_aud = false;
+    validation.validate_exp = false;
+    validation.required_spec_claims.clear();
     jsonwebtoken::decode::<Value>(token, &key, &validation)
         .expect("it verifies")
         .claims

@@ -30,6 +30,13 @@ async fn the_metadata_says_what_is_offered_and_nothing_else(home: Home) {
             "response_types_supported": ["none"],
             "grant_types_supported": ["client_credentials"],
             "token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
+            "introspection_endpoint": format!("{issuer}/oauth/introspect"),
+            "introspection_endpoint_auth_methods_supported":
+                ["client_secret_basic", "client_secret_post"],
+            "introspection_signing_alg_values_supported": ["ES256"],
+            "revocation_endpoint": format!("{issuer}/oauth/revoke"),
+            "revocation_endpoint_auth_methods_supported":
+                ["client_secret_basic", "client_secret_post"],
         })
     );
     for (name, value) in metadata.as_object().unwrap() {

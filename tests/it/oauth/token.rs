@@ -99,7 +99,7 @@ async fn a_token_is_what_rfc_9068_says_and_a_stock_library_verifies_it(home: Hom
     assert_eq!(
         claims["keystead"],
         json!({
-            "tenant": "default", "environment": "live",
+            "tenant": "default", "environment": "live", "service": "invoicing",
             "key_id": issued["key"]["id"], "secret_id": issued["key"]["secrets"][0]["id"],
         })
     );

@@ -1,0 +1,191 @@
+//! `POST /oauth/introspect`.
+
+use actix_web::http::header::{self, Accept, Header as _};
+use actix_web::{HttpRequest, HttpResponse, web};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{AdditionalProperties, ObjectBuilder, Schema};
+use utoipa::{PartialSchema, ToSchema};
+
+use super::{OauthError, form, lines, origin, refuse, text};
+use crate::auth::http::refused;
+use crate::http::context::RequestContext;
+use crate::http::form::FormBody;
+use crate::oauth::Oauth;
+use crate::oauth::client::Client;
+use crate::oauth::introspection::{Active, Question, Told, Written};
+use crate::telemetry::SecurityEvent;
+use crate::validation::http::limit_headers;
+
+const INTROSPECTION_JWT: &str = "application/token-introspection+jwt";
+const JWT: &str = "application/jwt";
+
+/// The parameters of an introspection: described only.
+pub struct IntrospectionRequest;
+
+impl PartialSchema for IntrospectionRequest {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .description(Some(
+                "Each parameter may be given once; unknown ones are ignored (RFC 6749, 3.2).",
+            ))
+            .property(
+                "token",
+                text(
+                    "An API key, or an access token.",
+                    "ks_live_4hT0aZq81xPd_...",
+                ),
+            )
+            .required("token")
+            .property("token_type_hint", text("Not looked at.", "access_token"))
+            .property(
+                "audience",
+                text(
+                    "Slug or id of the service that is asked for: needed by who may introspect for \
+                     several, of a key that grants on more than one of them.",
+                    "billing",
+                ),
+            )
+            .property(
+                "ip",
+                text(
+                    "Who presented it. Without it nothing that is bound to addresses is active.",
+                    "203.0.113.9",
+                ),
+            )
+            .additional_properties(Some(AdditionalProperties::<Schema>::FreeForm(true)))
+            .into()
+    }
+}
+
+impl ToSchema for IntrospectionRequest {}
+
+/// Tells what a key or token is worth now
+///
+/// RFC 7662, for callers whose management key holds `introspect` for the audience, as HTTP Basic (any id
+/// of the caller and its key), `Authorization: Bearer` or `x-api-key`. What is not active for this caller
+/// is `{"active":false}` and no more. Nothing is charged; the use is recorded.
+///
+/// `Accept: application/token-introspection+jwt` has the answer signed (RFC 9701), `Accept:
+/// application/jwt` a token for the service in its place; what is not active is then told as JSON.
+#[utoipa::path(
+    post, path = "/oauth/introspect", tag = "oauth", operation_id = "introspect_token",
+    params(
+        ("authorization" = Option<String>, Header, description = "Basic: id and management key; or Bearer"),
+        ("x-api-key" = Option<String>, Header, description = "The management key, in their place"),
+        ("accept" = Option<String>, Header, description = "How the answer is written"),
+    ),
+    request_body(content = IntrospectionRequest, content_type = "application/x-www-form-urlencoded"),
+    responses(
+        (status = 200, description = "What it is worth", content(
+            (Active<'static> = "application/json"),
+            (String = "application/token-introspection+jwt"),
+            (String = "application/jwt"),
+        )),
+        (status = 400, description = "`invalid_request`, also for a caller who presents nothing; \
+            `invalid_target`", body = OauthError<'static>),
+        (status = 401, description = "`invalid_client`", body = OauthError<'static>),
+        (status = 403, description = "`insufficient_scope`", body = OauthError<'static>),
+        (status = 429, description = "`rate_limited` or `quota_exceeded`: the caller's own limits",
+            body = OauthError<'static>),
+        (status = 503, description = "`temporarily_unavailable`: try again after `Retry-After`",
+            body = OauthError<'static>),
+    ),
+    security(()),
+)]
+pub async fn introspect_token(
+    req: HttpRequest,
+    FormBody(pairs): FormBody,
+    context: RequestContext,
+    oauth: web::Data<Oauth>,
+) -> HttpResponse {
+    let origin = origin(&req, &context);
+    let told = async {
+        let mut form = form(pairs)?;
+        let client = Client::or_bearer(&lines(&req), &mut form)?;
+        let asker = oauth.asker(&client, &origin).await?;
+        let question = Question::of(&mut form)?;
+        let (told, forged) = oauth
+            .introspect(&asker, &question, written(&req), &origin)
+            .await?;
+        Ok((told, forged, asker.limits))
+    };
+    let (told, forged, limits) = match told.await {
+        Ok(told) => told,
+        Err(refusal) => return refuse(&req, &refusal, &context),
+    };
+    if let Some(forged) = forged {
+        let reason = forged.as_str();
+        refused(&req, "jwt", SecurityEvent::InvalidJwt, reason, None);
+    }
+    let mut response = HttpResponse::Ok();
+    response
+        .insert_header((header::CACHE_CONTROL, "no-store"))
+        .insert_header((header::PRAGMA, "no-cache"));
+    for header in limits.iter().flat_map(limit_headers) {
+        response.insert_header(header);
+    }
+    match told {
+        Told::Json(text) => response.content_type("application/json").body(text),
+        Told::IntrospectionJwt(token) => response
+            .content_type(INTROSPECTION_JWT)
+            .body(token.into_exposed()),
+        Told::Phantom(token) => response.content_type(JWT).body(token.into_exposed()),
+    }
+}
+
+/// The one of the three that the caller likes best; JSON if it says nothing that is known here.
+fn written(req: &HttpRequest) -> Written {
+    let Ok(mut accept) = Accept::parse(req) else {
+        return Written::Json;
+    };
+    accept.0.retain(|item| item.quality > header::Quality::ZERO);
+    accept
+        .ranked()
+        .iter()
+        .find_map(|media| match media.essence_str() {
+            "application/json" | "application/*" | "*/*" => Some(Written::Json),
+            INTROSPECTION_JWT => Some(Written::IntrospectionJwt),
+            JWT => Some(Written::Phantom),
+            _ => None,
+        })
+        .unwrap_or(Written::Json)
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::test::TestRequest;
+
+    use super::*;
+
+    #[test]
+    fn the_answer_is_written_as_the_caller_likes_best() {
+        for (accept, expected) in [
+            (&[][..], Written::Json),
+            (&["*/*"], Written::Json),
+            (&["application/json"], Written::Json),
+            (&["application/jwt"], Written::Phantom),
+            (&["APPLICATION/JWT"], Written::Phantom),
+            (&[INTROSPECTION_JWT], Written::IntrospectionJwt),
+            (&["application/jwt;q=0.5, application/json"], Written::Json),
+            (
+                &["application/json;q=0.5, application/jwt"],
+                Written::Phantom,
+            ),
+            (
+                &["application/json;q=0.5", "application/jwt"],
+                Written::Phantom,
+            ),
+            (&["application/jwt;q=0, */*;q=0.1"], Written::Json),
+            (&["*/*, application/jwt"], Written::Phantom),
+            (&["text/html, application/jwt;q=0.1"], Written::Phantom),
+            (&["text/html"], Written::Json),
+            (&["application/jwt+x, nonsense"], Written::Json),
+            (&[""], Written::Json),
+        ] {
+            let request = accept.iter().fold(TestRequest::post(), |request, line| {
+                request.append_header(("accept", *line))
+            });
+            assert_eq!(written(&request.to_http_request()), expected, "{accept:?}");
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! The phantom token: what an introspection tells, as an access token for the service that asked. So an
+//! opaque credential outside is a signed JWT inside.
+//!
+//! Signing is most of the work, so a token is given out again while everything that it was made from is
+//! the very same reading (a key, its consumer, the tenant and the service at their versions) and more
+//! than half of its life is left. The phantom of a token has the id of that token and ends with it: who
+//! revokes one revokes both.
+
+use std::sync::Arc;
+
+use quick_cache::sync::Cache;
+
+use super::mint::{
+    ACCESS_TOKEN, Claims, Life, Mint, MintError, Provenance, SignedToken, asked_for,
+};
+use super::own::OwnToken;
+use super::refusal::Refusal;
+use crate::id::{SecretId, ServiceId, TokenId};
+use crate::scope::Scope;
+use crate::time::Timestamp;
+use crate::validation::snapshot::Subject;
+
+/// So many are kept to be given out again.
+const PHANTOMS_MAX: usize = 20_000;
+
+/// A token that was made for an introspection.
+pub(super) struct Phantom {
+    pub(super) id: TokenId,
+    pub(super) token: SignedToken,
+    life: Life,
+    made_from: Subject,
+}
+
+impl Phantom {
+    fn is_good(&self, subject: &Subject, now: Timestamp) -> bool {
+        let of = &self.made_from;
+        let is_same = Arc::ptr_eq(&of.key, &subject.key)
+            && Arc::ptr_eq(&of.consumer, &subject.consumer)
+            && Arc::ptr_eq(&of.tenant, &subject.tenant)
+            && match (&of.service, &subject.service) {
+                (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+                (_, _) => false,
+            };
+        let left = self.life.exp - now.unix_seconds();
+        is_same && now.unix_seconds() >= self.life.iat && left * 2 > self.life.seconds()
+    }
+}
+
+/// Makes phantom tokens, or gives one out again.
+pub(super) struct Phantoms {
+    mint: Mint,
+    made: Cache<(SecretId, ServiceId, Option<TokenId>), Arc<Phantom>>,
+}
+
+impl Phantoms {
+    pub(super) fn new(mint: Mint) -> Self {
+        Self {
+            mint,
+            made: Cache::new(PHANTOMS_MAX),
+        }
+    }
+
+    /// `None` for what has not one whole second left, or is for no service. `of` is the token that was
+    /// asked about, if it was one.
+    ///
+    /// # Errors
+    /// [`Refusal`] when nothing can be signed.
+    pub(super) fn of(
+        &self,
+        subject: &Subject,
+        of: Option<&OwnToken>,
+        now: Timestamp,
+    ) -> Result<Option<Arc<Phantom>>, Refusal> {
+        let Some(service) = &subject.service else {
+            return Ok(None);
+        };
+        let name = (
+            subject.key.secret.id.clone(),
+            service.service.id.clone(),
+            of.map(|token| token.id.clone()),
+        );
+        if let Some(made) = self.made.get(&name)
+            && made.is_good(subject, now)
+        {
+            return Ok(Some(made));
+        }
+        let settings = &service.service.settings.tokens;
+        let end = match (subject.end(), of.map(|token| token.expires_at)) {
+            (Some(key), Some(token)) => Some(key.min(token)),
+            (key, token) => key.or(token),
+        };
+        let Some(life) = Life::new(now, settings.ttl, end) else {
+            return Ok(None);
+        };
+        let id = of.map_or_else(|| self.mint.next_id(), |token| token.id.clone());
+        let consumer = subject.consumer.id.as_str();
+        let scope = scope_of(subject);
+        let claims = Claims {
+            iss: self.mint.issuer(),
+            sub: of.map_or(consumer, |token| &token.subject),
+            aud: of.map_or(service.service.slug.as_str(), |token| &token.audience),
+            client_id: consumer,
+            scope: &scope,
+            iat: life.iat,
+            exp: life.exp,
+            jti: id.as_str(),
+            keystead: Provenance::of(subject),
+            more: asked_for(&settings.claims, subject),
+        };
+        let token = match self.mint.sign(ACCESS_TOKEN, &claims) {
+            Ok(token) => token,
+            Err(MintError::TooLong) => {
+                return Err(Refusal::invalid_request(
+                    "the token would be too long: ask for JSON",
+                ));
+            }
+            Err(error @ (MintError::NoKey | MintError::Key(_))) => {
+                return Err(Refusal::unavailable(error));
+            }
+        };
+        let phantom = Arc::new(Phantom {
+            id,
+            token,
+            life,
+            made_from: subject.clone(),
+        });
+        self.made.insert(name, Arc::clone(&phantom));
+        Ok(Some(phantom))
+    }
+}
+
+/// The scopes that hold now, separated by spaces (RFC 6749 §3.3).
+pub(super) fn scope_of(subject: &Subject) -> String {
+    subject
+        .scopes()
+        .iter()
+        .map(Scope::as_str)
+        .collect::<Vec<_>>()
+        .join(" ")
+}

@@ -1,0 +1,71 @@
+//! docs/oauth.md: each of its commands is run as it stands, and each test that it names is there.
+
+use std::process::Command;
+
+use super::*;
+use crate::auditors::{blocks, holds};
+use crate::support::{both, setting};
+
+both!(every_command_of_the_guide_answers_what_is_said);
+
+const GUIDE: &str = include_str!("../../../docs/oauth.md");
+
+async fn every_command_of_the_guide_answers_what_is_said(home: Home) {
+    let world = World::new(&home).await;
+    let key = world.key().await;
+    let service = world.asker(&["introspect:invoicing"]).await;
+    let gateway = world.asker(&["verify:invoicing"]).await;
+    let owner = world.asker(&["*"]).await;
+    let folder = home.dir().join("guide");
+    std::fs::create_dir(&folder).unwrap();
+    let (first, blocks) = blocks(GUIDE);
+    assert!(blocks.len() >= 8, "{}", blocks.len());
+    for block in blocks {
+        let script = format!("{first}\n{}", block.script);
+        let mut command = Command::new("sh");
+        command
+            .args(["-eu", "-c", &script])
+            .current_dir(&folder)
+            .env_clear()
+            .env("PATH", setting("PATH").expect("a path"))
+            .env("KEYSTEAD", world.issuer())
+            .env("KEY", &key)
+            .env("SERVICE", &service)
+            .env("GATEWAY", &gateway)
+            .env("OWNER", &owner);
+        let output = tokio::task::spawn_blocking(move || command.output());
+        let output = output
+            .await
+            .unwrap()
+            .expect("sh, curl and jq: install them");
+        let told = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{}\n{output:?}", block.script);
+        let answer: Value = serde_json::from_str(&told).expect(&told);
+        let said = block.answer.expect("what it answers");
+        assert!(holds(&answer, &said), "{}\n{answer:#}", block.script);
+    }
+}
+
+#[test]
+fn every_test_that_the_guide_names_is_there() {
+    let here = [
+        include_str!("asked.rs"),
+        include_str!("at_gateway.rs"),
+        include_str!("ended.rs"),
+        include_str!("published.rs"),
+        include_str!("signed_answers.rs"),
+        include_str!("token.rs"),
+    ];
+    let conformance = GUIDE.split("## Conformance").nth(1).expect("the section");
+    let named: Vec<&str> = conformance
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|word| word.matches('_').count() >= 4)
+        .collect();
+    assert!(named.len() > 15, "{named:?}");
+    for name in named {
+        let test = format!("fn {name}(");
+        assert!(here.iter().any(|file| file.contains(&test)), "{name}");
+    }
+}
