@@ -110,6 +110,7 @@ impl Question {
         "key_id": "key_01jd8k3v9we5m8t7q2x4z6y0ab", "secret_id": "sec_01jd8k3v9we5m8t7q2x4z6y0ab"
     }
 }))]
+#[expect(clippy::struct_field_names, reason = "`active` is the word of the RFC")]
 pub struct Active<'a> {
     #[schema(example = true)]
     active: bool,

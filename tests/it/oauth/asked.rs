@@ -212,7 +212,6 @@ async fn whatever_is_not_active_for_the_caller_is_one_answer_byte_for_byte(home:
         "..",
         "a.b.c",
         "' OR '1'='1",
-        "\u{0}",
         "é",
         &"k".repeat(5000),
         "ks_live_000000000000_0000000000000000000000000000000000000000000000000",
