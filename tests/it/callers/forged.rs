@@ -73,7 +73,7 @@ async fn a_forged_token_is_refused_with_one_answer_and_leaves_and_fetches_nothin
         insta::assert_snapshot!(told.join("\n\nand\n\n"), @r#"
         401
         cache-control: no-store
-        content-length: 216
+        content-length: 218
         content-security-policy: default-src 'none'; frame-ancestors 'none'
         content-type: application/problem+json
         referrer-policy: no-referrer
