@@ -228,15 +228,22 @@ async fn whatever_is_not_active_for_the_caller_is_one_answer_byte_for_byte(home:
     assert_eq!(told.len(), 1, "{told:#?}");
     let answer = world.introspect(&asker, &live, &[]).await.expect(200);
     assert_eq!(answer["active"], true, "{answer}");
-    // With their consumer, or tenant, all of them end.
+    // With their consumer all of them end.
     owner
-        .post("/v1/consumers/acme/disable")
-        .send()
-        .await
-        .expect(200);
-    for token in [&live, &key] {
-        let answer = world.introspect(&asker, token, &[]).await;
-        assert_eq!(answer.text, INACTIVE);
+        .create("/v1/consumers", json!({"slug": "guest"}))
+        .await;
+    let guest = json!({"consumer": "guest"});
+    let key = text(&world.issue(&["invoice:read"], guest).await, "/api_key");
+    let token = world.token(&key, &[]).await;
+    for active in [true, false] {
+        for presented in [&key, &token] {
+            let answer = world.introspect(&asker, presented, &[]).await.expect(200);
+            assert_eq!(answer["active"], active, "{answer}");
+        }
+        if active {
+            let disable = owner.post("/v1/consumers/guest/disable");
+            disable.send().await.expect(200);
+        }
     }
 }
 

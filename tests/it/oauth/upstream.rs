@@ -203,7 +203,9 @@ async fn a_token_is_fetched_anew_before_it_ends_and_nobody_waits_for_that(home: 
     assert_eq!(world.token(&key, &[]).await, first);
     assert_eq!(provider.issued().len(), 1);
     world.server.clock.advance("190s".parse().unwrap());
+    let frozen = provider.freeze();
     assert_eq!(world.token(&key, &[]).await, first, "nobody waits");
+    drop(frozen);
     let bound = Duration::from_secs(10);
     until(bound, "it was fetched anew", async || {
         world.token(&key, &[]).await != first

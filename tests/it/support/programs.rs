@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 
 use super::throwaway::Throwaway;
-use super::{Client, free_address, until};
+use super::{Client, Frozen, free_address, until};
 
 static INSTALLED: Throwaway = Throwaway::new("clients", "KEYSTEAD_TEST_CLIENTS");
 
@@ -139,6 +139,12 @@ impl Provider {
     pub fn kill(&mut self) {
         let running = self.running.take().expect("it runs");
         self.before.push_str(&running.told());
+    }
+
+    /// It stands still until the answer is dropped.
+    pub fn freeze(&self) -> Frozen {
+        let running = self.running.as_ref().expect("it runs");
+        Frozen::process(running.child.id())
     }
 
     pub fn issuer(&self) -> String {
