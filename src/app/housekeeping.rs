@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{Interval, MissedTickBehavior};
 
@@ -215,14 +216,25 @@ fn keep_uses(app: &App) -> [JoinHandle<()>; 2] {
     let runtime = app.db.runtime();
     let this = app.clone();
     let keep = runtime.spawn(async move {
-        let mut timer = every(FLUSH_EVERY);
-        loop {
-            timer.tick().await;
-            if this.is_starting() {
-                continue;
+        this.started().await;
+        // One end goes with this task, and tells the other.
+        let (_here, gone) = oneshot::channel::<()>();
+        let ledger = this.ledger.clone();
+        let keep = async move {
+            let mut timer = every(FLUSH_EVERY);
+            let keep = async {
+                loop {
+                    timer.tick().await;
+                    report("uses are kept later", ledger.flush().await);
+                }
+            };
+            tokio::select! {
+                _ = gone => {}
+                () = keep => {}
             }
-            report("uses are kept later", this.ledger.flush().await);
-        }
+            Ok(())
+        };
+        report("uses are kept no more", this.ledger.by_journal(keep).await);
     });
     let this = app.clone();
     let store = runtime.spawn(async move {

@@ -145,8 +145,23 @@ impl Ledger {
     /// The journal's.
     pub async fn flush(&self) -> db::Result<()> {
         let this = self.clone();
-        let flush = async move { this.flush_to_end().await };
-        self.0.ledger.spawn(None, flush).await
+        self.by_journal(async move { this.flush_to_end().await })
+            .await
+    }
+
+    /// Runs `work` on the threads of the journal: there nothing stands before it for long, while those of
+    /// the ledger may be busy for a second with blocks to store. Nothing is done before the journal is open.
+    ///
+    /// # Errors
+    /// Those of `work`.
+    pub async fn by_journal(
+        &self,
+        work: impl Future<Output = db::Result<()>> + Send + 'static,
+    ) -> db::Result<()> {
+        match self.0.journal.get() {
+            Some(journal) => journal.spawn(None, work).await,
+            None => Ok(()),
+        }
     }
 
     async fn flush_to_end(&self) -> db::Result<()> {
