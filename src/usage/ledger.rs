@@ -130,6 +130,8 @@ impl Ledger {
                 .map_err(|error| db::Error::Unavailable(error.into()))?,
         };
         journal.migrate().await?;
+        let touch = async move |conn: &mut Conn| journal::touch(conn).await;
+        journal.write(touch).await?;
         let read = async move |conn: &mut Conn| journal::bytes(conn).await;
         let bytes = journal.read(read).await?;
         inner.waiting_bytes.store(bytes, Ordering::Relaxed);

@@ -49,6 +49,22 @@ pub async fn append(conn: &mut Conn, block: &NewBlock<'_>) -> db::Result<()> {
     Ok(())
 }
 
+/// Writes, and leaves nothing behind. The first write into a log that begins anew, as after a start, waits
+/// for the disk, which may take longer than a kill shall lose: then it is this one.
+pub async fn touch(conn: &mut Conn) -> db::Result<()> {
+    let none = NewBlock {
+        node: "",
+        kind: "",
+        form: 0,
+        block: &[],
+    };
+    append(conn, &none).await?;
+    each!(conn, c => diesel::delete(usage_journal::table.filter(usage_journal::node.eq("")))
+        .execute(c)
+        .await)?;
+    Ok(())
+}
+
 /// The oldest block behind the number `after` that is none of `left_out`.
 pub async fn next(conn: &mut Conn, after: i64, left_out: &[i64]) -> db::Result<Option<Block>> {
     Ok(each!(conn, c => usage_journal::table
