@@ -23,8 +23,8 @@ const SETUP: &str = "PRAGMA busy_timeout=1500; PRAGMA journal_mode=WAL; PRAGMA s
 
 /// For the journal of uses. A commit is with the kernel and not yet on the disk: the end of the process
 /// loses none, a power cut the last moments, and the file is whole all the same. So no commit waits for
-/// the disk, unless the log has grown to 64 MiB because nobody made the checkpoints that are asked for
-/// elsewhere.
+/// the disk but the first of a log that begins anew, and those of one that has grown to 64 MiB because
+/// nobody made the checkpoints that are asked for elsewhere.
 ///
 /// A number that a power cut took back is given again; not to a block of the same node, whose name is
 /// new with each start.

@@ -58,11 +58,12 @@ pub async fn touch(conn: &mut Conn) -> db::Result<()> {
         form: 0,
         block: &[],
     };
-    append(conn, &none).await?;
-    each!(conn, c => diesel::delete(usage_journal::table.filter(usage_journal::node.eq("")))
+    // The number of no block: those begin with 1, and none is used up.
+    each!(&mut *conn, c => diesel::insert_into(usage_journal::table)
+        .values((&none, usage_journal::number.eq(0)))
         .execute(c)
         .await)?;
-    Ok(())
+    remove(conn, &[0]).await
 }
 
 /// The oldest block behind the number `after` that is none of `left_out`.
