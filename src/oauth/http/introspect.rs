@@ -2,11 +2,9 @@
 
 use actix_web::http::header::{self, Accept, Header as _};
 use actix_web::{HttpRequest, HttpResponse, web};
-use utoipa::openapi::RefOr;
-use utoipa::openapi::schema::{AdditionalProperties, ObjectBuilder, Schema};
-use utoipa::{PartialSchema, ToSchema};
 
-use super::{OauthError, form, lines, origin, refuse, text};
+use super::parameters::IntrospectionRequest;
+use super::{OauthError, form, lines, origin, refuse};
 use crate::auth::http::refused;
 use crate::http::context::RequestContext;
 use crate::http::form::FormBody;
@@ -18,46 +16,6 @@ use crate::validation::http::limit_headers;
 
 const INTROSPECTION_JWT: &str = "application/token-introspection+jwt";
 const JWT: &str = "application/jwt";
-
-/// The parameters of an introspection: described only.
-pub struct IntrospectionRequest;
-
-impl PartialSchema for IntrospectionRequest {
-    fn schema() -> RefOr<Schema> {
-        ObjectBuilder::new()
-            .description(Some(
-                "Each parameter may be given once; unknown ones are ignored (RFC 6749, 3.2).",
-            ))
-            .property(
-                "token",
-                text(
-                    "An API key, or an access token.",
-                    "ks_live_4hT0aZq81xPd_...",
-                ),
-            )
-            .required("token")
-            .property("token_type_hint", text("Not looked at.", "access_token"))
-            .property(
-                "audience",
-                text(
-                    "Slug or id of the service that is asked for: needed by who may introspect for \
-                     several, of a key that grants on more than one of them.",
-                    "billing",
-                ),
-            )
-            .property(
-                "ip",
-                text(
-                    "Who presented it. Without it nothing that is bound to addresses is active.",
-                    "203.0.113.9",
-                ),
-            )
-            .additional_properties(Some(AdditionalProperties::<Schema>::FreeForm(true)))
-            .into()
-    }
-}
-
-impl ToSchema for IntrospectionRequest {}
 
 /// Tells what a key or token is worth now
 ///

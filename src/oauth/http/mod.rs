@@ -3,15 +3,16 @@
 //! Refusals here have the bodies of RFC 6749 §5.2, not problems: any OAuth client reads them.
 
 pub mod introspect;
+mod parameters;
 pub mod revoke;
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::{self, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
-use utoipa::openapi::RefOr;
-use utoipa::openapi::schema::{AdditionalProperties, ObjectBuilder, Schema, Type};
-use utoipa::{PartialSchema, ToSchema};
+use utoipa::ToSchema;
+
+use parameters::TokenRequest;
 
 use super::client::{Client, Lines};
 use super::form::Form;
@@ -30,69 +31,6 @@ use crate::telemetry::SecurityEvent;
 use crate::validation::http::limit_headers;
 
 const GRANT_CLIENT_CREDENTIALS: &str = "client_credentials";
-
-/// The parameters of a token request: described only, see grant.rs for how they are read.
-pub struct TokenRequest;
-
-impl PartialSchema for TokenRequest {
-    fn schema() -> RefOr<Schema> {
-        ObjectBuilder::new()
-            .description(Some(
-                "Each parameter may be given once; unknown ones are ignored (RFC 6749, 3.2).",
-            ))
-            .property("grant_type", text("The grant.", "client_credentials"))
-            .required("grant_type")
-            .property(
-                "scope",
-                text(
-                    "What the token may do, by spaces; all that the key holds on the service, \
-                     unless given.",
-                    "invoice:read",
-                ),
-            )
-            .property(
-                "audience",
-                text(
-                    "Slug or id of the service; the only one that the key grants on, unless given.",
-                    "billing",
-                ),
-            )
-            .property(
-                "resource",
-                text(
-                    "One of the service's `tokens.resources`, in place of its name or beside it.",
-                    "https://billing.example.com/",
-                ),
-            )
-            .property(
-                "client_id",
-                text(
-                    "Id, slug or external id of the consumer, or id or lookup id of the key; \
-                     needed beside `client_secret`.",
-                    "acme",
-                ),
-            )
-            .property(
-                "client_secret",
-                text(
-                    "The API key, unless it is in `Authorization: Basic` or `x-api-key`.",
-                    "ks_live_4hT0aZq81xPd_...",
-                ),
-            )
-            .additional_properties(Some(AdditionalProperties::<Schema>::FreeForm(true)))
-            .into()
-    }
-}
-
-impl ToSchema for TokenRequest {}
-
-/// A parameter as the document describes it.
-fn text(description: &str, example: &str) -> ObjectBuilder {
-    ObjectBuilder::new()
-        .schema_type(Type::String)
-        .description(Some(description))
-        .examples([example])
-}
 
 /// An access token (RFC 6749 §5.1).
 #[derive(Serialize, ToSchema)]

@@ -3,11 +3,10 @@
 use actix_web::http::header;
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
-use utoipa::openapi::RefOr;
-use utoipa::openapi::schema::{AdditionalProperties, ObjectBuilder, Schema};
-use utoipa::{PartialSchema, ToSchema};
+use utoipa::ToSchema;
 
-use super::{OauthError, form, lines, origin, refuse, text};
+use super::parameters::RevocationRequest;
+use super::{OauthError, form, lines, origin, refuse};
 use crate::http::context::RequestContext;
 use crate::http::form::FormBody;
 use crate::http::wait::{Ended, Wait, Waiting};
@@ -15,46 +14,6 @@ use crate::keys::secret::UnparsedKey;
 use crate::oauth::Oauth;
 use crate::oauth::client::Client;
 use crate::oauth::refusal::Refusal;
-
-/// The parameters of a revocation: described only.
-pub struct RevocationRequest;
-
-impl PartialSchema for RevocationRequest {
-    fn schema() -> RefOr<Schema> {
-        ObjectBuilder::new()
-            .description(Some(
-                "Each parameter may be given once; unknown ones are ignored (RFC 6749, 3.2).",
-            ))
-            .property(
-                "token",
-                text(
-                    "An access token.",
-                    "eyJ0eXAiOiJhdCtqd3QiLCJhbGciOiJFUzI1NiIs...",
-                ),
-            )
-            .required("token")
-            .property("token_type_hint", text("Not looked at.", "access_token"))
-            .property(
-                "client_id",
-                text(
-                    "Id, slug or external id of the consumer, or id or lookup id of the key; \
-                     needed beside `client_secret`.",
-                    "acme",
-                ),
-            )
-            .property(
-                "client_secret",
-                text(
-                    "The API key, unless it is in `Authorization: Basic` or `x-api-key`.",
-                    "ks_live_4hT0aZq81xPd_...",
-                ),
-            )
-            .additional_properties(Some(AdditionalProperties::<Schema>::FreeForm(true)))
-            .into()
-    }
-}
-
-impl ToSchema for RevocationRequest {}
 
 /// Nothing: that it is answered is all there is to tell.
 #[derive(Serialize, ToSchema)]
