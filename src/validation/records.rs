@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quick_cache::Equivalent;
+use tokio::runtime::Handle;
 
 use super::Failure;
 use super::failures::Failures;
@@ -87,6 +88,25 @@ impl Equivalent<ServiceName> for ServiceNameRef<'_> {
     }
 }
 
+/// What is remembered of one kind by id, and the loads of it that are under way.
+struct Kept<K, T> {
+    entries: Entries<K, T>,
+    flights: Flights<K, Loaded<T>>,
+}
+
+impl<K, T> Kept<K, T>
+where
+    K: Hash + Eq + Clone + Send + 'static,
+    T: Send + Sync + 'static,
+{
+    fn new(entries_max: usize, runtime: &Handle) -> Self {
+        Self {
+            entries: Entries::new(entries_max),
+            flights: Flights::new(runtime.clone(), LOADS_MAX),
+        }
+    }
+}
+
 /// What is remembered, and where the rest is. Cheap to clone.
 #[derive(Clone)]
 pub struct Records(Arc<Inner>);
@@ -96,21 +116,17 @@ struct Inner {
     changes: Changes,
     reach: Reach,
     keys: Entries<Fingerprint, KeySnapshot>,
-    consumers: Entries<ConsumerId, ConsumerSnapshot>,
-    tenants: Entries<TenantId, TenantSnapshot>,
+    consumers: Kept<ConsumerId, ConsumerSnapshot>,
+    tenants: Kept<TenantId, TenantSnapshot>,
     services: Entries<ServiceName, Named>,
     unknown: Entries<Fingerprint, ()>,
     /// Keys by a secret that a token was made from.
-    of_secrets: Entries<SecretId, KeySnapshot>,
+    of_secrets: Kept<SecretId, KeySnapshot>,
     /// Whether a token was revoked by itself.
-    tokens: Entries<TokenId, bool>,
+    tokens: Kept<TokenId, bool>,
     failures: Failures,
     key_flights: Flights<Fingerprint, Loaded<KeySnapshot>>,
-    consumer_flights: Flights<ConsumerId, Loaded<ConsumerSnapshot>>,
-    tenant_flights: Flights<TenantId, Loaded<TenantSnapshot>>,
     service_flights: Flights<ServiceName, Loaded<Named>>,
-    secret_flights: Flights<SecretId, Loaded<KeySnapshot>>,
-    token_flights: Flights<TokenId, Loaded<bool>>,
 }
 
 impl Records {
@@ -143,19 +159,15 @@ impl Records {
             changes,
             reach,
             keys: Entries::new(settings.entries_max),
-            consumers: Entries::new(PARENTS_MAX),
-            tenants: Entries::new(PARENTS_MAX),
+            consumers: Kept::new(PARENTS_MAX, &runtime),
+            tenants: Kept::new(PARENTS_MAX, &runtime),
             services: Entries::new(PARENTS_MAX),
             unknown: Entries::new(UNKNOWN_MAX),
-            of_secrets: Entries::new(settings.entries_max),
-            tokens: Entries::new(TOKENS_MAX),
+            of_secrets: Kept::new(settings.entries_max, &runtime),
+            tokens: Kept::new(TOKENS_MAX, &runtime),
             failures: Failures::new(),
             key_flights: Flights::new(runtime.clone(), LOADS_MAX),
-            consumer_flights: Flights::new(runtime.clone(), LOADS_MAX),
-            tenant_flights: Flights::new(runtime.clone(), LOADS_MAX),
-            service_flights: Flights::new(runtime.clone(), LOADS_MAX),
-            secret_flights: Flights::new(runtime.clone(), LOADS_MAX),
-            token_flights: Flights::new(runtime, LOADS_MAX),
+            service_flights: Flights::new(runtime, LOADS_MAX),
         }))
     }
 
@@ -217,13 +229,18 @@ impl Records {
         let inner = &*self.0;
         let tenant = match tenant {
             Some(tenant) => Arc::clone(tenant),
-            None => fresh(inner.tenants.find(&key.tenant_id, &inner.changes, now_us))?,
+            None => fresh(
+                inner
+                    .tenants
+                    .entries
+                    .find(&key.tenant_id, &inner.changes, now_us),
+            )?,
         };
-        let consumer = fresh(
-            inner
-                .consumers
-                .find(&key.consumer_id, &inner.changes, now_us),
-        )?;
+        let consumer = fresh(inner.consumers.entries.find(
+            &key.consumer_id,
+            &inner.changes,
+            now_us,
+        ))?;
         let asks_service = service.is_some();
         let service = match service {
             Some(reference) => {
@@ -357,22 +374,11 @@ impl Records {
         if !inner.changes.may_use(now_us) {
             return Err(cut_off());
         }
-        let due = match inner.of_secrets.find(id, &inner.changes, now_us) {
-            Found::Fresh(entry) => return Ok(Some(entry)),
-            Found::Due(entry) => Some(entry),
-            Found::Nothing => None,
+        let load = |records: Self, id, is_due| async move {
+            records.0.source.key_of_secret(id, is_due).await
         };
-        let is_due = due.is_some();
-        let loaded = inner
-            .settle(&inner.secret_flights, id.clone(), || {
-                let (records, id) = (self.clone(), id.clone());
-                async move {
-                    let entry = records.0.source.key_of_secret(id.clone(), is_due).await?;
-                    Ok(entry.inspect(|entry| records.0.of_secrets.keep(id, Arc::clone(entry))))
-                }
-            })
-            .await;
-        or_due(loaded, due, &inner.changes)
+        self.remembered(|inner| &inner.of_secrets, id, now_us, load)
+            .await
     }
 
     /// Whether a token was revoked by itself.
@@ -384,22 +390,12 @@ impl Records {
         if !inner.changes.may_use(now_us) {
             return Err(cut_off());
         }
-        let due = match inner.tokens.find(id, &inner.changes, now_us) {
-            Found::Fresh(entry) => return Ok(entry),
-            Found::Due(entry) => Some(entry),
-            Found::Nothing => None,
-        };
-        let is_due = due.is_some();
-        let loaded = inner
-            .settle(&inner.token_flights, id.clone(), || {
-                let (records, id) = (self.clone(), id.clone());
-                async move {
-                    let entry = records.0.source.token(id.clone(), is_due).await?;
-                    Ok(entry.inspect(|entry| records.0.tokens.keep(id, Arc::clone(entry))))
-                }
-            })
-            .await;
-        or_due(loaded, due, &inner.changes)?.ok_or_else(cut_off)
+        let load =
+            |records: Self, id, is_due| async move { records.0.source.token(id, is_due).await };
+        let token = self
+            .remembered(|inner| &inner.tokens, id, now_us, load)
+            .await?;
+        token.ok_or_else(cut_off)
     }
 
     /// Whether nothing of it was changed since it was loaded, as far as is known at this instant.
@@ -467,23 +463,10 @@ impl Records {
         id: &TenantId,
         now_us: u64,
     ) -> Result<Option<Arc<Entry<TenantSnapshot>>>, Failure> {
-        let inner = &*self.0;
-        let due = match inner.tenants.find(id, &inner.changes, now_us) {
-            Found::Fresh(entry) => return Ok(Some(entry)),
-            Found::Due(entry) => Some(entry),
-            Found::Nothing => None,
-        };
-        let is_due = due.is_some();
-        let loaded = inner
-            .settle(&inner.tenant_flights, id.clone(), || {
-                let (records, id) = (self.clone(), id.clone());
-                async move {
-                    let entry = records.0.source.tenant(id.clone(), is_due).await?;
-                    Ok(entry.inspect(|entry| records.0.tenants.keep(id, Arc::clone(entry))))
-                }
-            })
-            .await;
-        or_due(loaded, due, &inner.changes)
+        let load =
+            |records: Self, id, is_due| async move { records.0.source.tenant(id, is_due).await };
+        self.remembered(|inner| &inner.tenants, id, now_us, load)
+            .await
     }
 
     async fn consumer(
@@ -491,19 +474,38 @@ impl Records {
         id: &ConsumerId,
         now_us: u64,
     ) -> Result<Option<Arc<Entry<ConsumerSnapshot>>>, Failure> {
+        let load =
+            |records: Self, id, is_due| async move { records.0.source.consumer(id, is_due).await };
+        self.remembered(|inner| &inner.consumers, id, now_us, load)
+            .await
+    }
+
+    /// What is remembered, or else what `load` brings, which is remembered then.
+    async fn remembered<K, T, F>(
+        &self,
+        kept: fn(&Inner) -> &Kept<K, T>,
+        id: &K,
+        now_us: u64,
+        load: impl FnOnce(Self, K, bool) -> F + Clone + Send + 'static,
+    ) -> Result<Option<Arc<Entry<T>>>, Failure>
+    where
+        K: Hash + Eq + Clone + Send + Sync + 'static,
+        T: Send + Sync + 'static,
+        F: Future<Output = Loaded<T>> + Send + 'static,
+    {
         let inner = &*self.0;
-        let due = match inner.consumers.find(id, &inner.changes, now_us) {
+        let due = match kept(inner).entries.find(id, &inner.changes, now_us) {
             Found::Fresh(entry) => return Ok(Some(entry)),
             Found::Due(entry) => Some(entry),
             Found::Nothing => None,
         };
         let is_due = due.is_some();
         let loaded = inner
-            .settle(&inner.consumer_flights, id.clone(), || {
+            .settle(&kept(inner).flights, id.clone(), || {
                 let (records, id) = (self.clone(), id.clone());
                 async move {
-                    let entry = records.0.source.consumer(id.clone(), is_due).await?;
-                    Ok(entry.inspect(|entry| records.0.consumers.keep(id, Arc::clone(entry))))
+                    let entry = load(records.clone(), id.clone(), is_due).await?;
+                    Ok(entry.inspect(|entry| kept(&records.0).entries.keep(id, Arc::clone(entry))))
                 }
             })
             .await;
