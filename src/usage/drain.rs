@@ -12,6 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use tokio::task::block_in_place;
+
 use super::codec;
 use super::fold::Folded;
 use super::leave::Leaving;
@@ -274,7 +276,9 @@ impl Ledger {
             };
             after = block.number;
             let length = i64::try_from(block.block.len()).unwrap_or(i64::MAX);
-            let Some(mut batch) = self.batch(&block) else {
+            // Tens of milliseconds for a long block: whoever else runs on these threads, such as the look-up of
+            // a key, goes on on others.
+            let Some(mut batch) = block_in_place(|| self.batch(&block)) else {
                 self.remove(journal, vec![block.number], length).await?;
                 continue;
             };
@@ -296,7 +300,7 @@ impl Ledger {
                 bytes,
                 batches: leaving,
             },
-            group: Group::of(batches, rules)?,
+            group: block_in_place(|| Group::of(batches, rules))?,
             refusals,
         }))
     }
