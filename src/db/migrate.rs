@@ -9,7 +9,8 @@ use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
 use crate::each;
 
-use super::{Conn, Content, Error, Pools, Result, WAIT_MAX};
+use super::sqlite::Content;
+use super::{Conn, Error, Pools, Result, WAIT_MAX};
 
 const SQLITE: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
 const SQLITE_USAGE: EmbeddedMigrations = embed_migrations!("migrations/sqlite_usage");

@@ -27,6 +27,8 @@ use futures_util::future::join_all;
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::Barrier;
 
+use self::sqlite::Content;
+
 /// The longest anybody waits for the database on behalf of an administrative request.
 pub(crate) const WAIT_MAX: Duration = Duration::from_secs(2);
 
@@ -217,33 +219,6 @@ enum Lane {
     Read,
     Load,
     Look,
-}
-
-/// Which tables a file of `SQLite` has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Content {
-    Main,
-    Usage,
-    Journal,
-}
-
-/// How far the threads that store uses stand behind those that answer and journal (see `nice(2)`).
-#[cfg(target_os = "linux")]
-const NICENESS: i32 = 10;
-
-impl Content {
-    /// What a thread of such a file does as it starts. What is journaled can wait, and what is to be
-    /// journaled cannot: until then a kill loses it.
-    fn give_way(self) {
-        match self {
-            Self::Main | Self::Journal => {}
-            Self::Usage => {
-                // On Linux of this thread alone; a system that refuses serves as it did before.
-                #[cfg(target_os = "linux")]
-                let _refused = rustix::process::nice(NICENESS);
-            }
-        }
-    }
 }
 
 /// The name of the file beside an embedded database that the usage ledger is in.
