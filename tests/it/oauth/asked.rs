@@ -3,9 +3,8 @@
 use keystead::time::Span;
 
 use super::*;
+use crate::support::both;
 use crate::support::forge::{Signers, encode};
-use crate::support::{both, until};
-use crate::usage::lines;
 
 both!(
     an_api_key_is_told_with_what_it_grants_on_the_service_that_asks,
@@ -378,13 +377,7 @@ async fn who_may_introspect_for_several_services_names_one_where_the_key_leaves_
     home: Home,
 ) {
     let world = World::new(&home).await;
-    let slug = json!({"slug": "shipping"});
-    world.owner.create("/v1/services", slug).await;
-    let grants = json!({"grants": [
-        {"service": "invoicing", "scopes": ["invoice:read"]},
-        {"service": "shipping", "scopes": ["parcel:send"]},
-    ]});
-    let key = text(&world.issue(&[], grants).await, "/api_key");
+    let key = world.key_of_two().await;
     let all = world.asker(&["introspect"]).await;
     let one = world.asker(&["introspect:shipping"]).await;
     let two = world
@@ -467,22 +460,7 @@ async fn an_introspection_is_recorded_and_charges_nothing(home: Home) {
     );
     let claims = part(&token, 1);
     let of_token = format!("valid {} {}", text(&claims, "/jti"), text(&claims, "/sub"));
-    let mut events = Vec::new();
-    until(
-        std::time::Duration::from_secs(20),
-        "all uses are stored",
-        async || {
-            events = lines(
-                &home,
-                "SELECT outcome || ' ' || coalesce(token_id, '-') || ' ' || coalesce(subject, '-') \
-                 AS line FROM usage_event \
-                 WHERE operation = 'introspect' ORDER BY at",
-            )
-            .await;
-            events.len() == 10
-        },
-    )
-    .await;
+    let events = stored(&home, "introspect", 10).await;
     let count = |line: &str| events.iter().filter(|event| *event == line).count();
     assert_eq!((count(&of_token), count("valid - -")), (5, 5), "{events:?}");
     // One query finds all that was done with the token, and its making.

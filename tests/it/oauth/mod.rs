@@ -14,6 +14,7 @@ mod token;
 mod upstream;
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
@@ -21,7 +22,8 @@ use jsonwebtoken::jwk::{Jwk, JwkSet};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Client, Home, Request, Server, text};
+use crate::support::{Answer, Client, Home, Request, Server, text, until};
+use crate::usage::lines;
 
 /// A node with a service `invoicing`, and a consumer `acme` with an external id as odd as they come.
 pub struct World {
@@ -75,6 +77,17 @@ impl World {
                 .await,
             "/api_key",
         )
+    }
+
+    /// The plaintext of a key with a grant on a second service, `shipping`, too.
+    pub async fn key_of_two(&self) -> String {
+        let slug = json!({"slug": "shipping"});
+        self.owner.create("/v1/services", slug).await;
+        let grants = json!({"grants": [
+            {"service": "invoicing", "scopes": ["invoice:read"]},
+            {"service": "shipping", "scopes": ["parcel:send"]},
+        ]});
+        text(&self.issue(&[], grants).await, "/api_key")
     }
 
     /// Asks for a token with the key in `x-api-key` and these parameters beside the grant.
@@ -205,4 +218,19 @@ pub fn words(scope: &Value) -> HashSet<String> {
         .filter(|word| !word.is_empty())
         .map(str::to_owned)
         .collect()
+}
+
+/// The stored uses of an operation, once there are so many: outcome, token id and subject.
+async fn stored(home: &Home, operation: &str, count: usize) -> Vec<String> {
+    let query = format!(
+        "SELECT outcome || ' ' || coalesce(token_id, '-') || ' ' || coalesce(subject, '-') AS line \
+         FROM usage_event WHERE operation = '{operation}' ORDER BY at, outcome"
+    );
+    let mut events = Vec::new();
+    until(Duration::from_secs(20), "all uses are stored", async || {
+        events = lines(home, &query).await;
+        events.len() == count
+    })
+    .await;
+    events
 }

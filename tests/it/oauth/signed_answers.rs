@@ -172,13 +172,7 @@ async fn a_phantom_token_is_given_out_again_while_nothing_has_changed(home: Home
 /// F9.
 async fn no_service_is_given_the_phantom_token_of_another(home: Home) {
     let world = World::new(&home).await;
-    let slug = json!({"slug": "shipping"});
-    world.owner.create("/v1/services", slug).await;
-    let grants = json!({"grants": [
-        {"service": "invoicing", "scopes": ["invoice:read"]},
-        {"service": "shipping", "scopes": ["parcel:send"]},
-    ]});
-    let key = text(&world.issue(&[], grants).await, "/api_key");
+    let key = world.key_of_two().await;
     let askers = [
         ("invoicing", world.asker(&["introspect:invoicing"]).await),
         ("shipping", world.asker(&["introspect:shipping"]).await),

@@ -1,8 +1,7 @@
 //! Client credentials: a key becomes a token.
 
 use super::*;
-use crate::support::{both, until};
-use crate::usage::lines;
+use crate::support::both;
 
 both!(
     a_key_becomes_a_token_by_each_way_of_client_authentication,
@@ -438,21 +437,7 @@ async fn a_token_is_charged_and_recorded_like_a_verification(home: Home) {
     assert_eq!(told, (429, &json!("rate_limited")), "{limited}");
     assert!(limited.headers.contains_key("retry-after"), "{limited}");
 
-    let mut events = Vec::new();
-    until(
-        std::time::Duration::from_secs(20),
-        "all uses are stored",
-        async || {
-            events = lines(
-                &home,
-                "SELECT outcome || ' ' || coalesce(token_id, '-') || ' ' || coalesce(subject, '-') \
-             AS line FROM usage_event WHERE operation = 'token' ORDER BY at, outcome",
-            )
-            .await;
-            events.len() == 4
-        },
-    )
-    .await;
+    let events = stored(&home, "token", 4).await;
     let consumer = text(&issued, "/key/consumer/id");
     assert!(
         events.contains(&format!("valid {} {consumer}", text(&jti, "/jti"))),
