@@ -25,7 +25,7 @@ use serde_json::json;
 const IDLE: Duration = Duration::from_secs(2);
 
 /// Nothing that is due sooner is slept for.
-const SOON: Duration = Duration::from_micros(150);
+const SOON: Duration = Duration::from_micros(60);
 
 /// What was sent first is not counted: connections and caches are still cold.
 const WARM_UP: Duration = Duration::from_secs(1);

@@ -16,6 +16,9 @@ SILENT_SECONDS = 60
 RATIO_MAX, GUARD_BYTES = 2.0, 20 * 1024 ** 3
 # A node tidies up so long after its start.
 SWEEP_AFTER = 10
+AHEAD = ["chrt", "--fifo", "1"]
+if subprocess.run([*AHEAD, "true"], capture_output=True, check=False).returncode:
+    AHEAD = []
 
 
 def sustained(programs, scratch, rate, seconds):
@@ -41,8 +44,8 @@ def retention(programs, scratch, rate, seconds, events):
 
 
 def on_database(programs, scratch, name, kind, measure):
-    """PostgreSQL writes through to the disk, and gives way to the generator on the core that they share."""
-    database = Throwaway("postgres", fsync=True, gives_way=True) if kind == "postgres" else None
+    """PostgreSQL writes through to the disk."""
+    database = Throwaway("postgres", fsync=True) if kind == "postgres" else None
     if database:
         need("psql", "postgresql-client")
     settings = {"KEYSTEAD__DATABASE__URL": database.url} if database else {}
@@ -85,8 +88,10 @@ def plan(node, scratch):
 
 
 def load(node, path, rate, seconds, samples=None):
-    """Runs the generator to its end."""
-    command = ["taskset", "-c", LOAD_CORE, node.programs.steady, node.address, str(rate), str(seconds),
+    """Runs the generator to its end, ahead of a database on its core where the system lets it: what is
+    measured is the server and not who of those two had to wait. (A lower priority of the database's would not
+    do: Linux weighs sessions against one another, and each process of PostgreSQL's has one of its own.)"""
+    command = ["taskset", "-c", LOAD_CORE, *AHEAD, node.programs.steady, node.address, str(rate), str(seconds),
                str(CONNECTIONS), path, *([samples] if samples else [])]
     out = subprocess.run([str(part) for part in command], check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(out.stdout)
@@ -184,7 +189,7 @@ def expect(node, events, codes, held, lost):
 def cut(node, scratch, rate, seconds, events):
     path = plan(node, scratch)
     node.stop()
-    made = fill(node, events)
+    made = fill(node, events, DAYS)
     # More than the generator made, so that nothing is old.
     ready = again(node, EVENTS_RETENTION=f"{DAYS + 10}d")
     time.sleep(SWEEP_AFTER + 2)

@@ -71,10 +71,9 @@ class Process:
 class Throwaway:
     """A private PostgreSQL or Redis on the other core; it ends with its standard input."""
 
-    def __init__(self, kind, fsync=False, gives_way=False):
-        nice = ["nice", "-n", "19"] if gives_way else []
+    def __init__(self, kind, fsync=False):
         self.child = subprocess.Popen(
-            [*nice, "taskset", "-c", LOAD_CORE, ROOT / "scripts" / "throwaway", kind],
+            ["taskset", "-c", LOAD_CORE, ROOT / "scripts" / "throwaway", kind],
             env={**os.environ, "KEYSTEAD_TEST_FSYNC": "on" if fsync else "off"},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )

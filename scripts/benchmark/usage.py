@@ -50,9 +50,9 @@ def on(node, events):
         node.stop()
 
 
-def fill(node, events):
+def fill(node, events, count_days=COUNT_DAYS):
     out = subprocess.run(
-        [node.programs.fill_usage, str(events), str(DAYS), str(COUNT_DAYS)], check=True,
+        [node.programs.fill_usage, str(events), str(DAYS), str(count_days)], check=True,
         stdout=subprocess.PIPE, text=True,
         env={**node.environment, "KEYSTEAD__SERVER__LISTEN": node.address},
     )
