@@ -276,7 +276,7 @@ impl App {
                 .map(|net| net.0)
                 .collect(),
             time_limit: TIME_LIMIT,
-            direct: Some(verify_directly(validation.clone(), clock.clone())),
+            direct: Some(verify_directly(validation.clone())),
         });
         Ok(Self {
             tenants: Tenants::new(db.clone(), audit.clone()),

@@ -28,7 +28,10 @@ const SETUP: &str = "PRAGMA busy_timeout=1500; PRAGMA journal_mode=WAL; PRAGMA s
 ///
 /// A number that a power cut took back is given again; not to a block of the same node, whose name is
 /// new with each start.
-const JOURNAL_SETUP: &str = "PRAGMA synchronous=NORMAL; PRAGMA wal_autocheckpoint=16384;";
+const JOURNAL_SETUP: &str = "PRAGMA synchronous=NORMAL; PRAGMA wal_autocheckpoint=4096;";
+
+/// Of a file that is made, 16 KiB: what is written into it are long blocks, each page by a call of its own.
+const JOURNAL_PAGE: &str = "PRAGMA page_size=16384;";
 
 /// For the usage ledger, which stays at `synchronous=FULL`: a block leaves the journal when its batch
 /// is committed here, and is nowhere else then. A transaction touches thousands of pages of the index by
@@ -104,12 +107,12 @@ pub(super) fn migration_turn(path: &Path) -> io::Result<File> {
 }
 
 pub(super) fn writer(path: &Path, content: Content) -> Pool<SqliteConn> {
-    let more = match content {
-        Content::Main => "",
-        Content::Usage => USAGE_SETUP,
-        Content::Journal => JOURNAL_SETUP,
+    let (page, more) = match content {
+        Content::Main => ("", ""),
+        Content::Usage => ("", USAGE_SETUP),
+        Content::Journal => (JOURNAL_PAGE, JOURNAL_SETUP),
     };
-    pool(path, 1, format!("{SETUP} {more}"))
+    pool(path, 1, format!("{page} {SETUP} {more}"))
 }
 
 pub(super) fn readers(path: &Path) -> Pool<SqliteConn> {

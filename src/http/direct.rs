@@ -20,6 +20,7 @@ use actix_web::{HttpMessage as _, HttpResponse};
 use futures_util::{StreamExt as _, stream};
 
 use super::context::RequestContext;
+use crate::clock::Reading;
 
 /// Larger bodies take the ordinary way.
 const BODY_BYTES_MAX: usize = 8 * 1024;
@@ -46,6 +47,8 @@ const MEANINGLESS: [&str; 11] = [
 /// that could mean something.
 pub struct Plain<'a> {
     pub context: &'a RequestContext,
+    /// When all of it was there.
+    pub at: Reading,
     /// The one line of `x-api-key`.
     pub key: &'a str,
     pub body: &'a [u8],
@@ -109,10 +112,16 @@ impl Direct {
         &self,
         req: &ServiceRequest,
         context: &RequestContext,
+        at: Reading,
         body: &[u8],
     ) -> Option<HttpResponse> {
         let key = req.headers().get(&X_API_KEY)?.to_str().ok()?;
-        (self.answer)(Plain { context, key, body })
+        (self.answer)(Plain {
+            context,
+            at,
+            key,
+            body,
+        })
     }
 }
 
@@ -139,9 +148,13 @@ pub(super) async fn take_body(
     });
     match soon.await {
         Some(taken) => Some(taken),
-        None => Box::pin(tokio::time::timeout(time_limit, taking))
-            .await
-            .ok(),
+        None => {
+            let taken = Box::pin(tokio::time::timeout(time_limit, taking)).await;
+            taken.ok().map(|taken| Taken {
+                was_waited_for: true,
+                ..taken
+            })
+        }
     }
 }
 
@@ -163,7 +176,12 @@ async fn take_whole(mut rest: Payload, length: usize) -> Taken {
             None => break,
         }
     }
-    Taken { bytes, error, rest }
+    Taken {
+        bytes,
+        error,
+        rest,
+        was_waited_for: false,
+    }
 }
 
 /// A body, or the beginning of one that broke off.
@@ -171,9 +189,15 @@ pub(super) struct Taken {
     bytes: Bytes,
     error: Option<PayloadError>,
     rest: Payload,
+    was_waited_for: bool,
 }
 
 impl Taken {
+    /// Whether it came some time behind its head.
+    pub(super) fn was_waited_for(&self) -> bool {
+        self.was_waited_for
+    }
+
     /// Nothing if it broke off.
     pub(super) fn whole(&self) -> Option<&[u8]> {
         self.error.is_none().then_some(&*self.bytes)

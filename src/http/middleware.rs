@@ -12,7 +12,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::dev::{Service, ServiceRequest, ServiceResponse, Transform};
@@ -30,7 +30,7 @@ use super::health::{Phase, Readiness};
 use super::operations::{Known, Operations};
 use super::problem::{Code, Problem};
 use super::query_credential;
-use crate::clock::Clock;
+use crate::clock::{Clock, Reading};
 use crate::entropy::Entropy;
 use crate::metrics::Metrics;
 use crate::telemetry::{SecurityEvent, Sighting};
@@ -176,7 +176,8 @@ macro_rules! access_line {
 /// One request on its way through.
 struct Visit {
     settings: Arc<EdgeSettings>,
-    started: Instant,
+    /// When it began.
+    at: Reading,
     context: RequestContext,
     method: Method,
     is_gateway: bool,
@@ -193,7 +194,7 @@ impl Visit {
             peer: client_ip(req.peer_addr(), req.headers(), &[]),
         };
         Self {
-            started: at.monotonic,
+            at,
             operation: settings
                 .operations
                 .by_path(req.method(), req.path())
@@ -237,7 +238,12 @@ impl Visit {
                 "the body did not arrive in time",
             )));
         };
-        let answer = |body| direct.answer(req, &self.context, body);
+        let at = if taken.was_waited_for() {
+            self.settings.clock.read()
+        } else {
+            self.at
+        };
+        let answer = |body| direct.answer(req, &self.context, at, body);
         let answer = AssertUnwindSafe(|| taken.whole().and_then(answer));
         match std::panic::catch_unwind(answer) {
             Ok(Some(answer)) => {
@@ -454,7 +460,7 @@ impl Visit {
             .settings
             .clock
             .monotonic()
-            .saturating_duration_since(self.started);
+            .saturating_duration_since(self.at.monotonic);
         operation.metrics.answered(status.as_u16(), duration);
         let line = AccessLine {
             visit: self,

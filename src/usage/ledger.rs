@@ -51,8 +51,8 @@ pub(super) const FOLDED: &str = "folded";
 /// How many uses a block could not be read for, at least: it does not say.
 pub(super) const UNREADABLE: u64 = 1;
 
-/// What an appended block takes in the journal's log beside its bytes, at most: two pages.
-const OVERHEAD: u64 = 2 * 4096;
+/// What an appended block takes in the journal's log beside its bytes, at most: two pages of 16 KiB.
+const OVERHEAD: u64 = 2 * 16_384;
 
 /// Keeps what a node records, cheap to clone.
 #[derive(Clone)]

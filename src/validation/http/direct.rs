@@ -8,7 +8,6 @@ use actix_web::http::StatusCode;
 
 use super::{ask, asking};
 use crate::auth::http::expiry_notice;
-use crate::clock::Clock;
 use crate::http::direct::{Direct, Plain};
 use crate::http::json_body;
 use crate::http::middleware::direct_headers;
@@ -16,17 +15,15 @@ use crate::validation::body::VerifyRequest;
 use crate::validation::{Validation, answer};
 
 /// Answers verifications for the edge.
-pub fn verify_directly(validation: Validation, clock: Clock) -> Direct {
-    Direct::new("/v1/verify", move |plain| {
-        answer_now(&validation, &clock, &plain)
-    })
+pub fn verify_directly(validation: Validation) -> Direct {
+    Direct::new("/v1/verify", move |plain| answer_now(&validation, &plain))
 }
 
-fn answer_now(validation: &Validation, clock: &Clock, plain: &Plain<'_>) -> Option<HttpResponse> {
-    let at = clock.read();
+fn answer_now(validation: &Validation, plain: &Plain<'_>) -> Option<HttpResponse> {
+    let at = &plain.at;
     let body = json_body::parse_once::<VerifyRequest>(plain.body).ok()?;
     let (asked, request_id) = (body.asked(), &plain.context.request_id);
-    let caller = validation.caller_now(plain.key, plain.context.ip, &at)?;
+    let caller = validation.caller_now(plain.key, plain.context.ip, at)?;
     let own = Some(&caller.key.environment);
     let (service, request) = ask(caller.rights(), own, asked).ok()?;
     let decided = validation.validate_now(
@@ -35,7 +32,7 @@ fn answer_now(validation: &Validation, clock: &Clock, plain: &Plain<'_>) -> Opti
         &service,
         &request,
         asking("", request_id, &asked, at.uptime_us),
-        &at,
+        at,
     )?;
     let mut response = HttpResponse::with_body(StatusCode::OK, answer::write(&decided, request_id));
     *response.headers_mut() = direct_headers();
