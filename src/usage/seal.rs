@@ -152,7 +152,11 @@ pub(super) async fn look(
     let late = seal::late_rows(conn, tenant, hour).await?;
     let (mut late_to, mut late_uses) = (sealed_late_to, 0_i64);
     let mut pending: HashMap<Name, (i64, i64)> = HashMap::new();
-    for row in late.into_iter().filter(|row| row.seq > sealed_late_to) {
+    // Nothing comes late that takes uses away: such a row is none of ours, and would explain why some
+    // are missing.
+    let adds = |row: &LateRow| row.uses >= 0 && row.cost >= 0;
+    let late = late.into_iter().filter(adds);
+    for row in late.filter(|row| row.seq > sealed_late_to) {
         late_to = late_to.max(row.seq);
         late_uses = late_uses.saturating_add(row.uses);
         let LateRow {
@@ -265,6 +269,8 @@ impl Seals {
             .ledger
             .write(async move |conn: &mut Conn| seal::move_to(conn, due).await)
             .await?;
+        // A mark that somebody has moved ahead of our clock is not where we have sealed to.
+        let to = to.min(due);
         let (mut sealed, mut failed) = (0, None);
         for tenant in tenants_of(&self.main, &Chains::All).await? {
             match self.seal_tenant(&tenant, to).await {
