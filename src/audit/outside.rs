@@ -158,6 +158,11 @@ impl Checks {
         })
     }
 
+    /// The lines up to here were cut off; 0 if none was.
+    pub(super) fn cut_to(&self) -> i64 {
+        self.cut.as_ref().map_or(0, |cut| cut.seq)
+    }
+
     /// Up to here the chain is known to be the one that was signed.
     pub(super) fn good(&self) -> i64 {
         self.good

@@ -2,7 +2,9 @@
 //!
 //! 1. the head is read first, and its MAC verified: lines appended meanwhile are not its business;
 //! 2. the lines up to it are walked a page at a time, in bounded memory;
-//! 3. the walk must end at the head's number and hash, and nothing may lie beyond it.
+//! 3. the walk must end at the head's number and hash, and nothing may lie beyond it;
+//! 4. what does not hold may be missing because it was cut off on the way: then the chain is walked once
+//!    more, from the cut.
 //!
 //! On the way it is held against the checkpoints that were signed of it: those in the database, and
 //! those in the files that are given. Who rolls the whole database back to an old copy of itself is
@@ -235,7 +237,41 @@ async fn one(
     from: i64,
     may_go_on: impl Fn() -> bool,
 ) -> db::Result<Report> {
+    loop {
+        let of = (&tenant, slug.as_deref());
+        let (report, cut_to) = walked(db, against, of, from, &may_go_on).await?;
+        // Step 4.
+        if report.valid || cut_to == cut_to_now(db, against, of).await? {
+            return Ok(report);
+        }
+    }
+}
+
+/// Up to where the chain is cut off at present, as far as that was signed.
+async fn cut_to_now(
+    db: &Db,
+    against: &Against,
+    (tenant, slug): (&TenantId, Option<&str>),
+) -> db::Result<i64> {
+    let (id, name) = (tenant.clone(), slug.map(ToOwned::to_owned));
+    let (signing, found) = (against.signing.clone(), against.found.clone());
+    db.read(async move |conn: &mut Conn| {
+        let (checks, _told) = checks(conn, &id, name.as_deref(), &signing, &found).await?;
+        Ok(checks.cut_to())
+    })
+    .await
+}
+
+/// Steps 1 to 3. Answers the report, and up to where the chain was cut off when it was begun.
+async fn walked(
+    db: &Db,
+    against: &Against,
+    (tenant, slug): (&TenantId, Option<&str>),
+    from: i64,
+    may_go_on: impl Fn() -> bool,
+) -> db::Result<(Report, i64)> {
     let keys = &against.heads;
+    let (tenant, slug) = (tenant.clone(), slug.map(ToOwned::to_owned));
     let (id, name) = (tenant.clone(), slug.clone());
     let (signing, found) = (against.signing.clone(), against.found.clone());
     let (head, mut walk, strange) = db
@@ -251,6 +287,7 @@ async fn one(
             db::Result::Ok((head, Walk::from(id, name, before, checks), strange))
         })
         .await?;
+    let cut_to = walk.cut_to;
     let to = head.as_ref().map_or(i64::MAX, |(head, _)| head.seq);
     let mut after = walk.begins_after;
     loop {
@@ -271,10 +308,11 @@ async fn one(
             let head = head.map(|(head, mac)| HeadReport::of(keys, &tenant, &head, &mac));
             let next_seq = Some(walk.next);
             let covers = covered(&against.found, false);
-            return Ok(Report {
+            let report = Report {
                 next_seq,
                 ..Report::of(&tenant, slug, covers, walk, head)
-            });
+            };
+            return Ok((report, cut_to));
         }
     }
     let id = tenant.clone();
@@ -293,7 +331,7 @@ async fn one(
         walk.note(bad);
     }
     let covers = covered(&against.found, true);
-    Ok(Report::of(&tenant, slug, covers, walk, head))
+    Ok((Report::of(&tenant, slug, covers, walk, head), cut_to))
 }
 
 pub(super) fn covered(outside: &[Found], is_to_end: bool) -> Vec<Covered> {
