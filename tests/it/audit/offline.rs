@@ -2,7 +2,6 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use futures_util::join;
 use keystead::audit::EventFilter;
 use keystead::audit::export::{ExportFormat, ExportLine};
 use keystead::audit::fault::Fault;
@@ -304,7 +303,7 @@ async fn a_chain_that_is_cut_while_it_is_verified_is_whole(home: Home) {
             assert!(report.valid, "{report}");
         }
     };
-    let all = join!(cut, verify(), verify(), verify(), verify());
+    let all = tokio::join!(cut, verify(), verify(), verify(), verify());
     assert_eq!(all.0[0].seq, 6_001);
     assert!(trail.report().await.valid);
 }

@@ -24,6 +24,7 @@ both!(
     a_checkpoint_leaves_the_database,
     a_checkpoint_that_cannot_leave_is_not_stored,
     checkpoints_are_due_where_a_chain_grew,
+    a_forged_checkpoint_does_not_say_that_none_is_due,
     no_end_is_signed_that_we_did_not_seal,
     a_changed_checkpoint_is_named,
     a_chain_made_anew_is_named_between_its_checkpoints,
@@ -234,6 +235,48 @@ async fn checkpoints_are_due_where_a_chain_grew(home: Home) {
     assert_eq!(due().await, 2);
     trail.clock.advance(Span::hours(5));
     assert_eq!(due().await, 0, "nothing grew");
+}
+
+async fn a_forged_checkpoint_does_not_say_that_none_is_due(home: Home) {
+    let (trail, file) = Trail::signing(&home, 4).await;
+    trail.sign().await;
+    trail.change(&trail.ours, 3).await.unwrap();
+    trail.clock.advance(Span::hours(2));
+    let lines = trail.lines().await;
+    let told = || trail.metrics.security_events.value("audit_broken");
+    let forger = Signer::new(&MasterKey::new([66; 32]));
+    // From a time that does not come, and of the very end.
+    for (seq, at) in [
+        (5, trail.clock.now().plus(Span::days(10_000))),
+        (7, trail.clock.now()),
+    ] {
+        let hash = lines[seq - 1].3.clone();
+        let head = Head {
+            seq: i64::try_from(seq).unwrap(),
+            hash,
+        };
+        let said = Statement::checkpoint(&forger, "default", &head, at).unwrap();
+        let (id, text) = (trail.ours.id.as_str(), said.canonical().unwrap());
+        let forge =
+            format!("INSERT INTO audit_checkpoint VALUES ('{id}', {seq}, 'checkpoint', 0, '{text}')");
+        trail.sql(&forge).await;
+        let before = told();
+        trail
+            .audit
+            .checkpoint_due(Span::hours(1))
+            .await
+            .unwrap_err();
+        trail.audit.checkpoint(&trail.ours).await.unwrap_err();
+        assert_eq!(told(), before + 2);
+        trail
+            .sql(&format!("DELETE FROM audit_checkpoint WHERE seq = {seq}"))
+            .await;
+    }
+    assert_eq!(
+        trail.audit.checkpoint_due(Span::hours(1)).await.unwrap(),
+        1
+    );
+    assert_eq!(found(&file).len(), 2);
 }
 
 async fn no_end_is_signed_that_we_did_not_seal(home: Home) {
