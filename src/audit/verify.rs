@@ -10,6 +10,7 @@
 //! those in the files that are given. Who rolls the whole database back to an old copy of itself is
 //! found against the latter.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use utoipa::ToSchema;
 use super::chain::{Head, HeadKeys};
 use super::fault::{BadRecord, Fault};
 use super::outside::{Checks, Found};
+use super::signing::Statement;
 use super::signing::span::SigningKeys;
 use super::store::{self, checkpoint, key};
 use super::walk::Walk;
@@ -42,9 +44,9 @@ pub enum Chains {
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(title = "AuditReport")]
 pub struct Report {
-    /// The tenant's id.
+    /// The tenant's id; empty of a tenant that is gone.
     pub tenant_id: String,
-    /// Its slug, if its row is there.
+    /// Its slug, if its row is there, or something was signed of it.
     #[schema(required = true)]
     pub tenant: Option<String>,
     /// Nothing was altered, removed or inserted.
@@ -117,12 +119,63 @@ pub async fn verify_against(
         found: found.to_vec(),
     };
     let mut reports = Vec::new();
+    let mut slugs = Vec::new();
     for (tenant, slug) in tenants(db, chains).await? {
+        slugs.extend(slug.clone());
         reports.push(one(db, &against, tenant, slug, 1, || true).await?);
         // What cannot be read belongs to no chain: it is told once.
         against.found.retain(|found| found.statement.is_ok());
     }
+    if *chains == Chains::All {
+        reports.extend(gone(db, &against, &slugs).await?);
+    }
     Ok(reports)
+}
+
+/// A report for each tenant that something was signed of outside, and that the database does not know:
+/// none is ever removed.
+async fn gone(db: &Db, against: &Against, slugs: &[String]) -> db::Result<Vec<Report>> {
+    let rows = async move |conn: &mut Conn| key::all(conn).await;
+    let keys = against.signing.trusted(&db.read(rows).await?);
+    let statements = against.found.iter();
+    let statements = statements.filter_map(|found| found.statement.as_ref().ok());
+    let mut last: BTreeMap<&str, Option<&Statement>> = BTreeMap::new();
+    for said in statements {
+        if slugs.contains(&said.tenant) {
+            continue;
+        }
+        let last = last.entry(&said.tenant).or_default();
+        let is_further = last.is_none_or(|last| last.seq < said.seq);
+        if is_further && said.verify(&keys).is_ok() {
+            *last = Some(said);
+        }
+    }
+    let reports = last.into_iter().map(|(tenant, last)| {
+        let lost = last.map(|last| {
+            let detail = format!(
+                "the tenant and its chain are gone, but it had reached number {} on {}",
+                last.seq, last.at
+            );
+            BadRecord::new(1, None, Fault::RolledBack, detail)
+        });
+        let (_, forged) = Checks::of(Some(tenant), &against.found, &keys);
+        let faults: Vec<BadRecord> = lost.into_iter().chain(forged).collect();
+        Report {
+            tenant_id: String::new(),
+            tenant: Some(tenant.to_owned()),
+            valid: false,
+            covers: covered(&against.found, true),
+            checked: 0,
+            first_bad: faults.first().cloned(),
+            bad: u64::try_from(faults.len()).unwrap_or(u64::MAX),
+            faults,
+            accepted: 0,
+            checkpoints: 0,
+            next_seq: None,
+            head: None,
+        }
+    });
+    Ok(reports.collect())
 }
 
 /// What chains are verified with.

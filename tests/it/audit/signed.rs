@@ -30,6 +30,7 @@ both!(
     a_chain_made_anew_is_named_between_its_checkpoints,
     a_database_rolled_back_is_found_against_the_file,
     a_roll_back_is_found_after_the_chain_went_on_and_can_be_accepted,
+    a_tenant_that_was_removed_with_its_chain_is_found_against_the_file,
 );
 
 impl Trail {
@@ -366,4 +367,32 @@ async fn a_roll_back_is_found_after_the_chain_went_on_and_can_be_accepted(home: 
         let report = trail.against(&file).await;
         assert!(report.valid, "{lines}: {report}");
     }
+}
+
+async fn a_tenant_that_was_removed_with_its_chain_is_found_against_the_file(home: Home) {
+    let (trail, file) = Trail::signing(&home, 4).await;
+    trail.sign().await;
+    trail.change(&trail.other, 3).await.unwrap();
+    trail.audit.checkpoint(&trail.other).await.unwrap();
+    let verify = async || {
+        let (found, chains) = (found(&file), Chains::All);
+        verify::verify_against(&trail.db, &trail.master, &chains, &found)
+            .await
+            .unwrap()
+    };
+    assert!(verify().await.iter().all(|report| report.valid));
+    for table in ["audit_event", "audit_head", "audit_checkpoint"] {
+        trail
+            .sql(&format!(
+                "DELETE FROM {table} WHERE tenant_id = '{}'",
+                trail.other.id
+            ))
+            .await;
+    }
+    trail.sql("DELETE FROM tenant WHERE slug = 'other'").await;
+    let reports = verify().await;
+    assert_eq!(reports.len(), 2);
+    assert!(reports[0].valid, "{}", reports[0]);
+    assert_eq!(reports[1].tenant.as_deref(), Some("other"));
+    assert_eq!(faults(&reports[1]), [(1, Fault::RolledBack)]);
 }
