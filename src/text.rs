@@ -14,18 +14,40 @@ pub fn has_control(text: &str) -> bool {
     text.chars().any(char::is_control)
 }
 
-/// A cell of CSV that no spreadsheet computes and that ends no line: what could begin a formula gets
-/// an apostrophe before it (OWASP, CSV injection), full-width letters included; breaks become spaces.
-pub fn spreadsheet_cell(text: &str) -> Cow<'_, str> {
-    let is_formula = text.starts_with([
-        '=', '+', '-', '@', '\t', '\r', '\n', '\u{ff1d}', '\u{ff0b}', '\u{ff0d}', '\u{ff20}',
-    ]);
-    let breaks = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
-    if !is_formula && !text.contains(breaks) {
+/// A text that no spreadsheet computes when it is a cell of CSV: what could begin a formula gets an
+/// apostrophe before it (OWASP, CSV injection), full-width letters included, and whatever blank stands
+/// before them. A semicolon begins a cell too, where the decimal sign is a comma.
+pub fn without_formulas(text: &str) -> Cow<'_, str> {
+    let is_blank = |c: char| {
+        c.is_whitespace()
+            || c.is_control()
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2060}' | '\u{feff}')
+    };
+    let begins_formula = |cell: &str| {
+        cell.starts_with(['\t', '\r', '\n'])
+            || cell.trim_start_matches(is_blank).starts_with([
+                '=', '+', '-', '@', '\u{ff1d}', '\u{ff0b}', '\u{ff0d}', '\u{ff20}',
+            ])
+    };
+    if !text.split(';').any(begins_formula) {
         return Cow::Borrowed(text);
     }
-    let apostrophe = if is_formula { "'" } else { "" };
-    Cow::Owned(format!("{apostrophe}{}", text.replace(breaks, " ")))
+    let cells = text.split(';').map(|cell| {
+        let apostrophe = if begins_formula(cell) { "'" } else { "" };
+        format!("{apostrophe}{cell}")
+    });
+    Cow::Owned(cells.collect::<Vec<_>>().join(";"))
+}
+
+/// A cell of CSV [`without_formulas`] that ends no line: breaks become spaces.
+pub fn spreadsheet_cell(text: &str) -> Cow<'_, str> {
+    let cell = without_formulas(text);
+    let breaks = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
+    if cell.contains(breaks) {
+        Cow::Owned(cell.replace(breaks, " "))
+    } else {
+        cell
+    }
 }
 
 /// `[a-z0-9][a-z0-9-]{0,62}`
@@ -250,6 +272,11 @@ mod tests {
             ("\u{ff1d}1", "'\u{ff1d}1"),
             ("\t=1", "' =1"),
             ("\r=1", "' =1"),
+            (" =1", "' =1"),
+            ("\u{b}=1", "' =1"),
+            ("\u{feff}\u{a0}@A1", "'\u{feff}\u{a0}@A1"),
+            ("a;=1+1;b; +2", "a;'=1+1;b;' +2"),
+            ("a; b;c=1", "a; b;c=1"),
             ("curl/8\n=1", "curl/8 =1"),
             ("a\u{2028}b\u{1b}[2J", "a b [2J"),
             ("plain, \"quoted\"", "plain, \"quoted\""),
