@@ -23,6 +23,7 @@ both!(
     an_end_is_signed_once_by_several_nodes,
     a_checkpoint_leaves_the_database,
     a_checkpoint_that_cannot_leave_is_not_stored,
+    what_a_full_disk_left_of_a_checkpoint_hides_none,
     checkpoints_are_due_where_a_chain_grew,
     a_forged_checkpoint_does_not_say_that_none_is_due,
     no_end_is_signed_that_we_did_not_seal,
@@ -223,6 +224,24 @@ async fn a_checkpoint_that_cannot_leave_is_not_stored(home: Home) {
     trail.audit.checkpoint(&trail.ours).await.unwrap_err();
     assert!(good.checkpoint(&trail.ours).await.unwrap().is_new);
     assert_eq!(found(&file).len(), 1);
+}
+
+async fn what_a_full_disk_left_of_a_checkpoint_hides_none(home: Home) {
+    let (trail, file) = Trail::signing(&home, 3).await;
+    let first = trail.sign().await;
+    let half = &first.canonical().unwrap()[..60];
+    std::fs::write(&file, format!("{}\n{half}", first.canonical().unwrap())).unwrap();
+    trail.change(&trail.ours, 1).await.unwrap();
+    let second = trail.sign().await;
+    trail.change(&trail.ours, 1).await.unwrap();
+    let third = trail.sign().await;
+    let said: Vec<Statement> = found(&file)
+        .into_iter()
+        .map(|found| found.statement.unwrap())
+        .collect();
+    assert_eq!(said, [first, second, third]);
+    let report = trail.against(&file).await;
+    assert!(report.valid, "{report}");
 }
 
 async fn checkpoints_are_due_where_a_chain_grew(home: Home) {
