@@ -41,7 +41,7 @@ pub use recorder::Recorder;
 pub use rules::{Events, Refusals, Rules};
 pub use seal::Seals;
 
-/// How far back a list looks that names no beginning.
+/// How long events are kept, unless that is set.
 pub const EVENTS_RETENTION: Span = Span::days(30);
 
 /// The ledger as it is read, cheap to clone.
@@ -49,12 +49,31 @@ pub const EVENTS_RETENTION: Span = Span::days(30);
 pub struct Usage {
     db: Db,
     clock: Clock,
+    /// How far back a list looks that names no beginning.
+    events_kept: Span,
 }
 
 impl Usage {
     /// `db` is that of the ledger.
     pub fn new(db: Db, clock: Clock) -> Self {
-        Self { db, clock }
+        Self {
+            db,
+            clock,
+            events_kept: EVENTS_RETENTION,
+        }
+    }
+
+    /// Events are kept so long.
+    #[must_use]
+    pub fn keeping_events(self, events_kept: Span) -> Self {
+        Self {
+            events_kept,
+            ..self
+        }
+    }
+
+    pub fn events_kept(&self) -> Span {
+        self.events_kept
     }
 
     pub fn clock(&self) -> &Clock {

@@ -10,7 +10,7 @@ use self::body::SummaryBody;
 use super::event::UsageEventBody;
 use super::query::{EventFilter, EventQuery, Order, SummaryQuery};
 use super::store::events::Wanted;
-use super::{EVENTS_RETENTION, Usage, summary};
+use super::{Usage, summary};
 use crate::auth::http::{Caller, perm};
 use crate::http::extract::Query;
 use crate::http::page::{CursorKey, List, PageBody, PageParams};
@@ -54,7 +54,9 @@ fn wanted(
     Ok(Wanted {
         tenant_id: caller.tenant.id.to_string(),
         services: services(caller, filter.service.as_ref())?,
-        oldest: filter.from.unwrap_or_else(|| now.minus(EVENTS_RETENTION)),
+        oldest: filter
+            .from
+            .unwrap_or_else(|| now.minus(usage.events_kept())),
         filter,
         now,
     })

@@ -21,6 +21,7 @@ both!(
     in_stored_order_nothing_is_missed_while_slow_writers_write,
     newest_first_a_walk_holds_all_that_stood_before_it_while_slow_writers_write,
     a_key_that_was_idle_for_weeks_is_found,
+    a_list_without_a_beginning_goes_as_far_back_as_events_are_kept,
     a_summary_counts_by_what_is_asked_and_fills_gaps,
     who_may_read_of_one_service_reads_of_no_other,
     another_tenants_usage_is_not_there,
@@ -38,7 +39,11 @@ struct Ledger {
 
 impl Ledger {
     async fn new(home: &Home) -> Self {
-        let server = home.serve().await;
+        Self::with(home, &[]).await
+    }
+
+    async fn with(home: &Home, settings: &[(&str, &str)]) -> Self {
+        let server = home.serve_with(settings).await;
         let owner = server.owner();
         let made = owner
             .create("/v1/consumers", json!({"slug": "a-team"}))
@@ -339,6 +344,19 @@ async fn a_key_that_was_idle_for_weeks_is_found(home: Home) {
     let sums = format!("{sums}&key={KEY}");
     let sums = ledger.owner.get(&sums).send().await.expect(200);
     assert_eq!(sums["groups"][0]["uses"], 23);
+}
+
+async fn a_list_without_a_beginning_goes_as_far_back_as_events_are_kept(home: Home) {
+    let ledger = Ledger::with(&home, &[("USAGE__EVENTS_RETENTION", "90d")]).await;
+    let day = 24 * 3_600_000;
+    let records = [1, 60, 89, 91].map(|days| Record {
+        request_id: format!("{days}"),
+        ..ledger.record(days * day, KEY)
+    });
+    ledger.store(&batch("a", 1, records.into())).await;
+    assert_eq!(ledger.found("limit=9").await, ["1", "60", "89"]);
+    let export = ledger.owner.get("/v1/usage/export").send().await;
+    assert_eq!(export.text.lines().count(), 3, "{export}");
 }
 
 async fn a_summary_counts_by_what_is_asked_and_fills_gaps(home: Home) {
