@@ -4,6 +4,8 @@
 //! Where a key has no event for long, its counts say where to go on: planning a look into hundreds of
 //! partitions takes longer than all the rest.
 
+use std::borrow::Cow;
+
 use diesel::dsl::sql;
 use diesel::prelude::*;
 use diesel::sql_types::{Bool, Text};
@@ -355,6 +357,16 @@ fn within(hours: Option<&[i64]>) -> String {
     }
 }
 
+/// A member of an object by its name. To `SQLite` a name that begins with `$` is a path, and one in brackets
+/// the place in a list: there it is a path always, with the name as a string of JSON.
+fn member(is_sqlite: bool, name: &str) -> Cow<'_, str> {
+    if is_sqlite {
+        Cow::Owned(format!("$.{}", serde_json::Value::from(name)))
+    } else {
+        Cow::Borrowed(name)
+    }
+}
+
 async fn load(
     conn: &mut Conn,
     wanted: &Wanted,
@@ -366,6 +378,7 @@ async fn load(
         Conn::Sqlite(_) => "(detail -> 'context' ->> ",
         Conn::Postgres(_) => "(detail::json -> 'context' ->> ",
     };
+    let is_sqlite = matches!(conn, Conn::Sqlite(_));
     // Both are found by an index of their own, which no planner shall pass by for the tenant's.
     let is_narrow = filter.key.is_some() || filter.request_id.is_some();
     Ok(each!(conn, c => {
@@ -451,7 +464,7 @@ async fn load(
         for (name, value) in &filter.context {
             query = query.filter(
                 sql::<Bool>(context)
-                    .bind::<Text, _>(name)
+                    .bind::<Text, _>(member(is_sqlite, name))
                     .sql(") = ")
                     .bind::<Text, _>(value),
             );

@@ -118,7 +118,9 @@ async fn each_filter_finds_its_events(home: Home) {
     mine.token_id = Some("jti-1".to_owned());
     mine.subject = Some("ann".to_owned());
     mine.context.insert("region".to_owned(), "us".to_owned());
-    mine.context.insert("a b.c".to_owned(), "x".to_owned());
+    for name in ["a b.c", "$", "$.x", "[0]", "\\", "é"] {
+        mine.context.insert(name.to_owned(), "x".to_owned());
+    }
     let at = mine.at;
     records.push(mine);
     ledger.store(&batch("a", 1, records)).await;
@@ -138,6 +140,11 @@ async fn each_filter_finds_its_events(home: Home) {
         "subject=ann",
         "context.region=us",
         "context.a%20b.c=x",
+        "context.%24=x",
+        "context.%24.x=x",
+        "context.%5B0%5D=x",
+        "context.%5C=x",
+        "context.%C3%A9=x",
         &format!("from={at}&to={}", at.plus(Span::seconds(1))),
         &format!("key={KEY}&outcome=insufficient_scope&context.region=us&order=stored"),
     ] {
