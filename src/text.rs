@@ -50,6 +50,44 @@ pub fn spreadsheet_cell(text: &str) -> Cow<'_, str> {
     }
 }
 
+/// `<prefix>_<environment>_<12 base62>_<49 base62>`: the shape of our keys, whatever the checksum.
+pub fn has_key_shape(text: &str) -> bool {
+    let label = |part: &str, least: usize| {
+        (least..=16).contains(&part.len())
+            && part.starts_with(|c: char| c.is_ascii_lowercase())
+            && part
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+    };
+    let base62 = |part: &str, len: usize| {
+        part.len() == len && part.bytes().all(|b| b.is_ascii_alphanumeric())
+    };
+    let mut parts = text.trim().split('_');
+    matches!(
+        (parts.next(), parts.next(), parts.next(), parts.next(), parts.next()),
+        (Some(prefix), Some(environment), Some(lookup), Some(secret), None)
+            if label(prefix, 2) && label(environment, 1) && base62(lookup, 12) && base62(secret, 49)
+    )
+}
+
+/// A text in which nothing has the shape of a key: who puts one into a path shows it to everybody who reads
+/// of it.
+pub fn without_keys(text: &str) -> Cow<'_, str> {
+    let is_other = |c: char| !c.is_ascii_alphanumeric() && c != '_';
+    if !text.split(is_other).any(has_key_shape) {
+        return Cow::Borrowed(text);
+    }
+    let parts = text.split_inclusive(is_other).map(|part| {
+        let word = part.trim_end_matches(is_other);
+        if has_key_shape(word) {
+            part.replace(word, "[key]")
+        } else {
+            part.to_owned()
+        }
+    });
+    Cow::Owned(parts.collect())
+}
+
 /// `[a-z0-9][a-z0-9-]{0,62}`
 fn slug(text: &str) -> Result<(), &'static str> {
     let ok = (1..=63).contains(&text.len())
@@ -262,6 +300,21 @@ mod tests {
         }
         assert!(Name::parse("Zoë 🚀").is_ok());
     }
+
+    #[test]
+    fn a_text_without_keys_is_the_same_text() {
+        let key = format!("ks_live_{}_{}", "a".repeat(12), "B".repeat(49));
+        for (text, expected) in [
+            (key.clone(), "[key]".to_owned()),
+            (format!("/bot/{key}/x_y"), "/bot/[key]/x_y".to_owned()),
+            (format!("é{key};{key}"), "é[key];[key]".to_owned()),
+            (format!("/{key}B"), format!("/{key}B")),
+            ("/a_b_c_d//".to_owned(), "/a_b_c_d//".to_owned()),
+        ] {
+            assert_eq!(without_keys(&text), expected);
+        }
+    }
+
     #[test]
     fn no_cell_is_a_formula_and_none_breaks_its_line() {
         for (cell, expected) in [
