@@ -31,7 +31,7 @@ use crate::page::{Page, PageRequest, Position};
 use crate::time::{Span, Timestamp};
 
 use query::Order;
-use store::events::{self, StoredEvent, Wanted};
+use store::events::{self, StoredEvent, Walked, Wanted};
 use store::summary::{Sum, SumRow};
 
 pub use leave::Outlets;
@@ -94,16 +94,17 @@ impl Usage {
             .await
     }
 
-    /// Up to `limit` events behind `after`, newest first.
+    /// Up to `limit` events behind `after`, newest first, or fewer and where to go on.
     pub async fn some_events(
         &self,
         wanted: Wanted,
         after: Option<Position>,
         limit: i64,
-    ) -> db::Result<Vec<StoredEvent>> {
+    ) -> db::Result<Walked> {
         self.db
             .read(async move |conn: &mut Conn| {
-                events::walk(conn, &wanted, after.as_ref(), limit).await
+                let pause_after = events::PAUSE_AFTER;
+                events::walk(conn, &wanted, after.as_ref(), limit, pause_after).await
             })
             .await
     }

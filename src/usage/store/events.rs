@@ -1,16 +1,21 @@
 //! Lists of events. Newest first they are walked back in windows of time that double, so that
 //! `PostgreSQL` looks into few partitions; as they were stored, from batch to batch by its number.
 //!
+//! A walk that takes long, because few events meet what is asked, pauses between two windows and says where
+//! to go on.
+//!
 //! Where a key has no event for long, its counts say where to go on: planning a look into hundreds of
 //! partitions takes longer than all the rest.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use diesel::dsl::sql;
 use diesel::prelude::*;
 use diesel::sql_types::{Bool, Text};
 use diesel_async::RunQueryDsl;
 
+use crate::clock::Clock;
 use crate::db::schema::{usage_batch, usage_event, usage_hour};
 use crate::db::{self, Conn};
 use crate::each;
@@ -25,6 +30,10 @@ const BATCHES_MAX: i64 = 500;
 
 /// More hours than that are not asked for one by one.
 const HOURS_MAX: i64 = 256;
+
+/// A window takes at most some times as long as those before it together, so what has not paused until then
+/// ends before who asks stops waiting.
+pub const PAUSE_AFTER: Duration = Duration::from_millis(400);
 
 /// How many events of a batch are read at once.
 const EVENTS_OF_BATCH: i64 = 2_000;
@@ -96,23 +105,39 @@ enum Part<'a> {
     },
 }
 
-/// A page, newest first.
+/// Events newest first, and where a walk that paused goes on.
+#[derive(Clone, Debug)]
+pub struct Walked {
+    pub events: Vec<StoredEvent>,
+    pub paused: Option<Position>,
+}
+
+/// A page, newest first. One that paused has fewer events than there is room for, and a next one.
 pub async fn newest(
     conn: &mut Conn,
     wanted: &Wanted,
     page: &PageRequest,
 ) -> db::Result<Page<StoredEvent>> {
-    let rows = walk(conn, wanted, page.after.as_ref(), page.fetch()).await?;
-    Ok(page.page(rows, StoredEvent::position))
+    let after = page.after.as_ref();
+    let walked = walk(conn, wanted, after, page.fetch(), PAUSE_AFTER).await?;
+    let page = page.page(walked.events, StoredEvent::position);
+    Ok(Page {
+        next: page.next.or(walked.paused),
+        ..page
+    })
 }
 
-/// Up to `limit` events behind `after`, newest first; fewer when there are no more.
+/// Up to `limit` events behind `after`, newest first; fewer when there are no more, or when it pauses: that
+/// is after the first window that ends later than `pause_after`.
 pub async fn walk(
     conn: &mut Conn,
     wanted: &Wanted,
     after: Option<&Position>,
     limit: i64,
-) -> db::Result<Vec<StoredEvent>> {
+    pause_after: Duration,
+) -> db::Result<Walked> {
+    let began_us = Clock::uptime_us();
+    let mut paused = None;
     let mut rows = Vec::new();
     let oldest = wanted.filter.from.map_or(0, Timestamp::millis);
     let oldest = oldest.max(wanted.oldest.millis());
@@ -153,8 +178,20 @@ pub async fn walk(
             span = span.saturating_mul(2);
         }
         is_first = false;
+        let took = Duration::from_micros(Clock::uptime_us().saturating_sub(began_us));
+        if high > oldest && took >= pause_after {
+            // Before all events of this instant: none of them was looked at.
+            paused = Some(Position {
+                at: Timestamp::from_millis(high),
+                id: String::new(),
+            });
+            break;
+        }
     }
-    Ok(rows)
+    Ok(Walked {
+        events: rows,
+        paused,
+    })
 }
 
 /// Behind `before` there is no event of `key` at this time or later, as its counts say. What is older than

@@ -7,8 +7,11 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use keystead::db::{self, Conn, Db};
+use keystead::page::Position;
 use keystead::time::{Span, Timestamp};
+use keystead::usage::query::EventFilter;
 use keystead::usage::store::batch as stored;
+use keystead::usage::store::events::{self, Walked, Wanted};
 use keystead::usage::{Batch, CountLine, Operation, Record, Rules};
 use serde_json::{Value, json};
 
@@ -21,6 +24,7 @@ both!(
     in_stored_order_nothing_is_missed_while_slow_writers_write,
     newest_first_a_walk_holds_all_that_stood_before_it_while_slow_writers_write,
     a_key_that_was_idle_for_weeks_is_found,
+    a_walk_that_pauses_goes_on_where_it_was,
     a_list_without_a_beginning_goes_as_far_back_as_events_are_kept,
     a_summary_counts_by_what_is_asked_and_fills_gaps,
     who_may_read_of_one_service_reads_of_no_other,
@@ -351,6 +355,49 @@ async fn a_key_that_was_idle_for_weeks_is_found(home: Home) {
     let sums = format!("{sums}&key={KEY}");
     let sums = ledger.owner.get(&sums).send().await.expect(200);
     assert_eq!(sums["groups"][0]["uses"], 23);
+}
+
+async fn a_walk_that_pauses_goes_on_where_it_was(home: Home) {
+    let ledger = Ledger::new(&home).await;
+    let hour = 3_600_000;
+    let records = [0, 1, 1, 5, 30, 31, 300, 301].map(|hours| ledger.record(hours * hour, KEY));
+    ledger.store(&batch("a", 1, records.into())).await;
+    let now = ledger.server.clock.now();
+    for key in [None, Some(KEY.to_owned())] {
+        let wanted = Wanted {
+            tenant_id: ledger.tenant.clone(),
+            services: None,
+            filter: EventFilter {
+                key,
+                ..EventFilter::default()
+            },
+            oldest: now.minus(Span::days(30)),
+            now,
+        };
+        let walk = async |after: Option<Position>, pause_after: Duration| {
+            let wanted = wanted.clone();
+            let walk = async move |conn: &mut Conn| {
+                events::walk(conn, &wanted, after.as_ref(), 100, pause_after).await
+            };
+            let walked: db::Result<Walked> = home.usage_eyes().read(walk).await;
+            walked.unwrap()
+        };
+        let ids = |walked: &Walked| -> Vec<String> {
+            let events = walked.events.iter();
+            events.map(|event| event.id.clone()).collect()
+        };
+        let whole = walk(None, Duration::MAX).await;
+        assert!(whole.events.len() == 8 && whole.paused.is_none());
+        let (mut found, mut after, mut pauses) = (Vec::new(), None, 0);
+        loop {
+            let walked = walk(after, Duration::ZERO).await;
+            found.extend(ids(&walked));
+            let Some(paused) = walked.paused else { break };
+            (after, pauses) = (Some(paused), pauses + 1);
+        }
+        assert_eq!(found, ids(&whole));
+        assert!(pauses > 3, "{pauses}");
+    }
 }
 
 async fn a_list_without_a_beginning_goes_as_far_back_as_events_are_kept(home: Home) {
