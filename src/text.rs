@@ -14,18 +14,78 @@ pub fn has_control(text: &str) -> bool {
     text.chars().any(char::is_control)
 }
 
-/// A cell of CSV that no spreadsheet computes and that ends no line: what could begin a formula gets
-/// an apostrophe before it (OWASP, CSV injection), full-width letters included; breaks become spaces.
-pub fn spreadsheet_cell(text: &str) -> Cow<'_, str> {
-    let is_formula = text.starts_with([
-        '=', '+', '-', '@', '\t', '\r', '\n', '\u{ff1d}', '\u{ff0b}', '\u{ff0d}', '\u{ff20}',
-    ]);
-    let breaks = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
-    if !is_formula && !text.contains(breaks) {
+/// A text that no spreadsheet computes when it is a cell of CSV: what could begin a formula gets an
+/// apostrophe before it (OWASP, CSV injection), full-width letters included, and whatever blank stands
+/// before them. A semicolon begins a cell too, where the decimal sign is a comma.
+pub fn without_formulas(text: &str) -> Cow<'_, str> {
+    let is_blank = |c: char| {
+        c.is_whitespace()
+            || c.is_control()
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2060}' | '\u{feff}')
+    };
+    let begins_formula = |cell: &str| {
+        cell.starts_with(['\t', '\r', '\n'])
+            || cell.trim_start_matches(is_blank).starts_with([
+                '=', '+', '-', '@', '\u{ff1d}', '\u{ff0b}', '\u{ff0d}', '\u{ff20}',
+            ])
+    };
+    if !text.split(';').any(begins_formula) {
         return Cow::Borrowed(text);
     }
-    let apostrophe = if is_formula { "'" } else { "" };
-    Cow::Owned(format!("{apostrophe}{}", text.replace(breaks, " ")))
+    let cells = text.split(';').map(|cell| {
+        let apostrophe = if begins_formula(cell) { "'" } else { "" };
+        format!("{apostrophe}{cell}")
+    });
+    Cow::Owned(cells.collect::<Vec<_>>().join(";"))
+}
+
+/// A cell of CSV [`without_formulas`] that ends no line: breaks become spaces.
+pub fn spreadsheet_cell(text: &str) -> Cow<'_, str> {
+    let cell = without_formulas(text);
+    let breaks = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
+    if cell.contains(breaks) {
+        Cow::Owned(cell.replace(breaks, " "))
+    } else {
+        cell
+    }
+}
+
+/// `<prefix>_<environment>_<12 base62>_<49 base62>`: the shape of our keys, whatever the checksum.
+pub fn has_key_shape(text: &str) -> bool {
+    let label = |part: &str, least: usize| {
+        (least..=16).contains(&part.len())
+            && part.starts_with(|c: char| c.is_ascii_lowercase())
+            && part
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+    };
+    let base62 = |part: &str, len: usize| {
+        part.len() == len && part.bytes().all(|b| b.is_ascii_alphanumeric())
+    };
+    let mut parts = text.trim().split('_');
+    matches!(
+        (parts.next(), parts.next(), parts.next(), parts.next(), parts.next()),
+        (Some(prefix), Some(environment), Some(lookup), Some(secret), None)
+            if label(prefix, 2) && label(environment, 1) && base62(lookup, 12) && base62(secret, 49)
+    )
+}
+
+/// A text in which nothing has the shape of a key: who puts one into a path shows it to everybody who reads
+/// of it.
+pub fn without_keys(text: &str) -> Cow<'_, str> {
+    let is_other = |c: char| !c.is_ascii_alphanumeric() && c != '_';
+    if !text.split(is_other).any(has_key_shape) {
+        return Cow::Borrowed(text);
+    }
+    let parts = text.split_inclusive(is_other).map(|part| {
+        let word = part.trim_end_matches(is_other);
+        if has_key_shape(word) {
+            part.replace(word, "[key]")
+        } else {
+            part.to_owned()
+        }
+    });
+    Cow::Owned(parts.collect())
 }
 
 /// `[a-z0-9][a-z0-9-]{0,62}`
@@ -240,6 +300,21 @@ mod tests {
         }
         assert!(Name::parse("Zoë 🚀").is_ok());
     }
+
+    #[test]
+    fn a_text_without_keys_is_the_same_text() {
+        let key = format!("ks_live_{}_{}", "a".repeat(12), "B".repeat(49));
+        for (text, expected) in [
+            (key.clone(), "[key]".to_owned()),
+            (format!("/bot/{key}/x_y"), "/bot/[key]/x_y".to_owned()),
+            (format!("é{key};{key}"), "é[key];[key]".to_owned()),
+            (format!("/{key}B"), format!("/{key}B")),
+            ("/a_b_c_d//".to_owned(), "/a_b_c_d//".to_owned()),
+        ] {
+            assert_eq!(without_keys(&text), expected);
+        }
+    }
+
     #[test]
     fn no_cell_is_a_formula_and_none_breaks_its_line() {
         for (cell, expected) in [
@@ -250,6 +325,11 @@ mod tests {
             ("\u{ff1d}1", "'\u{ff1d}1"),
             ("\t=1", "' =1"),
             ("\r=1", "' =1"),
+            (" =1", "' =1"),
+            ("\u{b}=1", "' =1"),
+            ("\u{feff}\u{a0}@A1", "'\u{feff}\u{a0}@A1"),
+            ("a;=1+1;b; +2", "a;'=1+1;b;' +2"),
+            ("a; b;c=1", "a; b;c=1"),
             ("curl/8\n=1", "curl/8 =1"),
             ("a\u{2028}b\u{1b}[2J", "a b [2J"),
             ("plain, \"quoted\"", "plain, \"quoted\""),

@@ -295,7 +295,8 @@ impl App {
                 clock.clone(),
                 entropy.clone(),
             ),
-            usage: Usage::new(usage_db.clone(), clock.clone()),
+            usage: Usage::new(usage_db.clone(), clock.clone())
+                .keeping_events(config.usage.events_retention),
             seals: Seals::new(db.clone(), usage_db.clone(), audit.clone(), clock.clone()),
             cursors: CursorKey::new(&master.first),
             document: Document::new(&document),

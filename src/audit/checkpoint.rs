@@ -3,7 +3,8 @@
 //! Who rolls the database back to an old backup, or makes a chain anew with a head of his own, ends
 //! in another place than the checkpoints say.
 //!
-//! 1. the head is read and its MAC verified: we sign no end that we did not seal;
+//! 1. the head is read and its MAC verified: we sign no end that we did not seal. So is the signature of
+//!    the checkpoint before it: one that somebody else wrote must not say that none is due;
 //! 2. the statement is stored, once for each number: of several nodes that sign at the same time one
 //!    does;
 //! 3. it leaves the database before the transaction is committed: what was stored has left. If the
@@ -66,7 +67,8 @@ impl Audit {
             let Some(Ok(slug)) = slug.as_deref().map(Slug::parse) else {
                 continue;
             };
-            match self.is_due(&id, every).await {
+            let tenant = TenantRef { id, slug };
+            match self.is_due(&tenant, every).await {
                 Ok(true) => {}
                 Ok(false) => continue,
                 Err(error) => {
@@ -74,7 +76,7 @@ impl Audit {
                     continue;
                 }
             }
-            match self.sign_end(&TenantRef { id, slug }, Some(every)).await {
+            match self.sign_end(&tenant, Some(every)).await {
                 Ok(Some(made)) => signed += usize::from(made.is_new),
                 Ok(None) => {}
                 Err(error) => failed = failed.or(Some(error)),
@@ -84,12 +86,12 @@ impl Audit {
     }
 
     /// Asked before anything is written: as a rule nothing is due.
-    async fn is_due(&self, tenant: &TenantId, every: Span) -> db::Result<bool> {
-        let (tenant, now) = (tenant.clone(), self.clock.now());
+    async fn is_due(&self, tenant: &TenantRef, every: Span) -> db::Result<bool> {
+        let (this, tenant, now) = (self.clone(), tenant.clone(), self.clock.now());
         self.db
             .read(async move |conn: &mut Conn| {
-                let last = checkpoint::last(conn, &tenant, StatementKind::Checkpoint).await?;
-                let Some((head, _)) = store::head(conn, &tenant).await? else {
+                let last = this.last_signed(conn, &tenant).await?;
+                let Some((head, _)) = store::head(conn, &tenant.id).await? else {
                     return Ok(true);
                 };
                 db::Result::Ok(match last {
@@ -120,7 +122,7 @@ impl Audit {
         self.db
             .write(async move |conn: &mut Conn| {
                 let head = this.sealed_head(conn, &tenant.id).await?;
-                let last = checkpoint::last(conn, &tenant.id, StatementKind::Checkpoint).await?;
+                let last = this.last_signed(conn, &tenant).await?;
                 if let Some(last) = last {
                     if last.seq == head.seq {
                         return this.same(&head, last).map(Some);
@@ -138,8 +140,7 @@ impl Audit {
                 let signer = &this.signing.signer;
                 let statement = Statement::checkpoint(signer, tenant.slug.as_str(), &head, now)?;
                 if !checkpoint::insert(conn, &tenant.id, &statement).await? {
-                    let kind = StatementKind::Checkpoint;
-                    let other = checkpoint::last(conn, &tenant.id, kind).await?;
+                    let other = this.last_signed(conn, &tenant).await?;
                     let other = other.filter(|other| other.seq == head.seq);
                     return other.map(|other| this.same(&head, other)).transpose();
                 }
@@ -160,6 +161,29 @@ impl Audit {
                 "the audit head of {tenant} was not left by us, so it is not signed"
             ))),
         }
+    }
+
+    /// The checkpoint that reaches furthest.
+    ///
+    /// # Errors
+    /// [`db::Error::Corrupt`] if it is none of ours, which is told as well.
+    async fn last_signed(
+        &self,
+        conn: &mut Conn,
+        tenant: &TenantRef,
+    ) -> db::Result<Option<Statement>> {
+        let last = checkpoint::last(conn, &tenant.id, StatementKind::Checkpoint).await?;
+        let Some(last) = last else { return Ok(None) };
+        let keys = self.signing.trusted(&key::all(conn).await?);
+        let why = match last.verify(&keys) {
+            Ok(()) if last.tenant == tenant.slug.as_str() => return Ok(Some(last)),
+            Ok(()) => "it is of another tenant's chain",
+            Err(why) => why,
+        };
+        let told = format!("the checkpoint at {}: {why}", last.seq);
+        let fault = format!("the audit chain of {}: {told}", tenant.slug);
+        self.security_event(SecurityEvent::AuditBroken, tenant.slug.as_str(), told);
+        Err(db::Error::Corrupt(fault))
     }
 
     /// A node that was not restarted since the first master key changed signs nothing any more.

@@ -16,6 +16,7 @@ use super::{Actor, Attribution, Audit, Change};
 use crate::db::{self, Conn, Db};
 use crate::id::TenantId;
 use crate::telemetry::escape;
+use crate::text::without_formulas;
 
 /// Lines that are held in memory at a time.
 const PAGE: i64 = 500;
@@ -214,17 +215,11 @@ fn cells(line: &Stored) -> [String; COLUMNS.len()] {
     ]
 }
 
-/// A cell that ends no line, and that no spreadsheet computes: what could begin a formula gets an
-/// apostrophe before it, the form of OWASP's advice on CSV injection, full-width letters included.
+/// A cell that ends no line, and that no spreadsheet computes.
 fn cell(text: &str) -> Cow<'_, str> {
-    let computes = text.starts_with([
-        '=', '+', '-', '@', '\t', '\r', '\n', '\u{ff1d}', '\u{ff0b}', '\u{ff0d}', '\u{ff20}',
-    ]);
-    let text = escape(text);
-    if computes {
-        Cow::Owned(format!("'{text}"))
-    } else {
-        text
+    match without_formulas(text) {
+        Cow::Borrowed(text) => escape(text),
+        Cow::Owned(text) => Cow::Owned(escape(&text).into_owned()),
     }
 }
 
@@ -246,6 +241,8 @@ mod tests {
             ("a\nb", "a\\u000ab"),
             ("a\u{2028}b", "a\\u2028b"),
             ("\u{ff1d}1", "'\u{ff1d}1"),
+            (" =1", "' =1"),
+            ("a;=1", "a;'=1"),
         ] {
             assert_eq!(cell(text), shown);
         }

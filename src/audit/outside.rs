@@ -18,7 +18,8 @@ pub struct Found {
     pub statement: Result<Statement, String>,
 }
 
-/// Reads statements as the server writes them, one a line, or as pages of `/v1/audit/checkpoints`.
+/// Reads statements as the server writes them, one a line, or as pages of `/v1/audit/checkpoints`. A line
+/// that breaks off is what a full disk or a power cut leaves of one, which was made again then.
 pub fn read(origin: &str, text: &str) -> Vec<Found> {
     let mut found = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
@@ -41,6 +42,7 @@ pub fn read(origin: &str, text: &str) -> Vec<Found> {
                 }
             }
             Ok(value) => add(serde_json::from_value(value)),
+            Err(error) if error.is_eof() => {}
             Err(error) => add(Err(error)),
         }
     }
@@ -156,6 +158,11 @@ impl Checks {
             );
             BadRecord::new(last.saturating_add(1), None, Fault::RolledBack, detail)
         })
+    }
+
+    /// The lines up to here were cut off; 0 if none was.
+    pub(super) fn cut_to(&self) -> i64 {
+        self.cut.as_ref().map_or(0, |cut| cut.seq)
     }
 
     /// Up to here the chain is known to be the one that was signed.

@@ -2,12 +2,15 @@
 //!
 //! 1. the head is read first, and its MAC verified: lines appended meanwhile are not its business;
 //! 2. the lines up to it are walked a page at a time, in bounded memory;
-//! 3. the walk must end at the head's number and hash, and nothing may lie beyond it.
+//! 3. the walk must end at the head's number and hash, and nothing may lie beyond it;
+//! 4. what does not hold may be missing because it was cut off on the way: then the chain is walked once
+//!    more, from the cut.
 //!
 //! On the way it is held against the checkpoints that were signed of it: those in the database, and
 //! those in the files that are given. Who rolls the whole database back to an old copy of itself is
 //! found against the latter.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -17,6 +20,7 @@ use utoipa::ToSchema;
 use super::chain::{Head, HeadKeys};
 use super::fault::{BadRecord, Fault};
 use super::outside::{Checks, Found};
+use super::signing::Statement;
 use super::signing::span::SigningKeys;
 use super::store::{self, checkpoint, key};
 use super::walk::Walk;
@@ -40,9 +44,9 @@ pub enum Chains {
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(title = "AuditReport")]
 pub struct Report {
-    /// The tenant's id.
+    /// The tenant's id; empty of a tenant that is gone.
     pub tenant_id: String,
-    /// Its slug, if its row is there.
+    /// Its slug, if its row is there, or something was signed of it.
     #[schema(required = true)]
     pub tenant: Option<String>,
     /// Nothing was altered, removed or inserted.
@@ -115,12 +119,63 @@ pub async fn verify_against(
         found: found.to_vec(),
     };
     let mut reports = Vec::new();
+    let mut slugs = Vec::new();
     for (tenant, slug) in tenants(db, chains).await? {
+        slugs.extend(slug.clone());
         reports.push(one(db, &against, tenant, slug, 1, || true).await?);
         // What cannot be read belongs to no chain: it is told once.
         against.found.retain(|found| found.statement.is_ok());
     }
+    if *chains == Chains::All {
+        reports.extend(gone(db, &against, &slugs).await?);
+    }
     Ok(reports)
+}
+
+/// A report for each tenant that something was signed of outside, and that the database does not know:
+/// none is ever removed.
+async fn gone(db: &Db, against: &Against, slugs: &[String]) -> db::Result<Vec<Report>> {
+    let rows = async move |conn: &mut Conn| key::all(conn).await;
+    let keys = against.signing.trusted(&db.read(rows).await?);
+    let statements = against.found.iter();
+    let statements = statements.filter_map(|found| found.statement.as_ref().ok());
+    let mut last: BTreeMap<&str, Option<&Statement>> = BTreeMap::new();
+    for said in statements {
+        if slugs.contains(&said.tenant) {
+            continue;
+        }
+        let last = last.entry(&said.tenant).or_default();
+        let is_further = last.is_none_or(|last| last.seq < said.seq);
+        if is_further && said.verify(&keys).is_ok() {
+            *last = Some(said);
+        }
+    }
+    let reports = last.into_iter().map(|(tenant, last)| {
+        let lost = last.map(|last| {
+            let detail = format!(
+                "the tenant and its chain are gone, but it had reached number {} on {}",
+                last.seq, last.at
+            );
+            BadRecord::new(1, None, Fault::RolledBack, detail)
+        });
+        let (_, forged) = Checks::of(Some(tenant), &against.found, &keys);
+        let faults: Vec<BadRecord> = lost.into_iter().chain(forged).collect();
+        Report {
+            tenant_id: String::new(),
+            tenant: Some(tenant.to_owned()),
+            valid: false,
+            covers: covered(&against.found, true),
+            checked: 0,
+            first_bad: faults.first().cloned(),
+            bad: u64::try_from(faults.len()).unwrap_or(u64::MAX),
+            faults,
+            accepted: 0,
+            checkpoints: 0,
+            next_seq: None,
+            head: None,
+        }
+    });
+    Ok(reports.collect())
 }
 
 /// What chains are verified with.
@@ -235,7 +290,41 @@ async fn one(
     from: i64,
     may_go_on: impl Fn() -> bool,
 ) -> db::Result<Report> {
+    loop {
+        let of = (&tenant, slug.as_deref());
+        let (report, cut_to) = walked(db, against, of, from, &may_go_on).await?;
+        // Step 4.
+        if report.valid || cut_to == cut_to_now(db, against, of).await? {
+            return Ok(report);
+        }
+    }
+}
+
+/// Up to where the chain is cut off at present, as far as that was signed.
+async fn cut_to_now(
+    db: &Db,
+    against: &Against,
+    (tenant, slug): (&TenantId, Option<&str>),
+) -> db::Result<i64> {
+    let (id, name) = (tenant.clone(), slug.map(ToOwned::to_owned));
+    let (signing, found) = (against.signing.clone(), against.found.clone());
+    db.read(async move |conn: &mut Conn| {
+        let (checks, _told) = checks(conn, &id, name.as_deref(), &signing, &found).await?;
+        Ok(checks.cut_to())
+    })
+    .await
+}
+
+/// Steps 1 to 3. Answers the report, and up to where the chain was cut off when it was begun.
+async fn walked(
+    db: &Db,
+    against: &Against,
+    (tenant, slug): (&TenantId, Option<&str>),
+    from: i64,
+    may_go_on: impl Fn() -> bool,
+) -> db::Result<(Report, i64)> {
     let keys = &against.heads;
+    let (tenant, slug) = (tenant.clone(), slug.map(ToOwned::to_owned));
     let (id, name) = (tenant.clone(), slug.clone());
     let (signing, found) = (against.signing.clone(), against.found.clone());
     let (head, mut walk, strange) = db
@@ -251,6 +340,7 @@ async fn one(
             db::Result::Ok((head, Walk::from(id, name, before, checks), strange))
         })
         .await?;
+    let cut_to = walk.cut_to;
     let to = head.as_ref().map_or(i64::MAX, |(head, _)| head.seq);
     let mut after = walk.begins_after;
     loop {
@@ -271,10 +361,11 @@ async fn one(
             let head = head.map(|(head, mac)| HeadReport::of(keys, &tenant, &head, &mac));
             let next_seq = Some(walk.next);
             let covers = covered(&against.found, false);
-            return Ok(Report {
+            let report = Report {
                 next_seq,
                 ..Report::of(&tenant, slug, covers, walk, head)
-            });
+            };
+            return Ok((report, cut_to));
         }
     }
     let id = tenant.clone();
@@ -293,7 +384,7 @@ async fn one(
         walk.note(bad);
     }
     let covers = covered(&against.found, true);
-    Ok(Report::of(&tenant, slug, covers, walk, head))
+    Ok((Report::of(&tenant, slug, covers, walk, head), cut_to))
 }
 
 pub(super) fn covered(outside: &[Found], is_to_end: bool) -> Vec<Covered> {

@@ -37,7 +37,7 @@ pub(super) struct Walk {
     /// What was signed of this chain.
     pub(super) checks: Checks,
     /// The lines up to here were cut off.
-    cut_to: i64,
+    pub(super) cut_to: i64,
     /// Lines with numbers above this are walked.
     pub(super) begins_after: i64,
     /// Changes if any line walked so far is changed, whether it holds or not.
@@ -54,7 +54,7 @@ impl Walk {
         checks: Checks,
     ) -> Self {
         let cut = checks.cut.as_ref().and_then(Statement::head);
-        let cut_to = cut.as_ref().map_or(0, |cut| cut.seq);
+        let cut_to = checks.cut_to();
         let (begins_after, prev_hash, last_id) = match (before, cut) {
             (Some(line), _) if line.seq > cut_to => (line.seq, line.hash, Some(line.id)),
             (Some(_) | None, Some(cut)) => (i64::MIN, cut.hash, None),

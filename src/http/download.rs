@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::db;
+use crate::telemetry::escape;
 use crate::text::spreadsheet_cell;
 
 /// In which form rows are written.
@@ -49,7 +50,8 @@ impl Table {
         }
     }
 
-    /// Adds a row: itself as JSON, or its cells, of which none is a formula and none breaks its line.
+    /// Adds a row: itself as JSON on one line, whatever a reader takes for the end of one, or its cells, of
+    /// which none is a formula and none breaks its line.
     pub fn add<R: Serialize>(
         &mut self,
         row: &R,
@@ -57,7 +59,9 @@ impl Table {
     ) -> db::Result<()> {
         match self.format {
             RowFormat::Ndjson => {
-                serde_json::to_writer(&mut self.written, row).map_err(|error| fault(&error))?;
+                let json = serde_json::to_string(row).map_err(|error| fault(&error))?;
+                // Read as JSON it is the same text.
+                self.written.extend_from_slice(escape(&json).as_bytes());
                 self.written.push(b'\n');
                 Ok(())
             }
@@ -104,7 +108,12 @@ mod tests {
     fn rows(format: RowFormat) -> Vec<String> {
         let mut table = Table::new(format, &["name", "note"]);
         let mut taken = Vec::new();
-        for page in [&[("a", "=1+1")][..], &[], &[("b", "x\ny"), ("c", "\"")]] {
+        for page in [
+            &[("a", "=1+1")][..],
+            &[],
+            &[("b", "x\ny"), ("c", "\"")],
+            &[("d", "x\u{2028}\u{85}y\u{202e}")],
+        ] {
             for row in page {
                 table
                     .add(row, |(name, note)| {
@@ -122,14 +131,20 @@ mod tests {
     fn a_table_has_its_names_once_and_a_line_for_each_row() {
         assert_eq!(
             rows(RowFormat::Csv),
-            ["name,note\r\na,'=1+1\r\n", "", "b,x y\r\nc,\"\"\"\"\r\n"]
+            [
+                "name,note\r\na,'=1+1\r\n",
+                "",
+                "b,x y\r\nc,\"\"\"\"\r\n",
+                "d,x  y\u{202e}\r\n"
+            ]
         );
         assert_eq!(
             rows(RowFormat::Ndjson),
             [
                 "[\"a\",\"=1+1\"]\n",
                 "",
-                "[\"b\",\"x\\ny\"]\n[\"c\",\"\\\"\"]\n"
+                "[\"b\",\"x\\ny\"]\n[\"c\",\"\\\"\"]\n",
+                "[\"d\",\"x\\u2028\\u0085y\\u202e\"]\n"
             ]
         );
         let mut empty = Table::new(RowFormat::Csv, &["name"]);

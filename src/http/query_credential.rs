@@ -4,6 +4,7 @@ use percent_encoding::percent_decode_str;
 
 use super::problem::{Code, Problem};
 use crate::id::KeyId;
+use crate::text::has_key_shape;
 
 /// Parameters that only ever carry a credential, in lowercase.
 const CREDENTIAL_NAMES: [&str; 11] = [
@@ -46,26 +47,6 @@ pub fn refuse_credentials(query: &str) -> Result<(), Problem> {
         ));
     }
     Ok(())
-}
-
-/// `<prefix>_<environment>_<12 base62>_<49 base62>`: the shape of our keys, whatever the checksum.
-fn has_key_shape(text: &str) -> bool {
-    let label = |part: &str, least: usize| {
-        (least..=16).contains(&part.len())
-            && part.starts_with(|c: char| c.is_ascii_lowercase())
-            && part
-                .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
-    };
-    let base62 = |part: &str, len: usize| {
-        part.len() == len && part.bytes().all(|b| b.is_ascii_alphanumeric())
-    };
-    let mut parts = text.trim().split('_');
-    matches!(
-        (parts.next(), parts.next(), parts.next(), parts.next(), parts.next()),
-        (Some(prefix), Some(environment), Some(lookup), Some(secret), None)
-            if label(prefix, 2) && label(environment, 1) && base62(lookup, 12) && base62(secret, 49)
-    )
 }
 
 #[cfg(test)]

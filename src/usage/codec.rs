@@ -4,12 +4,14 @@
 //! The bytes are postcard's, one use behind the other, and live in the journal of a node, where the
 //! next version of this program may find them: a block begins with the version of the form.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
 use super::record::{Identified, Operation, Record};
+use crate::text;
 use crate::time::Timestamp;
 
 /// The form of the blocks written now.
@@ -178,8 +180,15 @@ impl From<(Read, ReadToken)> for Record {
             ip: read.ip.map(|ip| ip.to_string()),
             method: read.method,
             path: read.path.map(without_query),
-            user_agent: read.user_agent.map(|text| cut(text, USER_AGENT_BYTES_MAX)),
-            context: read.context.unwrap_or_default(),
+            user_agent: read
+                .user_agent
+                .map(|text| cut(without_keys(text), USER_AGENT_BYTES_MAX)),
+            context: read
+                .context
+                .unwrap_or_default()
+                .into_iter()
+                .map(|(name, value)| (without_keys(name), without_keys(value)))
+                .collect(),
             token_id: token.id,
             subject: token.subject.map(|text| cut(text, SUBJECT_BYTES_MAX)),
             actor: token.actor.map(|text| cut(text, SUBJECT_BYTES_MAX)),
@@ -190,9 +199,17 @@ impl From<(Read, ReadToken)> for Record {
     }
 }
 
-fn without_query(path: String) -> String {
-    let end = path.find(['?', '#']).unwrap_or(path.len());
-    cut(path, PATH_BYTES_MAX.min(end))
+fn without_query(mut path: String) -> String {
+    path.truncate(path.find(['?', '#']).unwrap_or(path.len()));
+    cut(without_keys(path), PATH_BYTES_MAX)
+}
+
+/// Before a text is cut: half a key is none that could be told.
+fn without_keys(text: String) -> String {
+    match text::without_keys(&text) {
+        Cow::Borrowed(_) => text,
+        Cow::Owned(other) => other,
+    }
 }
 
 /// At most so many bytes of a text, whole characters.
@@ -260,6 +277,28 @@ mod tests {
         assert_eq!(read[0].actor, None);
         // What was refused used nothing.
         assert!(read[1].used_scopes.is_empty());
+    }
+
+    #[test]
+    fn a_key_in_what_a_client_says_is_not_kept() {
+        let key = format!("ks_live_{}_{}", "a".repeat(12), "B".repeat(49));
+        let context = BTreeMap::from([("sent".to_owned(), key.clone())]);
+        // The first is cut in the middle of it.
+        let paths = [format!("/{}/{key}", "x".repeat(200)), format!("/{key}/7")];
+        let mut block = Vec::new();
+        for path in &paths {
+            let one = Use {
+                user_agent: Some(&key),
+                context: Some(&context),
+                ..used(path, "valid", &[])
+            };
+            append(&mut block, &one);
+        }
+        let read = read(FORM, &block).unwrap();
+        assert!(!format!("{read:?}").contains("BBBB"), "{read:?}");
+        assert_eq!(read[1].path.as_deref(), Some("/[key]/7"));
+        assert_eq!(read[1].user_agent.as_deref(), Some("[key]"));
+        assert_eq!(read[1].context["sent"], "[key]");
     }
 
     #[test]

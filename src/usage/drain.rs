@@ -270,7 +270,9 @@ impl Ledger {
         let mut leaving = Vec::new();
         while numbers.len() < blocks_max && bytes < BYTES_MAX {
             let without = Arc::clone(&left_out);
-            let next = async move |conn: &mut Conn| journal::next(conn, after, &without).await;
+            let next = async move |conn: &mut Conn| {
+                journal::next(conn, after, &without, codec::FORM).await
+            };
             let Some(block) = journal.read(next).await? else {
                 break;
             };

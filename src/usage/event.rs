@@ -43,7 +43,8 @@ pub struct UsageEventBody {
     pub ip: Option<String>,
     #[schema(required = true, example = "GET")]
     pub method: Option<String>,
-    /// Without its query.
+    /// Without its query, and with `[key]` in the place of what has the shape of a key; so are `user_agent`
+    /// and `context`.
     #[schema(required = true, example = "/invoices/7")]
     pub path: Option<String>,
     #[schema(required = true)]

@@ -91,6 +91,9 @@ impl EventFile {
         let (first, last) = (times.clone().min(), times.max());
         let count = events.len() as u64;
         let lines: Vec<String> = events.into_iter().filter_map(line).collect();
+        let unreadable = count.saturating_sub(lines.len() as u64);
+        self.0.lost.fetch_add(unreadable, Ordering::Relaxed);
+        let count = lines.len() as u64;
         let mut open = lock(&self.0.open);
         if let Err(error) = self.0.settings.append(&mut open, &lines) {
             // Opened anew the next time, and mended.
@@ -373,6 +376,17 @@ mod tests {
         file.write(events(3..4));
         assert_eq!(ids(&path), ["evt_3"]);
         assert_eq!(ids(&aside).len(), 3);
+    }
+
+    #[test]
+    fn an_event_that_cannot_be_read_is_counted_and_keeps_no_other_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = in_folder(folder.path(), 100_000, 2);
+        let mut some = events(0..3);
+        some[1].detail = "{".to_owned();
+        file.write(some);
+        assert_eq!(ids(&folder.path().join("u.ndjson")), ["evt_0", "evt_2"]);
+        assert_eq!(file.lost(), 1);
     }
 
     #[test]

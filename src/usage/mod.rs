@@ -31,7 +31,7 @@ use crate::page::{Page, PageRequest, Position};
 use crate::time::{Span, Timestamp};
 
 use query::Order;
-use store::events::{self, StoredEvent, Wanted};
+use store::events::{self, StoredEvent, Walked, Wanted};
 use store::summary::{Sum, SumRow};
 
 pub use leave::Outlets;
@@ -41,7 +41,7 @@ pub use recorder::Recorder;
 pub use rules::{Events, Refusals, Rules};
 pub use seal::Seals;
 
-/// How far back a list looks that names no beginning.
+/// How long events are kept, unless that is set.
 pub const EVENTS_RETENTION: Span = Span::days(30);
 
 /// The ledger as it is read, cheap to clone.
@@ -49,12 +49,31 @@ pub const EVENTS_RETENTION: Span = Span::days(30);
 pub struct Usage {
     db: Db,
     clock: Clock,
+    /// How far back a list looks that names no beginning.
+    events_kept: Span,
 }
 
 impl Usage {
     /// `db` is that of the ledger.
     pub fn new(db: Db, clock: Clock) -> Self {
-        Self { db, clock }
+        Self {
+            db,
+            clock,
+            events_kept: EVENTS_RETENTION,
+        }
+    }
+
+    /// Events are kept so long.
+    #[must_use]
+    pub fn keeping_events(self, events_kept: Span) -> Self {
+        Self {
+            events_kept,
+            ..self
+        }
+    }
+
+    pub fn events_kept(&self) -> Span {
+        self.events_kept
     }
 
     pub fn clock(&self) -> &Clock {
@@ -75,16 +94,17 @@ impl Usage {
             .await
     }
 
-    /// Up to `limit` events behind `after`, newest first.
+    /// Up to `limit` events behind `after`, newest first, or fewer and where to go on.
     pub async fn some_events(
         &self,
         wanted: Wanted,
         after: Option<Position>,
         limit: i64,
-    ) -> db::Result<Vec<StoredEvent>> {
+    ) -> db::Result<Walked> {
         self.db
             .read(async move |conn: &mut Conn| {
-                events::walk(conn, &wanted, after.as_ref(), limit).await
+                let pause_after = events::PAUSE_AFTER;
+                events::walk(conn, &wanted, after.as_ref(), limit, pause_after).await
             })
             .await
     }

@@ -149,10 +149,10 @@ pub(super) async fn look(
     hour: i64,
     sealed_late_to: i64,
 ) -> db::Result<Looked> {
-    let late = seal::late_rows(conn, tenant, hour).await?;
+    let late = seal::late_rows(conn, tenant, hour, sealed_late_to).await?;
     let (mut late_to, mut late_uses) = (sealed_late_to, 0_i64);
     let mut pending: HashMap<Name, (i64, i64)> = HashMap::new();
-    for row in late.into_iter().filter(|row| row.seq > sealed_late_to) {
+    for row in late {
         late_to = late_to.max(row.seq);
         late_uses = late_uses.saturating_add(row.uses);
         let LateRow {
@@ -170,8 +170,7 @@ pub(super) async fn look(
         let name = (
             key_id, secret_id, superseded, service, outcome, operation, caller,
         );
-        let sum = pending.entry(name).or_default();
-        *sum = (sum.0.saturating_add(uses), sum.1.saturating_add(cost));
+        pending.insert(name, (uses, cost));
     }
     let (mut all, mut on_time) = (Tally::default(), Tally::default());
     let mut after: Option<HourRow> = None;
@@ -265,6 +264,8 @@ impl Seals {
             .ledger
             .write(async move |conn: &mut Conn| seal::move_to(conn, due).await)
             .await?;
+        // A mark that somebody has moved ahead of our clock is not where we have sealed to.
+        let to = to.min(due);
         let (mut sealed, mut failed) = (0, None);
         for tenant in tenants_of(&self.main, &Chains::All).await? {
             match self.seal_tenant(&tenant, to).await {

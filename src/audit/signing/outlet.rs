@@ -1,7 +1,7 @@
 //! Where statements leave the database: a log line, a file, and another file if one is set.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write as _};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -50,13 +50,31 @@ impl Outlet {
 }
 
 /// One write for the whole line, so that two processes do not mix theirs, and on the disk when it
-/// returns.
+/// returns. Behind a line that breaks off a new one begins; nothing is ever taken out of the file.
 fn append(path: &Path, line: &str) -> io::Result<()> {
     let mut file: File = OpenOptions::new()
         .append(true)
         .create(true)
         .mode(0o600)
         .open(path)?;
-    file.write_all(format!("{line}\n").as_bytes())?;
+    // What cannot be read is taken to be whole.
+    let begin = if breaks_off(path).unwrap_or_default() {
+        "\n"
+    } else {
+        ""
+    };
+    file.write_all(format!("{begin}{line}\n").as_bytes())?;
     file.sync_data()
+}
+
+/// Whether the last line is there in part only, as a full disk or a power cut leaves it.
+fn breaks_off(path: &Path) -> io::Result<bool> {
+    let meta = fs::metadata(path)?;
+    if !meta.is_file() || meta.len() == 0 {
+        return Ok(false);
+    }
+    let (mut file, mut last) = (File::open(path)?, [0]);
+    file.seek(SeekFrom::End(-1))?;
+    file.read_exact(&mut last)?;
+    Ok(last != *b"\n")
 }

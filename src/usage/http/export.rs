@@ -16,7 +16,7 @@ use crate::text::spreadsheet_cell;
 use crate::usage::Usage;
 use crate::usage::event::UsageEventBody;
 use crate::usage::query::{EventFilter, ExportQuery, Format};
-use crate::usage::store::events::Wanted;
+use crate::usage::store::events::{Walked, Wanted};
 
 /// How many events are read at once.
 const CHUNK: i64 = 2_000;
@@ -126,12 +126,13 @@ async fn chunk(
     format: Format,
     is_first: bool,
 ) -> db::Result<(Bytes, Option<Position>)> {
-    let events = usage.some_events(wanted.clone(), after, CHUNK).await?;
-    let is_last = i64::try_from(events.len()).unwrap_or(i64::MAX) < CHUNK;
-    let next = events.last().filter(|_| !is_last).map(|event| Position {
+    let Walked { events, paused } = usage.some_events(wanted.clone(), after, CHUNK).await?;
+    let is_full = i64::try_from(events.len()).unwrap_or(i64::MAX) >= CHUNK;
+    let last = events.last().filter(|_| is_full).map(|event| Position {
         at: event.at,
         id: event.id.clone(),
     });
+    let next = last.or(paused);
     let mut bodies = Vec::with_capacity(events.len());
     for event in events {
         bodies.push(UsageEventBody::new(event)?);

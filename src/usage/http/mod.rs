@@ -10,7 +10,7 @@ use self::body::SummaryBody;
 use super::event::UsageEventBody;
 use super::query::{EventFilter, EventQuery, Order, SummaryQuery};
 use super::store::events::Wanted;
-use super::{EVENTS_RETENTION, Usage, summary};
+use super::{Usage, summary};
 use crate::auth::http::{Caller, perm};
 use crate::http::extract::Query;
 use crate::http::page::{CursorKey, List, PageBody, PageParams};
@@ -54,7 +54,9 @@ fn wanted(
     Ok(Wanted {
         tenant_id: caller.tenant.id.to_string(),
         services: services(caller, filter.service.as_ref())?,
-        oldest: filter.from.unwrap_or_else(|| now.minus(EVENTS_RETENTION)),
+        oldest: filter
+            .from
+            .unwrap_or_else(|| now.minus(usage.events_kept())),
         filter,
         now,
     })
@@ -63,7 +65,8 @@ fn wanted(
 /// Lists usage events, newest first
 ///
 /// One for each validation that left an event, by time. Also filtered by `context.<name>`, the value
-/// that a validation was given in its context under this name. With `order=stored` in the order in
+/// that a validation was given in its context under this name. Where few events meet a filter, a page may
+/// have fewer than `limit`, or none: it is over when `next_cursor` is null. With `order=stored` in the order in
 /// which they were stored, oldest first: who goes on from the last `next_cursor` misses none and
 /// sees none twice, whatever is stored meanwhile. Then `next_cursor` is never null, and a page
 /// without items says that there is nothing new. A caller with `usage:read` for some services sees

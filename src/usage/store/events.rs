@@ -1,14 +1,21 @@
 //! Lists of events. Newest first they are walked back in windows of time that double, so that
 //! `PostgreSQL` looks into few partitions; as they were stored, from batch to batch by its number.
 //!
+//! A walk that takes long, because few events meet what is asked, pauses between two windows and says where
+//! to go on.
+//!
 //! Where a key has no event for long, its counts say where to go on: planning a look into hundreds of
 //! partitions takes longer than all the rest.
+
+use std::borrow::Cow;
+use std::time::Duration;
 
 use diesel::dsl::sql;
 use diesel::prelude::*;
 use diesel::sql_types::{Bool, Text};
 use diesel_async::RunQueryDsl;
 
+use crate::clock::Clock;
 use crate::db::schema::{usage_batch, usage_event, usage_hour};
 use crate::db::{self, Conn};
 use crate::each;
@@ -23,6 +30,10 @@ const BATCHES_MAX: i64 = 500;
 
 /// More hours than that are not asked for one by one.
 const HOURS_MAX: i64 = 256;
+
+/// A window takes at most some times as long as those before it together, so what has not paused until then
+/// ends before who asks stops waiting.
+pub const PAUSE_AFTER: Duration = Duration::from_millis(400);
 
 /// How many events of a batch are read at once.
 const EVENTS_OF_BATCH: i64 = 2_000;
@@ -94,23 +105,39 @@ enum Part<'a> {
     },
 }
 
-/// A page, newest first.
+/// Events newest first, and where a walk that paused goes on.
+#[derive(Clone, Debug)]
+pub struct Walked {
+    pub events: Vec<StoredEvent>,
+    pub paused: Option<Position>,
+}
+
+/// A page, newest first. One that paused has fewer events than there is room for, and a next one.
 pub async fn newest(
     conn: &mut Conn,
     wanted: &Wanted,
     page: &PageRequest,
 ) -> db::Result<Page<StoredEvent>> {
-    let rows = walk(conn, wanted, page.after.as_ref(), page.fetch()).await?;
-    Ok(page.page(rows, StoredEvent::position))
+    let after = page.after.as_ref();
+    let walked = walk(conn, wanted, after, page.fetch(), PAUSE_AFTER).await?;
+    let page = page.page(walked.events, StoredEvent::position);
+    Ok(Page {
+        next: page.next.or(walked.paused),
+        ..page
+    })
 }
 
-/// Up to `limit` events behind `after`, newest first; fewer when there are no more.
+/// Up to `limit` events behind `after`, newest first; fewer when there are no more, or when it pauses: that
+/// is after the first window that ends later than `pause_after`.
 pub async fn walk(
     conn: &mut Conn,
     wanted: &Wanted,
     after: Option<&Position>,
     limit: i64,
-) -> db::Result<Vec<StoredEvent>> {
+    pause_after: Duration,
+) -> db::Result<Walked> {
+    let began_us = Clock::uptime_us();
+    let mut paused = None;
     let mut rows = Vec::new();
     let oldest = wanted.filter.from.map_or(0, Timestamp::millis);
     let oldest = oldest.max(wanted.oldest.millis());
@@ -151,8 +178,20 @@ pub async fn walk(
             span = span.saturating_mul(2);
         }
         is_first = false;
+        let took = Duration::from_micros(Clock::uptime_us().saturating_sub(began_us));
+        if high > oldest && took >= pause_after {
+            // Before all events of this instant: none of them was looked at.
+            paused = Some(Position {
+                at: Timestamp::from_millis(high),
+                id: String::new(),
+            });
+            break;
+        }
     }
-    Ok(rows)
+    Ok(Walked {
+        events: rows,
+        paused,
+    })
 }
 
 /// Behind `before` there is no event of `key` at this time or later, as its counts say. What is older than
@@ -355,6 +394,16 @@ fn within(hours: Option<&[i64]>) -> String {
     }
 }
 
+/// A member of an object by its name. To `SQLite` a name that begins with `$` is a path, and one in brackets
+/// the place in a list: there it is a path always, with the name as a string of JSON.
+fn member(is_sqlite: bool, name: &str) -> Cow<'_, str> {
+    if is_sqlite {
+        Cow::Owned(format!("$.{}", serde_json::Value::from(name)))
+    } else {
+        Cow::Borrowed(name)
+    }
+}
+
 async fn load(
     conn: &mut Conn,
     wanted: &Wanted,
@@ -366,6 +415,7 @@ async fn load(
         Conn::Sqlite(_) => "(detail -> 'context' ->> ",
         Conn::Postgres(_) => "(detail::json -> 'context' ->> ",
     };
+    let is_sqlite = matches!(conn, Conn::Sqlite(_));
     // Both are found by an index of their own, which no planner shall pass by for the tenant's.
     let is_narrow = filter.key.is_some() || filter.request_id.is_some();
     Ok(each!(conn, c => {
@@ -451,7 +501,7 @@ async fn load(
         for (name, value) in &filter.context {
             query = query.filter(
                 sql::<Bool>(context)
-                    .bind::<Text, _>(name)
+                    .bind::<Text, _>(member(is_sqlite, name))
                     .sql(") = ")
                     .bind::<Text, _>(value),
             );

@@ -66,10 +66,17 @@ pub async fn touch(conn: &mut Conn) -> db::Result<()> {
     remove(conn, &[0]).await
 }
 
-/// The oldest block behind the number `after` that is none of `left_out`.
-pub async fn next(conn: &mut Conn, after: i64, left_out: &[i64]) -> db::Result<Option<Block>> {
+/// The oldest block behind the number `after` that is none of `left_out`. One of a form later than
+/// `form_max` waits for the version that has left it.
+pub async fn next(
+    conn: &mut Conn,
+    after: i64,
+    left_out: &[i64],
+    form_max: u8,
+) -> db::Result<Option<Block>> {
     Ok(each!(conn, c => usage_journal::table
         .filter(usage_journal::number.gt(after))
+        .filter(usage_journal::form.le(i32::from(form_max)))
         .filter(usage_journal::number.ne_all(left_out))
         .order(usage_journal::number)
         .select(Block::as_select())

@@ -36,20 +36,29 @@ pub struct HourRow {
     pub cost: i64,
 }
 
-/// What a batch added to a sealed hour.
-#[derive(Clone, Debug, PartialEq, Eq, Queryable, Selectable)]
-#[diesel(table_name = usage_late)]
+/// What batches added to a row of a sealed hour.
+#[derive(Clone, Debug, PartialEq, Eq, QueryableByName)]
 pub struct LateRow {
-    /// The number of the batch.
+    /// The number of the last of them.
+    #[diesel(sql_type = BigInt)]
     pub seq: i64,
+    #[diesel(sql_type = Text)]
     pub key_id: String,
+    #[diesel(sql_type = Text)]
     pub secret_id: String,
+    #[diesel(sql_type = Integer)]
     pub superseded: i32,
+    #[diesel(sql_type = Text)]
     pub service: String,
+    #[diesel(sql_type = Text)]
     pub outcome: String,
+    #[diesel(sql_type = Text)]
     pub operation: String,
+    #[diesel(sql_type = Text)]
     pub caller: String,
+    #[diesel(sql_type = BigInt)]
     pub uses: i64,
+    #[diesel(sql_type = BigInt)]
     pub cost: i64,
 }
 
@@ -137,12 +146,24 @@ pub async fn rows_after(
         .await)?)
 }
 
-/// What was late for an hour.
-pub async fn late_rows(conn: &mut Conn, tenant: &str, start: i64) -> db::Result<Vec<LateRow>> {
-    Ok(each!(conn, c => usage_late::table
-        .filter(usage_late::tenant_id.eq(tenant))
-        .filter(usage_late::start.eq(start))
-        .select(LateRow::as_select())
+/// What was late for an hour, by batches behind the number `after`: a line for each row that they added
+/// to, however many batches there were. Nothing comes late that takes uses away: a row that does is none of
+/// ours, and would explain why some are missing.
+pub async fn late_rows(
+    conn: &mut Conn,
+    tenant: &str,
+    start: i64,
+    after: i64,
+) -> db::Result<Vec<LateRow>> {
+    const QUERY: &str = "SELECT MAX(seq) AS seq, key_id, secret_id, superseded, service, outcome, \
+         operation, caller, CAST(SUM(uses) AS BIGINT) AS uses, CAST(SUM(cost) AS BIGINT) AS cost \
+         FROM usage_late WHERE tenant_id = $1 AND start = $2 AND seq > $3 \
+         AND uses >= 0 AND cost >= 0 \
+         GROUP BY key_id, secret_id, superseded, service, outcome, operation, caller";
+    Ok(each!(conn, c => diesel::sql_query(QUERY)
+        .bind::<Text, _>(tenant)
+        .bind::<BigInt, _>(start)
+        .bind::<BigInt, _>(after)
         .load(c)
         .await)?)
 }

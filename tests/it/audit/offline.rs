@@ -1,5 +1,7 @@
 //! An export is verified without database or master key, and what was done to it is named.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use keystead::audit::EventFilter;
 use keystead::audit::export::{ExportFormat, ExportLine};
 use keystead::audit::fault::Fault;
@@ -17,6 +19,7 @@ both!(
     an_export_of_an_old_backup_is_found,
     a_cut_chain_begins_with_what_was_signed,
     a_cut_never_passes_a_checkpoint_or_a_fault,
+    a_chain_that_is_cut_while_it_is_verified_is_whole,
 );
 
 /// An export of 12 lines and the line of the export, with checkpoints at 4, 8 and 13.
@@ -274,5 +277,33 @@ async fn a_cut_never_passes_a_checkpoint_or_a_fault(home: Home) {
         assert_eq!(trail.records().await[0]["seq"], 5);
     }
     assert_eq!(trail.audit.cut_due(trail.clock.now()).await.unwrap(), 0);
+    assert!(trail.report().await.valid);
+}
+
+async fn a_chain_that_is_cut_while_it_is_verified_is_whole(home: Home) {
+    let (trail, _) = Trail::signing(&home, 1).await;
+    // Several pages of a verification, of which the cut leaves some lines.
+    for _ in 0..12 {
+        trail.change(&trail.ours, 500).await.unwrap();
+    }
+    let middle = trail.clock.now().plus(Span::hours(1));
+    trail.clock.advance(Span::hours(2));
+    trail.change(&trail.ours, 10).await.unwrap();
+    trail.sign().await;
+    let is_cut = AtomicBool::new(false);
+    let cut = async {
+        let by = at(&trail.ours);
+        let said = trail.audit.cut(&Chains::All, middle, &by).await.unwrap();
+        is_cut.store(true, Ordering::Relaxed);
+        said
+    };
+    let verify = async || {
+        while !is_cut.load(Ordering::Relaxed) {
+            let report = trail.report().await;
+            assert!(report.valid, "{report}");
+        }
+    };
+    let all = tokio::join!(cut, verify(), verify(), verify(), verify());
+    assert_eq!(all.0[0].seq, 6_001);
     assert!(trail.report().await.valid);
 }

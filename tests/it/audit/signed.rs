@@ -23,12 +23,15 @@ both!(
     an_end_is_signed_once_by_several_nodes,
     a_checkpoint_leaves_the_database,
     a_checkpoint_that_cannot_leave_is_not_stored,
+    what_a_full_disk_left_of_a_checkpoint_hides_none,
     checkpoints_are_due_where_a_chain_grew,
+    a_forged_checkpoint_does_not_say_that_none_is_due,
     no_end_is_signed_that_we_did_not_seal,
     a_changed_checkpoint_is_named,
     a_chain_made_anew_is_named_between_its_checkpoints,
     a_database_rolled_back_is_found_against_the_file,
     a_roll_back_is_found_after_the_chain_went_on_and_can_be_accepted,
+    a_tenant_that_was_removed_with_its_chain_is_found_against_the_file,
 );
 
 impl Trail {
@@ -223,6 +226,24 @@ async fn a_checkpoint_that_cannot_leave_is_not_stored(home: Home) {
     assert_eq!(found(&file).len(), 1);
 }
 
+async fn what_a_full_disk_left_of_a_checkpoint_hides_none(home: Home) {
+    let (trail, file) = Trail::signing(&home, 3).await;
+    let first = trail.sign().await;
+    let half = &first.canonical().unwrap()[..60];
+    std::fs::write(&file, format!("{}\n{half}", first.canonical().unwrap())).unwrap();
+    trail.change(&trail.ours, 1).await.unwrap();
+    let second = trail.sign().await;
+    trail.change(&trail.ours, 1).await.unwrap();
+    let third = trail.sign().await;
+    let said: Vec<Statement> = found(&file)
+        .into_iter()
+        .map(|found| found.statement.unwrap())
+        .collect();
+    assert_eq!(said, [first, second, third]);
+    let report = trail.against(&file).await;
+    assert!(report.valid, "{report}");
+}
+
 async fn checkpoints_are_due_where_a_chain_grew(home: Home) {
     let (trail, _) = Trail::signing(&home, 3).await;
     let due = async || trail.audit.checkpoint_due(Span::hours(1)).await.unwrap();
@@ -234,6 +255,48 @@ async fn checkpoints_are_due_where_a_chain_grew(home: Home) {
     assert_eq!(due().await, 2);
     trail.clock.advance(Span::hours(5));
     assert_eq!(due().await, 0, "nothing grew");
+}
+
+async fn a_forged_checkpoint_does_not_say_that_none_is_due(home: Home) {
+    let (trail, file) = Trail::signing(&home, 4).await;
+    trail.sign().await;
+    trail.change(&trail.ours, 3).await.unwrap();
+    trail.clock.advance(Span::hours(2));
+    let lines = trail.lines().await;
+    let told = || trail.metrics.security_events.value("audit_broken");
+    let forger = Signer::new(&MasterKey::new([66; 32]));
+    // From a time that does not come, and of the very end.
+    for (seq, at) in [
+        (5, trail.clock.now().plus(Span::days(10_000))),
+        (7, trail.clock.now()),
+    ] {
+        let hash = lines[seq - 1].3.clone();
+        let head = Head {
+            seq: i64::try_from(seq).unwrap(),
+            hash,
+        };
+        let said = Statement::checkpoint(&forger, "default", &head, at).unwrap();
+        let (id, text) = (trail.ours.id.as_str(), said.canonical().unwrap());
+        let forge =
+            format!("INSERT INTO audit_checkpoint VALUES ('{id}', {seq}, 'checkpoint', 0, '{text}')");
+        trail.sql(&forge).await;
+        let before = told();
+        trail
+            .audit
+            .checkpoint_due(Span::hours(1))
+            .await
+            .unwrap_err();
+        trail.audit.checkpoint(&trail.ours).await.unwrap_err();
+        assert_eq!(told(), before + 2);
+        trail
+            .sql(&format!("DELETE FROM audit_checkpoint WHERE seq = {seq}"))
+            .await;
+    }
+    assert_eq!(
+        trail.audit.checkpoint_due(Span::hours(1)).await.unwrap(),
+        1
+    );
+    assert_eq!(found(&file).len(), 2);
 }
 
 async fn no_end_is_signed_that_we_did_not_seal(home: Home) {
@@ -323,4 +386,32 @@ async fn a_roll_back_is_found_after_the_chain_went_on_and_can_be_accepted(home: 
         let report = trail.against(&file).await;
         assert!(report.valid, "{lines}: {report}");
     }
+}
+
+async fn a_tenant_that_was_removed_with_its_chain_is_found_against_the_file(home: Home) {
+    let (trail, file) = Trail::signing(&home, 4).await;
+    trail.sign().await;
+    trail.change(&trail.other, 3).await.unwrap();
+    trail.audit.checkpoint(&trail.other).await.unwrap();
+    let verify = async || {
+        let (found, chains) = (found(&file), Chains::All);
+        verify::verify_against(&trail.db, &trail.master, &chains, &found)
+            .await
+            .unwrap()
+    };
+    assert!(verify().await.iter().all(|report| report.valid));
+    for table in ["audit_event", "audit_head", "audit_checkpoint"] {
+        trail
+            .sql(&format!(
+                "DELETE FROM {table} WHERE tenant_id = '{}'",
+                trail.other.id
+            ))
+            .await;
+    }
+    trail.sql("DELETE FROM tenant WHERE slug = 'other'").await;
+    let reports = verify().await;
+    assert_eq!(reports.len(), 2);
+    assert!(reports[0].valid, "{}", reports[0]);
+    assert_eq!(reports[1].tenant.as_deref(), Some("other"));
+    assert_eq!(faults(&reports[1]), [(1, Fault::RolledBack)]);
 }

@@ -21,6 +21,7 @@ both!(
     a_ledger_that_takes_nothing_sets_nothing_aside,
     work_that_panics_is_a_defect_and_no_sign_of_a_ledger_that_is_away,
     a_block_that_cannot_be_read_is_given_up_and_the_others_are_stored,
+    a_block_of_a_later_version_waits_for_it,
     the_log_of_the_journal_stays_small,
     no_commit_into_the_journal_waits_for_the_disk,
 );
@@ -252,6 +253,27 @@ async fn a_block_that_cannot_be_read_is_given_up_and_the_others_are_stored(home:
     assert_eq!(number(&home, EVENTS).await, 20);
     assert_eq!(node.store().await.unwrap(), 0);
     assert_eq!(node.ledger.lost(), 1);
+}
+
+async fn a_block_of_a_later_version_waits_for_it(home: Home) {
+    let journal = home.dir().join("j.db");
+    let node = Node::new(&home, &journal, "n").await;
+    for _ in 0..3 {
+        node.keep("key_a", 5).await;
+    }
+    let file = Db::open_journal(journal).unwrap();
+    let form = async |change: &str| {
+        let sql = format!("UPDATE usage_journal SET form = form {change} WHERE number = 2");
+        change(&file, sql, String::new()).await;
+    };
+    form("+ 1").await;
+    assert_eq!(node.store().await.unwrap(), 2);
+    assert_eq!((number(&home, USES).await, node.ledger.lost()), (10, 0));
+    assert!(node.ledger.is_waiting());
+    assert_eq!(node.store().await.unwrap(), 0);
+    form("- 1").await;
+    assert_eq!(node.store().await.unwrap(), 1);
+    assert_eq!((number(&home, USES).await, node.ledger.lost()), (15, 0));
 }
 
 async fn the_log_of_the_journal_stays_small(home: Home) {

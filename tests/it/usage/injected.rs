@@ -12,12 +12,15 @@ use crate::support::{Client, Home, both, text, until};
 both!(every_free_text_is_one_line_and_no_formula);
 
 /// The last two may stand in a header.
-const HOSTILE: [&str; 9] = [
+const HOSTILE: [&str; 12] = [
     "a\n{\"level\":\"INFO\",\"message\":\"granted\"}",
     "a\r\n=1+1",
     "\t=1+1",
     "\u{1b}[2J\u{9b}31m",
     "a\u{2028}b\u{2029}{\"message\":\"granted\"}\u{85}\u{202e}",
+    "a\u{2028}b\u{2029}{\"message\":\"granted\"}\u{202e}",
+    "\u{a0}=1+1",
+    "a;=1+1",
     "\u{ff1d}1+1",
     "-1+1",
     "=HYPERLINK(\"http://evil.example\",\"x\")",
@@ -160,7 +163,9 @@ async fn review(owner: &Client, taken: &mut Taken) -> String {
 
 /// Each line is JSON by itself, for a reader that takes more for the end of a line than we do, too.
 fn lines(what: &str, text: &str) -> Vec<Value> {
-    let ends = |c: char| (c.is_control() && c != '\n') || matches!(c, '\u{2028}' | '\u{2029}');
+    let ends = |c: char| {
+        (c.is_control() && c != '\n') || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202e}')
+    };
     assert!(
         !text.contains(ends),
         "{what} holds what ends a line or steers a terminal"
@@ -183,8 +188,9 @@ fn rows(what: &str, text: &str) -> usize {
     let mut rows = 0;
     for row in reader.records() {
         rows += 1;
-        for cell in &row.expect("CSV") {
-            let first = cell.chars().next().unwrap_or(' ');
+        // A semicolon begins a cell where the decimal sign is a comma.
+        for cell in row.expect("CSV").iter().flat_map(|cell| cell.split(';')) {
+            let first = cell.trim_start().chars().next().unwrap_or(' ');
             assert!(
                 !"=+-@\t\r\n\u{ff1d}\u{ff0b}\u{ff0d}\u{ff20}".contains(first),
                 "{what}: {cell}"

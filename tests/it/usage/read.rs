@@ -7,8 +7,11 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use keystead::db::{self, Conn, Db};
+use keystead::page::Position;
 use keystead::time::{Span, Timestamp};
+use keystead::usage::query::EventFilter;
 use keystead::usage::store::batch as stored;
+use keystead::usage::store::events::{self, Walked, Wanted};
 use keystead::usage::{Batch, CountLine, Operation, Record, Rules};
 use serde_json::{Value, json};
 
@@ -21,6 +24,8 @@ both!(
     in_stored_order_nothing_is_missed_while_slow_writers_write,
     newest_first_a_walk_holds_all_that_stood_before_it_while_slow_writers_write,
     a_key_that_was_idle_for_weeks_is_found,
+    a_walk_that_pauses_goes_on_where_it_was,
+    a_list_without_a_beginning_goes_as_far_back_as_events_are_kept,
     a_summary_counts_by_what_is_asked_and_fills_gaps,
     who_may_read_of_one_service_reads_of_no_other,
     another_tenants_usage_is_not_there,
@@ -38,7 +43,11 @@ struct Ledger {
 
 impl Ledger {
     async fn new(home: &Home) -> Self {
-        let server = home.serve().await;
+        Self::with(home, &[]).await
+    }
+
+    async fn with(home: &Home, settings: &[(&str, &str)]) -> Self {
+        let server = home.serve_with(settings).await;
         let owner = server.owner();
         let made = owner
             .create("/v1/consumers", json!({"slug": "a-team"}))
@@ -113,7 +122,9 @@ async fn each_filter_finds_its_events(home: Home) {
     mine.token_id = Some("jti-1".to_owned());
     mine.subject = Some("ann".to_owned());
     mine.context.insert("region".to_owned(), "us".to_owned());
-    mine.context.insert("a b.c".to_owned(), "x".to_owned());
+    for name in ["a b.c", "$", "$.x", "[0]", "\\", "é"] {
+        mine.context.insert(name.to_owned(), "x".to_owned());
+    }
     let at = mine.at;
     records.push(mine);
     ledger.store(&batch("a", 1, records)).await;
@@ -133,6 +144,11 @@ async fn each_filter_finds_its_events(home: Home) {
         "subject=ann",
         "context.region=us",
         "context.a%20b.c=x",
+        "context.%24=x",
+        "context.%24.x=x",
+        "context.%5B0%5D=x",
+        "context.%5C=x",
+        "context.%C3%A9=x",
         &format!("from={at}&to={}", at.plus(Span::seconds(1))),
         &format!("key={KEY}&outcome=insufficient_scope&context.region=us&order=stored"),
     ] {
@@ -339,6 +355,62 @@ async fn a_key_that_was_idle_for_weeks_is_found(home: Home) {
     let sums = format!("{sums}&key={KEY}");
     let sums = ledger.owner.get(&sums).send().await.expect(200);
     assert_eq!(sums["groups"][0]["uses"], 23);
+}
+
+async fn a_walk_that_pauses_goes_on_where_it_was(home: Home) {
+    let ledger = Ledger::new(&home).await;
+    let hour = 3_600_000;
+    let records = [0, 1, 1, 5, 30, 31, 300, 301].map(|hours| ledger.record(hours * hour, KEY));
+    ledger.store(&batch("a", 1, records.into())).await;
+    let now = ledger.server.clock.now();
+    for key in [None, Some(KEY.to_owned())] {
+        let wanted = Wanted {
+            tenant_id: ledger.tenant.clone(),
+            services: None,
+            filter: EventFilter {
+                key,
+                ..EventFilter::default()
+            },
+            oldest: now.minus(Span::days(30)),
+            now,
+        };
+        let walk = async |after: Option<Position>, pause_after: Duration| {
+            let wanted = wanted.clone();
+            let walk = async move |conn: &mut Conn| {
+                events::walk(conn, &wanted, after.as_ref(), 100, pause_after).await
+            };
+            let walked: db::Result<Walked> = home.usage_eyes().read(walk).await;
+            walked.unwrap()
+        };
+        let ids = |walked: &Walked| -> Vec<String> {
+            let events = walked.events.iter();
+            events.map(|event| event.id.clone()).collect()
+        };
+        let whole = walk(None, Duration::MAX).await;
+        assert!(whole.events.len() == 8 && whole.paused.is_none());
+        let (mut found, mut after, mut pauses) = (Vec::new(), None, 0);
+        loop {
+            let walked = walk(after, Duration::ZERO).await;
+            found.extend(ids(&walked));
+            let Some(paused) = walked.paused else { break };
+            (after, pauses) = (Some(paused), pauses + 1);
+        }
+        assert_eq!(found, ids(&whole));
+        assert!(pauses > 3, "{pauses}");
+    }
+}
+
+async fn a_list_without_a_beginning_goes_as_far_back_as_events_are_kept(home: Home) {
+    let ledger = Ledger::with(&home, &[("USAGE__EVENTS_RETENTION", "90d")]).await;
+    let day = 24 * 3_600_000;
+    let records = [1, 60, 89, 91].map(|days| Record {
+        request_id: format!("{days}"),
+        ..ledger.record(days * day, KEY)
+    });
+    ledger.store(&batch("a", 1, records.into())).await;
+    assert_eq!(ledger.found("limit=9").await, ["1", "60", "89"]);
+    let export = ledger.owner.get("/v1/usage/export").send().await;
+    assert_eq!(export.text.lines().count(), 3, "{export}");
 }
 
 async fn a_summary_counts_by_what_is_asked_and_fills_gaps(home: Home) {

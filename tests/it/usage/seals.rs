@@ -25,6 +25,8 @@ both!(
     what_is_changed_in_a_sealed_hour_is_named,
     what_comes_late_is_taken_in_by_a_further_seal,
     what_was_changed_is_not_sealed_with_what_comes_late,
+    what_is_said_to_take_uses_away_explains_nothing,
+    a_mark_that_lies_far_ahead_keeps_no_hour_from_its_seal,
     counts_that_are_no_longer_kept_leave_a_line_that_says_so,
     a_node_that_ended_between_the_databases_seals_once,
     a_sealed_ledger_is_verified_by_the_command,
@@ -300,6 +302,49 @@ async fn what_was_changed_is_not_sealed_with_what_comes_late(home: Home) {
     assert!(sealing.report().await.valid);
     execute_on(home.usage_eyes(), &invented).await;
     sealing.assert_bad(hour, HourFault::Altered).await;
+}
+
+async fn what_is_said_to_take_uses_away_explains_nothing(home: Home) {
+    let mut sealing = Sealing::new(&home).await;
+    let hour = sealing.hour(5);
+    sealing.uses(hour, &["key_1", "key_2"], 3).await;
+    sealing.seals.seal_due().await.unwrap();
+    for (column, less) in [("uses", "-1, 0"), ("cost", "0, -1")] {
+        let steal = format!("UPDATE usage_hour SET {column} = {column} - 1 WHERE key_id = 'key_1'");
+        execute_on(home.usage_eyes(), &steal).await;
+        let explained = format!(
+            "INSERT INTO usage_late SELECT 99, tenant_id, start, key_id, secret_id, superseded, \
+             service, outcome, operation, caller, consumer_id, {less} FROM usage_hour \
+             WHERE start = {hour} AND key_id = 'key_1'"
+        );
+        execute_on(home.usage_eyes(), &explained).await;
+        sealing.assert_bad(hour, HourFault::Altered).await;
+        assert_eq!(sealing.seals.take_in_late().await.unwrap(), 0);
+        assert_eq!(sealing.sealed().await.len(), 1);
+        sealing.assert_bad(hour, HourFault::Altered).await;
+        let give_back =
+            format!("UPDATE usage_hour SET {column} = {column} + 1 WHERE key_id = 'key_1'");
+        execute_on(home.usage_eyes(), &give_back).await;
+        execute_on(home.usage_eyes(), "DELETE FROM usage_late").await;
+        assert!(sealing.report().await.valid);
+    }
+}
+
+async fn a_mark_that_lies_far_ahead_keeps_no_hour_from_its_seal(home: Home) {
+    let mut sealing = Sealing::new(&home).await;
+    let ahead = sealing.hour(0) + 1_000_000 * HOUR_MS;
+    let mark = format!("UPDATE usage_seal SET sealed_to = {ahead}");
+    execute_on(home.usage_eyes(), &mark).await;
+    let (first, current) = (sealing.hour(3), sealing.hour(0));
+    sealing.uses(first, &["key_1"], 3).await;
+    sealing.uses(current, &["key_1"], 1).await;
+    sealing.seals.seal_due().await.unwrap();
+    // The hour at hand is not over, whatever the mark says.
+    assert_eq!(sealing.sealed().await, [(first, 3, 0)]);
+    sealing.clock.advance(Span::hours(2));
+    sealing.seals.seal_due().await.unwrap();
+    assert_eq!(sealing.sealed().await, [(first, 3, 0), (current, 1, 0)]);
+    assert!(sealing.report().await.valid);
 }
 
 async fn counts_that_are_no_longer_kept_leave_a_line_that_says_so(home: Home) {
