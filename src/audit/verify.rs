@@ -139,19 +139,19 @@ async fn gone(db: &Db, against: &Against, slugs: &[String]) -> db::Result<Vec<Re
     let keys = against.signing.trusted(&db.read(rows).await?);
     let statements = against.found.iter();
     let statements = statements.filter_map(|found| found.statement.as_ref().ok());
-    let mut last: BTreeMap<&str, Option<&Statement>> = BTreeMap::new();
+    let mut furthest: BTreeMap<&str, Option<&Statement>> = BTreeMap::new();
     for said in statements {
         if slugs.contains(&said.tenant) {
             continue;
         }
-        let last = last.entry(&said.tenant).or_default();
-        let is_further = last.is_none_or(|last| last.seq < said.seq);
+        let known = furthest.entry(&said.tenant).or_default();
+        let is_further = known.is_none_or(|known| known.seq < said.seq);
         if is_further && said.verify(&keys).is_ok() {
-            *last = Some(said);
+            *known = Some(said);
         }
     }
-    let reports = last.into_iter().map(|(tenant, last)| {
-        let lost = last.map(|last| {
+    let reports = furthest.into_iter().map(|(tenant, last)| {
+        let gone = last.map(|last| {
             let detail = format!(
                 "the tenant and its chain are gone, but it had reached number {} on {}",
                 last.seq, last.at
@@ -159,7 +159,7 @@ async fn gone(db: &Db, against: &Against, slugs: &[String]) -> db::Result<Vec<Re
             BadRecord::new(1, None, Fault::RolledBack, detail)
         });
         let (_, forged) = Checks::of(Some(tenant), &against.found, &keys);
-        let faults: Vec<BadRecord> = lost.into_iter().chain(forged).collect();
+        let faults: Vec<BadRecord> = gone.into_iter().chain(forged).collect();
         Report {
             tenant_id: String::new(),
             tenant: Some(tenant.to_owned()),

@@ -1,6 +1,6 @@
 //! An export is verified without database or master key, and what was done to it is named.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::cell::Cell;
 
 use keystead::audit::EventFilter;
 use keystead::audit::export::{ExportFormat, ExportLine};
@@ -290,15 +290,15 @@ async fn a_chain_that_is_cut_while_it_is_verified_is_whole(home: Home) {
     trail.clock.advance(Span::hours(2));
     trail.change(&trail.ours, 10).await.unwrap();
     trail.sign().await;
-    let is_cut = AtomicBool::new(false);
+    let is_cut = Cell::new(false);
     let cut = async {
         let by = at(&trail.ours);
         let said = trail.audit.cut(&Chains::All, middle, &by).await.unwrap();
-        is_cut.store(true, Ordering::Relaxed);
+        is_cut.set(true);
         said
     };
     let verify = async || {
-        while !is_cut.load(Ordering::Relaxed) {
+        while !is_cut.get() {
             let report = trail.report().await;
             assert!(report.valid, "{report}");
         }

@@ -277,8 +277,9 @@ async fn a_forged_checkpoint_does_not_say_that_none_is_due(home: Home) {
         };
         let said = Statement::checkpoint(&forger, "default", &head, at).unwrap();
         let (id, text) = (trail.ours.id.as_str(), said.canonical().unwrap());
-        let forge =
-            format!("INSERT INTO audit_checkpoint VALUES ('{id}', {seq}, 'checkpoint', 0, '{text}')");
+        let forge = format!(
+            "INSERT INTO audit_checkpoint VALUES ('{id}', {seq}, 'checkpoint', 0, '{text}')"
+        );
         trail.sql(&forge).await;
         let before = told();
         trail
@@ -292,10 +293,7 @@ async fn a_forged_checkpoint_does_not_say_that_none_is_due(home: Home) {
             .sql(&format!("DELETE FROM audit_checkpoint WHERE seq = {seq}"))
             .await;
     }
-    assert_eq!(
-        trail.audit.checkpoint_due(Span::hours(1)).await.unwrap(),
-        1
-    );
+    assert_eq!(trail.audit.checkpoint_due(Span::hours(1)).await.unwrap(), 1);
     assert_eq!(found(&file).len(), 2);
 }
 

@@ -262,8 +262,8 @@ async fn a_block_of_a_later_version_waits_for_it(home: Home) {
         node.keep("key_a", 5).await;
     }
     let file = Db::open_journal(journal).unwrap();
-    let form = async |change: &str| {
-        let sql = format!("UPDATE usage_journal SET form = form {change} WHERE number = 2");
+    let form = async |step: &str| {
+        let sql = format!("UPDATE usage_journal SET form = form {step} WHERE number = 2");
         change(&file, sql, String::new()).await;
     };
     form("+ 1").await;

@@ -162,7 +162,8 @@ async fn each_filter_finds_its_events(home: Home) {
     let event = &ledger.items("request_id=mine").await[0];
     assert_eq!(event["path"], "/invoices/1");
     assert_eq!(event["required_scopes"], json!(["invoice:read"]));
-    assert_eq!(event["context"], json!({"a b.c": "x", "region": "us"}));
+    let context = event["context"].as_object().unwrap();
+    assert_eq!((context.len(), &context["region"]), (7, &json!("us")));
 }
 
 async fn pages_go_back_in_time_and_hold_every_event_once(home: Home) {
