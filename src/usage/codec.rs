@@ -2,11 +2,15 @@
 //! is about is done with it in a microsecond. It is read again when it is stored.
 //!
 //! The bytes are postcard's, one use behind the other, and live in the journal of a node, where the
-//! next version of this program may find them: a block begins with the version of the form.
+//! next version of this program may find them: with a block goes the version of the form.
+//!
+//! What a use has in common with the one before it, as a service's uses have with each other, is not
+//! written again: that is half of its bytes, and writing them to the disk is most of what a use costs.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
@@ -15,10 +19,10 @@ use crate::text;
 use crate::time::Timestamp;
 
 /// The form of the blocks written now.
-pub const FORM: u8 = 2;
+pub const FORM: u8 = 3;
 
-/// As [`FORM`], without what is said of tokens.
-const FORM_WITHOUT_TOKENS: u8 = 1;
+/// What is longer is written again with each use, so that a short block is not read as a long one.
+const COMMON_BYTES_MAX: usize = 256;
 
 /// A path is kept so far.
 const PATH_BYTES_MAX: usize = 256;
@@ -71,12 +75,25 @@ pub struct UsedKey<'a> {
     pub consumer_id: &'a str,
 }
 
-/// [`Use`] as it is read, but for its token, which stands behind it.
-#[derive(Deserialize)]
-struct Read {
-    at: i64,
+/// Of a use what those beside it may well have too: who asked for which service, and what came of it.
+#[derive(Serialize)]
+struct Common<'a, S: Serialize> {
+    tenant_id: &'a str,
+    service: &'a str,
+    environment: &'a str,
+    operation: Operation,
+    outcome: &'a str,
+    required_scopes: &'a [S],
+    any_scopes: &'a [S],
+    met: Option<&'a S>,
+    cost: u64,
+    caller: &'a str,
+}
+
+/// [`Common`] as it is read.
+#[derive(Clone, Deserialize)]
+struct ReadCommon {
     tenant_id: String,
-    key: Option<ReadKey>,
     service: String,
     environment: String,
     operation: Operation,
@@ -85,18 +102,41 @@ struct Read {
     any_scopes: Vec<String>,
     met: Option<String>,
     cost: u64,
+    caller: String,
+}
+
+/// The rest: whose key it was, and what the client did.
+#[derive(Serialize)]
+struct Own<'a> {
+    at: i64,
+    key: Option<UsedKey<'a>>,
+    ip: Option<IpAddr>,
+    method: Option<&'a str>,
+    path: Option<&'a str>,
+    user_agent: Option<&'a str>,
+    context: Option<&'a BTreeMap<String, String>>,
+    request_id: &'a str,
+    latency_us: u64,
+    token: UsedToken<'a>,
+}
+
+/// [`Own`] as it is read.
+#[derive(Deserialize)]
+struct ReadOwn {
+    at: i64,
+    key: Option<ReadKey>,
     ip: Option<IpAddr>,
     method: Option<String>,
     path: Option<String>,
     user_agent: Option<String>,
     context: Option<BTreeMap<String, String>>,
-    caller: String,
     request_id: String,
     latency_us: u64,
+    token: ReadToken,
 }
 
 /// [`UsedToken`] as it is read.
-#[derive(Default, Deserialize)]
+#[derive(Deserialize)]
 struct ReadToken {
     id: Option<String>,
     subject: Option<String>,
@@ -116,13 +156,86 @@ struct ReadKey {
 #[error("a block of uses cannot be read: {0}")]
 pub struct Unreadable(String);
 
-/// Appends a use to a block.
-pub fn append<S: Serialize>(block: &mut Vec<u8>, used: &Use<'_, S>) {
-    let whole = block.len();
-    if let Err(error) = postcard::to_io(used, &mut *block) {
-        // A vector takes all there is: this is a defect of ours, and costs this one use.
-        block.truncate(whole);
-        tracing::error!(%error, "a use could not be written down");
+/// What stands in front of a use: whether its [`Common`] follows, or is that of the use before it.
+const FOLLOWS: u8 = 1;
+const AS_BEFORE: u8 = 0;
+
+/// Uses one behind the other.
+#[derive(Debug, Default)]
+pub struct Block {
+    bytes: Vec<u8>,
+    /// Where the newest [`Common`] stands that the next use may have too.
+    common: Range<usize>,
+}
+
+impl Block {
+    /// An empty one in the place of another, whose room it takes.
+    pub fn within(mut bytes: Vec<u8>) -> Self {
+        bytes.clear();
+        Self {
+            bytes,
+            common: 0..0,
+        }
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+
+    pub fn append<S: Serialize>(&mut self, used: &Use<'_, S>) {
+        let whole = self.bytes.len();
+        if let Err(error) = self.write(used) {
+            // A vector takes all there is: this is a defect of ours, and costs this one use.
+            self.bytes.truncate(whole);
+            self.common = 0..0;
+            tracing::error!(%error, "a use could not be written down");
+        }
+    }
+
+    fn write<S: Serialize>(&mut self, used: &Use<'_, S>) -> postcard::Result<()> {
+        let common = Common {
+            tenant_id: used.tenant_id,
+            service: used.service,
+            environment: used.environment,
+            operation: used.operation,
+            outcome: used.outcome,
+            required_scopes: used.required_scopes,
+            any_scopes: used.any_scopes,
+            met: used.met,
+            cost: used.cost,
+            caller: used.caller,
+        };
+        let at = self.bytes.len();
+        self.bytes.push(FOLLOWS);
+        postcard::to_io(&common, &mut self.bytes)?;
+        let written = at + 1..self.bytes.len();
+        let (before, now) = (
+            self.bytes.get(self.common.clone()),
+            self.bytes.get(written.clone()),
+        );
+        if before == now {
+            self.bytes.truncate(at);
+            self.bytes.push(AS_BEFORE);
+        } else if written.len() <= COMMON_BYTES_MAX {
+            self.common = written;
+        }
+        let own = Own {
+            at: used.at,
+            key: used.key,
+            ip: used.ip,
+            method: used.method,
+            path: used.path,
+            user_agent: used.user_agent,
+            context: used.context,
+            request_id: used.request_id,
+            latency_us: used.latency_us,
+            token: used.token,
+        };
+        postcard::to_io(&own, &mut self.bytes).map(drop)
     }
 }
 
@@ -131,28 +244,36 @@ pub fn append<S: Serialize>(block: &mut Vec<u8>, used: &Use<'_, S>) {
 /// # Errors
 /// [`Unreadable`] where it breaks off; what stands before that is lost with it.
 pub fn read(form: u8, mut block: &[u8]) -> Result<Vec<Record>, Unreadable> {
-    if ![FORM, FORM_WITHOUT_TOKENS].contains(&form) {
+    if form != FORM {
         return Err(Unreadable(format!(
             "it has the form {form}, known is {FORM}"
         )));
     }
     let unreadable = |error: postcard::Error| Unreadable(error.to_string());
     let mut records = Vec::new();
-    while !block.is_empty() {
-        let (one, rest) = postcard::take_from_bytes::<Read>(block).map_err(unreadable)?;
-        let (token, rest) = if form == FORM_WITHOUT_TOKENS {
-            (ReadToken::default(), rest)
-        } else {
-            postcard::take_from_bytes(rest).map_err(unreadable)?
+    let mut before: Option<ReadCommon> = None;
+    while let Some((mark, rest)) = block.split_first() {
+        let (common, rest) = match (*mark, &before) {
+            (FOLLOWS, _) => {
+                let (common, behind): (ReadCommon, _) =
+                    postcard::take_from_bytes(rest).map_err(unreadable)?;
+                if rest.len() - behind.len() <= COMMON_BYTES_MAX {
+                    before = Some(common.clone());
+                }
+                (common, behind)
+            }
+            (AS_BEFORE, Some(common)) => (common.clone(), rest),
+            (mark, _) => return Err(Unreadable(format!("a use begins with {mark}"))),
         };
-        records.push((one, token).into());
+        let (own, rest) = postcard::take_from_bytes::<ReadOwn>(rest).map_err(unreadable)?;
+        records.push((common, own).into());
         block = rest;
     }
     Ok(records)
 }
 
-impl From<(Read, ReadToken)> for Record {
-    fn from((read, token): (Read, ReadToken)) -> Self {
+impl From<(ReadCommon, ReadOwn)> for Record {
+    fn from((read, own): (ReadCommon, ReadOwn)) -> Self {
         let mut used_scopes = Vec::new();
         if read.outcome == super::record::VALID {
             used_scopes.clone_from(&read.required_scopes);
@@ -161,9 +282,9 @@ impl From<(Read, ReadToken)> for Record {
             used_scopes.dedup();
         }
         Self {
-            at: Timestamp::from_millis(read.at),
+            at: Timestamp::from_millis(own.at),
             tenant_id: read.tenant_id,
-            key: read.key.map(|key| Identified {
+            key: own.key.map(|key| Identified {
                 key_id: key.key_id,
                 secret_id: key.secret_id,
                 superseded: key.superseded,
@@ -177,24 +298,24 @@ impl From<(Read, ReadToken)> for Record {
             any_scopes: read.any_scopes,
             cost: read.cost,
             used_scopes,
-            ip: read.ip.map(|ip| ip.to_string()),
-            method: read.method,
-            path: read.path.map(without_query),
-            user_agent: read
+            ip: own.ip.map(|ip| ip.to_string()),
+            method: own.method,
+            path: own.path.map(without_query),
+            user_agent: own
                 .user_agent
                 .map(|text| cut(without_keys(text), USER_AGENT_BYTES_MAX)),
-            context: read
+            context: own
                 .context
                 .unwrap_or_default()
                 .into_iter()
                 .map(|(name, value)| (without_keys(name), without_keys(value)))
                 .collect(),
-            token_id: token.id,
-            subject: token.subject.map(|text| cut(text, SUBJECT_BYTES_MAX)),
-            actor: token.actor.map(|text| cut(text, SUBJECT_BYTES_MAX)),
+            token_id: own.token.id,
+            subject: own.token.subject.map(|text| cut(text, SUBJECT_BYTES_MAX)),
+            actor: own.token.actor.map(|text| cut(text, SUBJECT_BYTES_MAX)),
             caller: read.caller,
-            request_id: read.request_id,
-            latency_us: read.latency_us,
+            request_id: own.request_id,
+            latency_us: own.latency_us,
         }
     }
 }
@@ -259,13 +380,10 @@ mod tests {
     #[test]
     fn what_is_written_down_is_read_again_in_its_order() {
         let scopes = ["a:read".to_owned(), "b:read".to_owned()];
-        let mut block = Vec::new();
-        append(&mut block, &used("/invoices/7?secret=x", "valid", &scopes));
-        append(
-            &mut block,
-            &used(&"é".repeat(200), "insufficient_scope", &scopes),
-        );
-        let read = read(FORM, &block).unwrap();
+        let mut block = Block::default();
+        block.append(&used("/invoices/7?secret=x", "valid", &scopes));
+        block.append(&used(&"é".repeat(200), "insufficient_scope", &scopes));
+        let read = read(FORM, block.bytes()).unwrap();
         assert_eq!(read.len(), 2);
         assert_eq!(read[0].path.as_deref(), Some("/invoices/7"));
         assert_eq!(read[0].used_scopes, scopes);
@@ -285,16 +403,16 @@ mod tests {
         let context = BTreeMap::from([("sent".to_owned(), key.clone())]);
         // The first is cut in the middle of it.
         let paths = [format!("/{}/{key}", "x".repeat(200)), format!("/{key}/7")];
-        let mut block = Vec::new();
+        let mut block = Block::default();
         for path in &paths {
             let one = Use {
                 user_agent: Some(&key),
                 context: Some(&context),
                 ..used(path, "valid", &[])
             };
-            append(&mut block, &one);
+            block.append(&one);
         }
-        let read = read(FORM, &block).unwrap();
+        let read = read(FORM, block.bytes()).unwrap();
         assert!(!format!("{read:?}").contains("BBBB"), "{read:?}");
         assert_eq!(read[1].path.as_deref(), Some("/[key]/7"));
         assert_eq!(read[1].user_agent.as_deref(), Some("[key]"));
@@ -302,24 +420,39 @@ mod tests {
     }
 
     #[test]
-    fn a_block_that_the_version_before_left_is_read() {
-        let mut block = Vec::new();
-        append(&mut block, &used("/", "valid", &[]));
-        let mut token = Vec::new();
-        postcard::to_io(&used("/", "valid", &[]).token, &mut token).unwrap();
-        let before = block.strip_suffix(&*token).unwrap();
-        let read = read(FORM_WITHOUT_TOKENS, &[before, before].concat()).unwrap();
-        assert_eq!(read.len(), 2);
-        assert_eq!(read[1].key.as_ref().unwrap().key_id, "key_a");
-        assert_eq!(read[1].token_id, None);
+    fn what_a_use_has_in_common_with_the_one_before_it_is_written_once() {
+        let long = "x".repeat(2 * COMMON_BYTES_MAX);
+        let services = ["a", "a", "b", "a", &long, &long, "a", "a"];
+        let mut block = Block::default();
+        let mut lengths = Vec::new();
+        for service in services {
+            let before = block.bytes().len();
+            block.append(&Use {
+                service,
+                ..used("/", "valid", &[])
+            });
+            lengths.push(block.bytes().len() - before);
+        }
+        let whole = lengths[0];
+        assert!(lengths[1] < whole, "{lengths:?}");
+        assert_eq!(lengths[2..4], [whole; 2]);
+        // A long one is written again, and those behind it have what they had.
+        assert!(lengths[4..6].iter().all(|length| *length > long.len()));
+        assert_eq!(lengths[6..], [lengths[1]; 2]);
+        // Two blocks, one behind the other, are one.
+        let twice = [block.bytes(), block.bytes()].concat();
+        let read = read(FORM, &twice).unwrap();
+        let told: Vec<_> = read.iter().map(|one| one.service.as_str()).collect();
+        assert_eq!(told, [services, services].concat());
+        assert!(read.iter().all(|one| one.path.as_deref() == Some("/")));
     }
 
     #[test]
     fn a_block_that_breaks_off_or_has_another_form_is_not_guessed_at() {
-        let mut block = Vec::new();
-        append(&mut block, &used("/", "valid", &[]));
-        assert!(read(FORM, &block[..block.len() - 1]).is_err());
-        assert!(read(FORM + 1, &block).is_err());
+        let mut block = Block::default();
+        block.append(&used("/", "valid", &[]));
+        assert!(read(FORM, &block.bytes()[..block.bytes().len() - 1]).is_err());
+        assert!(read(FORM + 1, block.bytes()).is_err());
         assert!(read(FORM, &[]).unwrap().is_empty());
     }
 }
