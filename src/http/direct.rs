@@ -146,16 +146,14 @@ pub(super) async fn take_body(
         }
         Poll::Pending => Poll::Ready(None),
     });
-    match soon.await {
-        Some(taken) => Some(taken),
-        None => {
-            let taken = Box::pin(tokio::time::timeout(time_limit, taking)).await;
-            taken.ok().map(|taken| Taken {
-                was_waited_for: true,
-                ..taken
-            })
-        }
+    if let Some(taken) = soon.await {
+        return Some(taken);
     }
+    let taken = Box::pin(tokio::time::timeout(time_limit, taking)).await;
+    taken.ok().map(|taken| Taken {
+        was_waited_for: true,
+        ..taken
+    })
 }
 
 async fn take_whole(mut rest: Payload, length: usize) -> Taken {
