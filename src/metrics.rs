@@ -125,6 +125,8 @@ pub struct UsageMetrics {
     pub journal_bytes: Gauge,
     /// Uses that left a count and no event, for lack of room.
     pub shed: Gauge<u64, AtomicU64>,
+    /// Uses that left nothing at all.
+    pub uncounted: Gauge<u64, AtomicU64>,
     /// Hours of events that were deleted for their age or for room.
     pub hours_cut: Counter,
     /// Blocks of uses that the ledger does not take: they wait, and are tried again.
@@ -276,6 +278,11 @@ impl Metrics {
             "usage_events_shed",
             "Uses that left a count and no event, for lack of room, since the start",
             usage.shed.clone(),
+        );
+        registry.register(
+            "usage_uses_lost",
+            "Uses that left neither an event nor a count, for lack of room, since the start",
+            usage.uncounted.clone(),
         );
         registry.register(
             "usage_blocks_aside",

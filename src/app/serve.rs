@@ -217,7 +217,7 @@ impl App {
     /// What was recorded is in the journal then, and in the ledger if that takes it in time: the rest goes
     /// there after the next start.
     async fn finish_uses(&self) {
-        if let Err(error) = self.ledger.flush().await {
+        if let Err(error) = self.ledger.finish().await {
             tracing::error!(target: "security", %error, "the last uses could not be kept");
         }
         match tokio::time::timeout(STORE_AT_STOP_MAX, self.store_uses()).await {

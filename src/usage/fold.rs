@@ -10,12 +10,19 @@ use crate::time::Timestamp;
 
 const MINUTE_MS: i64 = 60_000;
 
-/// Beyond so many lines addresses are left out, so that they stay bounded by what there is to count.
+/// Beyond so many lines addresses are left out, so that what there is to count takes fewer.
 const LINES_MAX: usize = 100_000;
+
+/// Beyond so many there is none for what would be another one.
+const LINES_WITHOUT_IP_MAX: usize = 2 * LINES_MAX;
 
 /// Counted uses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Folded(HashMap<Line, u64>);
+pub struct Folded {
+    lines: HashMap<Line, u64>,
+    /// For which there was no line.
+    lost: u64,
+}
 
 /// All that counts are kept by.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -39,30 +46,45 @@ impl Folded {
     }
 
     pub fn merge(&mut self, other: Self) {
-        for (line, uses) in other.0 {
+        for (line, uses) in other.lines {
             self.count(line, uses);
         }
+        self.lost = self.lost.saturating_add(other.lost);
     }
 
     fn count(&mut self, mut line: Line, uses: u64) {
-        if self.0.len() >= LINES_MAX && !self.0.contains_key(&line) {
+        if self.lines.len() >= LINES_MAX && !self.lines.contains_key(&line) {
             line.ip = None;
         }
-        let counted = self.0.entry(line).or_default();
+        if self.lines.len() >= LINES_WITHOUT_IP_MAX && !self.lines.contains_key(&line) {
+            self.lost = self.lost.saturating_add(uses);
+            return;
+        }
+        let counted = self.lines.entry(line).or_default();
         *counted = counted.saturating_add(uses);
     }
 
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.lines.is_empty()
+    }
+
+    /// Whether it has so many lines that further ones lose their address.
+    pub fn is_full(&self) -> bool {
+        self.lines.len() >= LINES_MAX
     }
 
     /// How many uses it stands for.
     pub fn uses(&self) -> u64 {
-        self.0.values().sum()
+        self.lines.values().sum()
+    }
+
+    /// How many uses it does not stand for, since this was last asked.
+    pub fn take_lost(&mut self) -> u64 {
+        std::mem::take(&mut self.lost)
     }
 
     pub fn lines(self) -> Vec<CountLine> {
-        let lines = self.0.into_iter();
+        let lines = self.lines.into_iter();
         lines
             .map(|(line, uses)| CountLine {
                 record: line.into(),
@@ -74,7 +96,7 @@ impl Folded {
     /// # Errors
     /// None that a vector could give.
     pub fn to_bytes(&self) -> Result<Vec<u8>, postcard::Error> {
-        let lines: Vec<(&Line, &u64)> = self.0.iter().collect();
+        let lines: Vec<(&Line, &u64)> = self.lines.iter().collect();
         postcard::to_extend(&lines, Vec::new())
     }
 
@@ -82,7 +104,10 @@ impl Folded {
     /// What [`Self::to_bytes`] has not written.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, postcard::Error> {
         let lines: Vec<(Line, u64)> = postcard::from_bytes(bytes)?;
-        Ok(Self(lines.into_iter().collect()))
+        Ok(Self {
+            lines: lines.into_iter().collect(),
+            lost: 0,
+        })
     }
 }
 

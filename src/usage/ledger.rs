@@ -6,14 +6,14 @@
 //!    (`drain.rs`), and from there into the file of events, if there is one (`leave.rs`); then it leaves
 //!    the journal. A crash between these is a batch that is sent again.
 //!
-//! A journal that is full keeps counts in the place of events: how many is told, and nothing is lost
-//! of what is counted.
+//! A journal that is full keeps counts in the place of events, and one that is full of counts keeps
+//! nothing: how many uses that were is told.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 
@@ -36,8 +36,27 @@ pub const FLUSH_EVERY: Duration = Duration::from_millis(200);
 /// How often it is looked whether the journal has something for the ledger.
 pub const STORE_EVERY: Duration = Duration::from_millis(250);
 
-/// From here on only counts are kept.
-const JOURNAL_BYTES_MAX: i64 = 1024 * 1024 * 1024;
+/// How much may wait in a journal.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// Bytes; from here on only counts are kept.
+    pub events: i64,
+    /// Bytes of all; from here on nothing is.
+    pub counts: i64,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        let mib = 1024 * 1024;
+        Self {
+            events: 1024 * mib,
+            counts: 1280 * mib,
+        }
+    }
+}
+
+/// Without room for events counts are written down so seldom: most are then one line with others.
+const COUNTS_EVERY: Duration = Duration::from_secs(10);
 
 /// What cannot be kept is held in memory up to here; a block is not larger either.
 const HELD_BYTES_MAX: usize = 32 * 1024 * 1024;
@@ -66,6 +85,7 @@ pub(super) struct Inner {
     pub(super) ledger: Db,
     /// Set before the node begins.
     pub(super) outlets: OnceLock<Outlets>,
+    room: OnceLock<Room>,
     pub(super) clock: Clock,
     /// New with each start, so that no number of this node is ever another block's.
     pub(super) node: String,
@@ -73,14 +93,22 @@ pub(super) struct Inner {
     /// How many bytes were appended to the journal since its last checkpoint.
     pub(super) appended: AtomicU64,
     shed: AtomicU64,
+    uncounted: AtomicU64,
     pub(super) lost: AtomicU64,
     pub(super) aside: AtomicU64,
     /// One at a time: blocks leave in their order.
     pub(super) storing: Mutex<Progress>,
     /// What was taken from the buffers and is not in the journal yet.
-    flushing: Mutex<Collected>,
+    flushing: Mutex<Flushing>,
     /// Uses that were let through in lives of this node that ended, until somebody takes them.
     inherited: StdMutex<HashMap<SecretId, (KeyId, Timestamp)>>,
+}
+
+#[derive(Default)]
+struct Flushing {
+    collected: Collected,
+    /// Set while there is no room for events: when counts were last written down.
+    counted: Option<Instant>,
 }
 
 impl Ledger {
@@ -98,17 +126,26 @@ impl Ledger {
             journal: OnceLock::new(),
             ledger,
             outlets: OnceLock::new(),
+            room: OnceLock::new(),
             clock,
             node,
             waiting_bytes: AtomicI64::new(0),
             appended: AtomicU64::new(0),
             shed: AtomicU64::new(0),
+            uncounted: AtomicU64::new(0),
             lost: AtomicU64::new(0),
             aside: AtomicU64::new(0),
             storing: Mutex::default(),
             flushing: Mutex::default(),
             inherited: StdMutex::default(),
         }))
+    }
+
+    /// With another journal than of the usual [`Room`].
+    #[must_use]
+    pub fn within(self, room: Room) -> Self {
+        let _only_the_first = self.0.room.set(room);
+        self
     }
 
     /// What the ledger has is told there too.
@@ -146,8 +183,20 @@ impl Ledger {
     /// # Errors
     /// The journal's.
     pub async fn flush(&self) -> db::Result<()> {
+        self.flush_or(false).await
+    }
+
+    /// As [`Self::flush`], for the last time: nothing stays in memory.
+    ///
+    /// # Errors
+    /// The journal's.
+    pub async fn finish(&self) -> db::Result<()> {
+        self.flush_or(true).await
+    }
+
+    async fn flush_or(&self, is_last: bool) -> db::Result<()> {
         let this = self.clone();
-        self.by_journal(async move { this.flush_to_end().await })
+        self.by_journal(async move { this.flush_to_end(is_last).await })
             .await
     }
 
@@ -166,21 +215,47 @@ impl Ledger {
         }
     }
 
-    async fn flush_to_end(&self) -> db::Result<()> {
+    async fn flush_to_end(&self, is_last: bool) -> db::Result<()> {
         let inner = &*self.0;
         let Some(journal) = inner.journal.get() else {
             return Ok(());
         };
-        let mut collected = inner.flushing.lock().await;
+        let mut flushing = inner.flushing.lock().await;
+        let Flushing { collected, counted } = &mut *flushing;
         inner
             .recorder
             .give_back(collected.merge(inner.recorder.take()));
         if collected.is_empty() {
             return Ok(());
         }
+        let room = inner.room.get().copied().unwrap_or_default();
         let waiting = inner.waiting_bytes.load(Ordering::Relaxed);
-        if waiting > JOURNAL_BYTES_MAX || collected.block.len() > HELD_BYTES_MAX {
-            self.fold(&mut collected);
+        let is_full = waiting > room.events;
+        if is_full || collected.block.len() > HELD_BYTES_MAX {
+            self.fold(collected);
+        }
+        if is_full {
+            let now = inner.clock.monotonic();
+            let due =
+                counted.is_none_or(|last| now.saturating_duration_since(last) >= COUNTS_EVERY);
+            if !(due || is_last || collected.folded.is_full()) {
+                return Ok(());
+            }
+            *counted = Some(now);
+        } else {
+            *counted = None;
+        }
+        let mut uncounted = collected.folded.take_lost();
+        if waiting > room.counts {
+            uncounted += std::mem::take(&mut collected.folded).uses();
+        }
+        if uncounted > 0 {
+            inner.uncounted.fetch_add(uncounted, Ordering::Relaxed);
+            tracing::error!(
+                target: "security",
+                uses = uncounted,
+                "no room in the journal for counts: uses leave nothing"
+            );
         }
         let mut folded = Vec::new();
         if !collected.folded.is_empty() {
@@ -191,6 +266,9 @@ impl Ledger {
                     tracing::error!(%error, "counted uses could not be written down");
                 }
             }
+        }
+        if collected.is_empty() {
+            return Ok(());
         }
         let bytes = collected.block.len() + folded.len();
         let blocks = [
@@ -294,6 +372,11 @@ impl Ledger {
     /// How many uses left a count and no event, for lack of room.
     pub fn shed(&self) -> u64 {
         self.0.shed.load(Ordering::Relaxed) + self.0.recorder.shed()
+    }
+
+    /// How many uses left nothing at all, for lack of room.
+    pub fn uncounted(&self) -> u64 {
+        self.0.uncounted.load(Ordering::Relaxed)
     }
 
     /// How many events the file did not take.

@@ -35,7 +35,7 @@ use store::events::{self, StoredEvent, Walked, Wanted};
 use store::summary::{Sum, SumRow};
 
 pub use leave::Outlets;
-pub use ledger::Ledger;
+pub use ledger::{Ledger, Room};
 pub use record::{Batch, CountLine, Identified, Operation, Record};
 pub use recorder::Recorder;
 pub use rules::{Events, Refusals, Rules};

@@ -9,7 +9,7 @@ use keystead::clock::Clock;
 use keystead::db::{self, Conn, Db};
 use keystead::each;
 use keystead::usage::codec::{Use, UsedKey, UsedToken};
-use keystead::usage::{Events, Ledger, Operation, Recorder, Rules};
+use keystead::usage::{Events, Ledger, Operation, Recorder, Room, Rules};
 
 use super::{HOUR, lines, number};
 use crate::support::{Home, both};
@@ -24,6 +24,7 @@ both!(
     a_block_of_a_later_version_waits_for_it,
     the_log_of_the_journal_stays_small,
     no_commit_into_the_journal_waits_for_the_disk,
+    a_journal_without_room_keeps_counts_and_then_nothing_and_says_so,
 );
 
 const EVENTS: &str = "SELECT COUNT(*) FROM usage_event";
@@ -311,4 +312,54 @@ async fn no_commit_into_the_journal_waits_for_the_disk(home: Home) {
         assert_eq!(of(&home.usage_db()).await, 2, "the ledger's is not FULL");
         assert_eq!(of(&home.db()).await, 2, "the database's is not FULL");
     }
+}
+
+async fn a_journal_without_room_keeps_counts_and_then_nothing_and_says_so(home: Home) {
+    let node = Node::new(&home, &home.dir().join("journal.db"), "a").await;
+    let room = Room {
+        events: 1,
+        counts: 4096,
+    };
+    let node = Node {
+        ledger: node.ledger.within(room),
+        ..node
+    };
+    let waiting = || node.ledger.waiting_bytes();
+    node.keep("first", 10).await;
+    let with_events = waiting();
+    node.keep("second", 10).await;
+    let with_counts = waiting();
+    assert!(with_counts > with_events);
+    // Those of ten seconds are written down together, and at the end.
+    node.keep("second", 10).await;
+    assert_eq!(waiting(), with_counts);
+    node.moved_ms.fetch_add(10_000, Ordering::Relaxed);
+    node.keep("second", 10).await;
+    let written = waiting() - with_counts;
+    assert!(written < with_events, "one line: {written}");
+    node.keep("third", 10).await;
+    let before = waiting();
+    node.ledger.finish().await.unwrap();
+    assert!(waiting() > before);
+    assert_eq!((node.ledger.shed(), node.ledger.uncounted()), (40, 0));
+
+    let mut kept = 50;
+    while waiting() <= room.counts {
+        kept += 10;
+        node.keep(&format!("caller-{kept}"), 10).await;
+        node.ledger.finish().await.unwrap();
+    }
+    let full = waiting();
+    node.keep("last", 10).await;
+    node.ledger.finish().await.unwrap();
+    assert_eq!((waiting(), node.ledger.uncounted()), (full, 10));
+
+    node.store().await.unwrap();
+    assert_eq!(number(&home, USES).await, kept);
+    assert_eq!(number(&home, EVENTS).await, 10);
+    // With room again all is as ever.
+    node.keep("again", 10).await;
+    node.store().await.unwrap();
+    assert_eq!(number(&home, EVENTS).await, 20);
+    assert_eq!(node.ledger.uncounted(), 10);
 }
