@@ -6,8 +6,8 @@
 //!
 //! The file holds what stands before the key of a request, what stands behind it, and the keys, apart
 //! by lines of `---`. It spins on its core, so it is never late by itself for want of a timer; it sleeps
-//! only while nothing is under way and nothing is due soon, so that who shares the core gets some of it. A
-//! due request that finds every connection busy waits, and that counts. It prints JSON: how many were
+//! while nothing is under way and nothing is due soon, and at rates that leave the time for it a moment
+//! whenever there is nothing to read, so that who shares the core gets some of it. A due request that finds every connection busy waits, and that counts. It prints JSON: how many were
 //! answered 200, how many otherwise, percentiles of the latency in microseconds, and of all answers, the
 //! first ones too, how many had which `code`. Into `samples` goes a line for each that is counted: when it
 //! was due, in milliseconds from the beginning, and its latency.
@@ -26,6 +26,11 @@ const IDLE: Duration = Duration::from_secs(2);
 
 /// Nothing that is due sooner is slept for.
 const SOON: Duration = Duration::from_micros(60);
+
+/// At rates with so long between two requests it sleeps for [`MOMENT`] when there is nothing to read.
+const UNHURRIED: Duration = Duration::from_micros(100);
+
+const MOMENT: Duration = Duration::from_micros(20);
 
 /// What was sent first is not counted: connections and caches are still cold.
 const WARM_UP: Duration = Duration::from_secs(1);
@@ -113,11 +118,12 @@ fn run(
             due.push_back(next);
             next += interval;
         }
-        let mut is_idle = true;
+        let (mut is_idle, mut has_moved) = (true, false);
         for connection in &mut *connections {
             if let Some(was_due) = connection.due {
                 is_idle = false;
                 if let Some(answer) = connection.answered()? {
+                    has_moved = true;
                     let took = now().duration_since(was_due);
                     let counts = was_due >= counted_from;
                     tally.add(
@@ -131,14 +137,16 @@ fn run(
             {
                 let key = keys.next().context("the file has no keys")?;
                 connection.send(plan, key, is_due)?;
-                is_idle = false;
+                (is_idle, has_moved) = (false, true);
             }
         }
         if next >= end && due.is_empty() && is_idle {
             return Ok(());
         }
         if is_idle && due.is_empty() {
-            nap(next.saturating_duration_since(now()));
+            nap(next.saturating_duration_since(now()).saturating_sub(SOON));
+        } else if !has_moved && interval >= UNHURRIED {
+            nap(MOMENT);
         }
     }
 }
@@ -147,8 +155,8 @@ fn run(
     clippy::disallowed_methods,
     reason = "who shares the core gets some of it"
 )]
-fn nap(until_due: Duration) {
-    if let Some(time) = until_due.checked_sub(SOON) {
+fn nap(time: Duration) {
+    if !time.is_zero() {
         std::thread::sleep(time);
     }
 }
