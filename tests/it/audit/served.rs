@@ -141,7 +141,7 @@ async fn free_text_is_no_formula_in_an_export(home: Home) {
         reasons.extend((!row[14].is_empty()).then(|| row[14].to_owned()));
     }
     assert_eq!(reasons[0], "'=HYPERLINK(\"http://x\")");
-    assert_eq!(reasons[5], "\\u2028=1");
+    assert_eq!(reasons[5], "'\\u2028=1");
     for refused in ["format=xml", "formt=csv", "limit=5"] {
         let told = owner
             .get(&format!("/v1/audit/export?{refused}"))
