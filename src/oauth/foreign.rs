@@ -21,6 +21,7 @@ const SCOPES_MAX: usize = 200;
 
 /// What an issuer says of its token that is active (RFC 7662 §2.2).
 #[derive(Serialize)]
+#[expect(clippy::struct_field_names, reason = "`active` is the word of the RFC")]
 struct Active<'a> {
     active: bool,
     scope: String,

@@ -98,6 +98,7 @@ impl<'a> Provenance<'a> {
     }
 
     /// The same, exchanged for the client with this key and secret.
+    #[must_use]
     pub fn by(self, client: Option<(&'a KeyId, &'a SecretId)>) -> Self {
         Self {
             client_key_id: client.map(|(key, _)| key.as_str()),

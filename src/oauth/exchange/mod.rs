@@ -19,6 +19,7 @@ mod asked;
 mod party;
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -121,8 +122,10 @@ impl Oauth {
             subject: &subject.identity.sub,
             actor: act.as_ref().map(|actor| &*actor.sub),
         };
+        let context = made_of(&subject, actor.as_ref());
         let asking = Asking {
             token: Some(named),
+            context: (!context.is_empty()).then_some(&context),
             ..asking
         };
         let (granted, limits) = self
@@ -431,4 +434,16 @@ impl Oauth {
             limits: None,
         })
     }
+}
+
+/// What is recorded beside the new token: the ids of those that it was exchanged for.
+fn made_of(subject: &Known<'_>, actor: Option<&Known<'_>>) -> BTreeMap<String, String> {
+    let actor = actor.and_then(|actor| actor.party.id());
+    [
+        ("subject_token", subject.party.id()),
+        ("actor_token", actor),
+    ]
+    .into_iter()
+    .filter_map(|(name, id)| Some((name.to_owned(), id?.to_owned())))
+    .collect()
 }

@@ -4,6 +4,8 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use super::asked::{TokenType, Typed};
 use crate::auth::issuers::TokenError;
 use crate::auth::jwt;
@@ -15,11 +17,15 @@ use crate::oauth::own::{Bearer, OwnToken};
 use crate::oauth::refusal::{ErrorCode, Refusal, of_outcome};
 use crate::scope::Scope;
 use crate::services::Service;
+use crate::text::has_control;
 use crate::time::Timestamp;
 use crate::validation::decide::{AskedEnvironment, Outcome, Request};
 use crate::validation::proof::Credential;
 use crate::validation::snapshot::{ServiceEntry, Subject};
 use crate::validation::{Answer, Asked};
+
+/// A longer name of another issuer's token is not recorded.
+const ID_BYTES_MAX: usize = 128;
 
 /// Which of the two tokens of an exchange it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +43,7 @@ pub(super) enum Party<'a> {
 
 /// What a good token of a configured issuer says.
 pub(super) struct Foreign {
+    id: Option<String>,
     pub(super) issuer: String,
     pub(super) subject: String,
     pub(super) scopes: Vec<Scope>,
@@ -91,6 +98,15 @@ impl Party<'_> {
             Self::Key(_) => None,
             Self::Own(token) => Some(token.expires_at),
             Self::Other(foreign) => Some(foreign.expires_at),
+        }
+    }
+
+    /// Its `jti`.
+    pub(super) fn id(&self) -> Option<&str> {
+        match self {
+            Self::Key(_) => None,
+            Self::Own(token) => Some(token.id.as_str()),
+            Self::Other(foreign) => foreign.id.as_deref(),
         }
     }
 
@@ -174,7 +190,10 @@ impl Oauth {
                         role.name()
                     )));
                 };
+                let id = vouched.claims.get("jti").and_then(Value::as_str);
+                let id = id.filter(|id| id.len() <= ID_BYTES_MAX && !has_control(id));
                 Ok(Party::Other(Box::new(Foreign {
+                    id: id.map(str::to_owned),
                     scopes: scopes(&vouched.claims),
                     issuer: vouched.issuer,
                     subject: vouched.subject,
@@ -247,7 +266,7 @@ impl Oauth {
     }
 }
 
-impl<'a> Party<'a> {
+impl Party<'_> {
     /// What is judged at the service that a token is asked for; nothing of ours stands behind a token of
     /// another issuer but the key of the client.
     pub(super) fn credential<'b>(

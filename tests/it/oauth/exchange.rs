@@ -5,10 +5,10 @@ use keystead::time::Span;
 
 use super::*;
 use crate::callers::variable;
-use crate::support::both;
 use crate::support::forge::IdentityProvider;
 use crate::support::forge::Signers;
 use crate::support::forge::forged::{A, HEADER, good_claims, issuers, with};
+use crate::support::{Backend, both};
 
 both!(
     what_was_presented_becomes_a_token_for_the_next_service,
@@ -579,15 +579,20 @@ async fn an_exchanged_token_ends_with_all_that_it_was_made_from(home: Home) {
 async fn an_exchange_is_charged_to_both_and_recorded_with_both_sides(home: Home) {
     let few =
         |limit: i64| json!({"rate_limits": [{"name": "few", "limit": limit, "period": "1h"}]});
-    let hop = Hop::with(&home, few(4), few(3)).await;
+    let hop = Hop::with(&home, few(5), few(3)).await;
     let key = hop.customer_key();
-    let swap = async || hop.swap((&key, API_KEY), &[]).await;
+    let subject = hop.at_the_shop().await;
+    let presented = part(&subject, 1)["jti"].clone();
     let mut tokens = Vec::new();
-    for _ in 0..3 {
-        let told = swap().await.expect(200);
-        tokens.push(part(&text(&told, "/access_token"), 1)["jti"].clone());
+    for (subject, from) in [
+        ((&*subject, JWT), Some(&presented)),
+        ((&*key, API_KEY), None),
+        ((&*subject, ACCESS_TOKEN), Some(&presented)),
+    ] {
+        let told = hop.swap(subject, &[]).await.expect(200);
+        tokens.push((part(&text(&told, "/access_token"), 1)["jti"].clone(), from));
     }
-    let answer = swap().await;
+    let answer = hop.swap((&subject, JWT), &[]).await;
     assert!(answer.headers.contains_key("retry-after"), "{answer}");
     assert_eq!(answer.expect(429)["error"], "rate_limited", "the client's");
     // The subject has one left.
@@ -599,17 +604,24 @@ async fn an_exchange_is_charged_to_both_and_recorded_with_both_sides(home: Home)
     assert_eq!(answer.expect(429)["error"], "rate_limited", "the subject's");
 
     let query = "SELECT outcome || ' ' || key_id || ' ' || caller || ' ' || coalesce(token_id, '-') \
-                 || ' ' || coalesce(subject, '-') || ' ' || coalesce(actor, '-') AS line \
+                 || ' ' || coalesce(subject, '-') || ' ' || coalesce(actor, '-') \
+                 || ' ' || coalesce(DETAIL -> 'context' ->> 'subject_token', '-') AS line \
                  FROM usage_event WHERE operation = 'exchange'";
+    let detail = match home.backend {
+        Backend::Sqlite => "detail",
+        Backend::Postgres => "detail::json",
+    };
+    let query = query.replace("DETAIL", detail);
     let mut events = Vec::new();
     until(Duration::from_secs(20), "all uses are stored", async || {
-        events = lines(&home, query).await;
+        events = lines(&home, &query).await;
         events.len() == 3
     })
     .await;
-    for token in tokens {
+    for (token, from) in tokens {
+        let context = from.map_or("-".to_owned(), |from| from.as_str().unwrap().to_owned());
         let expected = format!(
-            "valid {} {} {} {} {}",
+            "valid {} {} {} {} {} {context}",
             text(&hop.customer, "/key/id"),
             text(&hop.backend, "/key/id"),
             token.as_str().unwrap(),
