@@ -266,7 +266,7 @@ impl Oauth {
     }
 
     /// Step 4: who acts for the subject, before those who did already. Nobody where a client exchanges what
-    /// is its own.
+    /// is its own; a token that another acts with is not, whoever its subject is.
     fn acting(
         &self,
         place: &Place,
@@ -277,8 +277,8 @@ impl Oauth {
         let client = Actor::new(consumer.id.as_str(), None);
         let acting = actor.map_or(&client, |actor| &actor.identity);
         let before = subject.party.act();
-        if *acting == client && subject.identity == client {
-            return Ok(before.cloned());
+        if *acting == client && subject.identity == client && before.is_none() {
+            return Ok(None);
         }
         let actors = &place.entry.service.settings.exchange.actors;
         let is_actor = place.is_actor()

@@ -707,6 +707,17 @@ async fn only_who_is_let_acts_for_another(home: Home) {
     let answer = hop.send(&eve, &by_key).await;
     assert_eq!(answer.expect(400)["error"], "unauthorized_client");
 
+    // The subject of a token that another acts with does not take its place.
+    let told = hop.swap((&subject, JWT), &[]).await.expect(200);
+    let with_backend = text(&told, "/access_token");
+    let taken = [
+        ("subject_token", &*with_backend),
+        ("subject_token_type", JWT),
+    ];
+    let answer = hop.send(&key, &taken).await;
+    assert_eq!(answer.expect(400)["error"], "unauthorized_client");
+    hop.send(&hop.backend_key(), &taken).await.expect(200);
+
     // may_act limits whom the service lets.
     let may_act = |claim: Value| hop.vouched(json!({"may_act": claim, "scope": "invoice:read"}));
     for (claim, is_let) in [
