@@ -258,6 +258,7 @@ impl App {
             ),
             swapped,
             Revocations::new(db.clone(), audit.clone(), clock.clone()),
+            Arc::clone(&issuers),
             clock.clone(),
             Arc::clone(&metrics),
         );

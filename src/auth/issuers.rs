@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jsonwebtoken::Algorithm;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::claims;
 use super::jwks::{Found, KeysState, Published};
@@ -45,6 +45,8 @@ pub struct Vouched {
     pub tenant: Slug,
     pub rights: Rights,
     pub expires_at: Timestamp,
+    /// All that it says.
+    pub claims: Map<String, Value>,
 }
 
 /// Why a token speaks for nobody.
@@ -110,6 +112,15 @@ impl Issuers {
             tenant: claims::tenant(&verified.claims, &issuer.tenant).ok_or(Refusal::Tenant)?,
             rights: claims::rights(&verified.claims, &issuer.roles),
             expires_at: verified.expires_at,
+            claims: verified.claims,
+        })
+    }
+
+    /// Whether a text is a JWT that says to be of one of them: nothing in it is believed.
+    pub fn claims_to_be_known(&self, token: &str) -> bool {
+        Token::parse(token).is_ok_and(|token| {
+            let issuer = token.issuer();
+            issuer.is_ok_and(|issuer| self.trusted.contains_key(issuer))
         })
     }
 

@@ -35,7 +35,7 @@ use crate::usage::record::Operation;
 use crate::validation::decide::{AskedEnvironment, Outcome, Request};
 use crate::validation::http::{limit_headers, refused, settle_service, used_up};
 use crate::validation::proof::Credential;
-use crate::validation::recorded::{Asking, TokenNamed};
+use crate::validation::recorded::Asking;
 use crate::validation::snapshot::Subject;
 use crate::validation::spend::LimitHeaders;
 use crate::validation::{Answer, Validation};
@@ -153,11 +153,7 @@ async fn judge(
         user_agent: text(header::USER_AGENT),
         context: None,
         began_us,
-        token: presented.token().map(|token| TokenNamed {
-            id: token.id.as_str(),
-            subject: &token.subject,
-            actor: None,
-        }),
+        token: presented.token().map(OwnToken::named),
     };
     if let Client::Forged(refusal) = &presented {
         let reason = refusal.as_str();

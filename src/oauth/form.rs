@@ -2,6 +2,7 @@
 //! out, unknown ones are ignored, and none may be given twice but those that may be.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use super::refusal::Refusal;
 
@@ -46,6 +47,20 @@ impl Form {
         let mut values = self.0.remove(name).unwrap_or_default();
         values.retain(|value| !value.is_empty());
         values
+    }
+
+    /// Takes out who presented something, as far as the caller says.
+    ///
+    /// # Errors
+    /// `invalid_request` for what is no address.
+    pub fn take_ip(&mut self) -> Result<Option<IpAddr>, Refusal> {
+        match self.take("ip").map(|text| text.parse::<IpAddr>()) {
+            None => Ok(None),
+            Some(Ok(ip)) => Ok(Some(ip.to_canonical())),
+            Some(Err(_not_an_address)) => Err(Refusal::invalid_request(
+                "ip must be an IPv4 or IPv6 address",
+            )),
+        }
     }
 
     /// # Errors

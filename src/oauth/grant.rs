@@ -14,9 +14,12 @@ use std::net::IpAddr;
 
 use super::Oauth;
 use super::client::Client;
+use super::delegation::Delegation;
+use super::embedded;
 use super::form::Form;
 use super::mint::{ACCESS_TOKEN, Claims, Life, MintError, Provenance, SignedToken, asked_for};
 use super::refusal::{ErrorCode, Refusal, of_outcome};
+use crate::id::TokenId;
 use crate::scope::{RequiredScope, Scope};
 use crate::services::tokens::is_resource;
 use crate::usage::record::Operation;
@@ -26,7 +29,7 @@ use crate::validation::snapshot::Subject;
 use crate::validation::spend::LimitHeaders;
 
 /// The name of no service.
-const NO_SERVICE: &str = "-";
+pub(super) const NO_SERVICE: &str = "-";
 
 const SCOPES_MAX: usize = 200;
 
@@ -78,9 +81,16 @@ impl Wanted {
             resource,
         })
     }
+
+    /// Each of the scopes that are asked for. Exactly: a token for `a:*` is for all of `a`, so holding some
+    /// of it is not enough.
+    pub(super) fn required(&self) -> Vec<RequiredScope> {
+        let scopes = self.scopes.iter().flatten().cloned();
+        scopes.map(RequiredScope::Exact).collect()
+    }
 }
 
-fn parse_scopes(text: &str) -> Result<Vec<Scope>, Refusal> {
+pub(super) fn parse_scopes(text: &str) -> Result<Vec<Scope>, Refusal> {
     let mut scopes: Vec<Scope> = Vec::new();
     for name in text.split(' ').filter(|name| !name.is_empty()) {
         let scope = Scope::parse(name).map_err(|_shape| {
@@ -103,16 +113,18 @@ pub struct Granted {
     pub expires_in_seconds: i64,
     /// What the token may do, by spaces: always told.
     pub scope: String,
+    /// What kind of token an exchange gave (RFC 8693 §2.2.1).
+    pub issued_token_type: Option<&'static str>,
     /// Where the key's limits stand.
     pub limits: Option<LimitHeaders>,
 }
 
 /// The service a token is for, and the name it was asked for by.
-struct Target {
-    service: String,
-    audience: String,
+pub(super) struct Target {
+    pub(super) service: String,
+    pub(super) audience: String,
     /// Whether tokens for it are ours, and have ids.
-    is_ours: bool,
+    pub(super) is_ours: bool,
 }
 
 impl Oauth {
@@ -147,14 +159,7 @@ impl Oauth {
         };
         let request = Request {
             environment: AskedEnvironment::Any,
-            // Exactly: a token for `a:*` is for all of `a`, so holding some of it is not enough.
-            required_scopes: wanted
-                .scopes
-                .iter()
-                .flatten()
-                .cloned()
-                .map(RequiredScope::Exact)
-                .collect(),
+            required_scopes: wanted.required().into(),
             any_scopes: None,
             ip: Some(origin.ip),
             cost: 1,
@@ -207,16 +212,17 @@ impl Oauth {
                 .upstream_token(&subject, &wanted, settings, limits)
                 .await;
         }
-        self.access_token(&subject, &wanted, &target.audience, id.as_str(), limits)
+        self.access_token(&subject, &wanted, &target.audience, &id, limits)
+            .await
     }
 
     /// Steps 5.
-    fn access_token(
+    async fn access_token(
         &self,
         subject: &Subject,
         wanted: &Wanted,
         audience: &str,
-        jti: &str,
+        jti: &TokenId,
         limits: Option<LimitHeaders>,
     ) -> Result<Granted, Refusal> {
         let (Some(service), Some(grant)) = (&subject.service, subject.grant()) else {
@@ -232,6 +238,7 @@ impl Oauth {
             .collect::<Vec<_>>()
             .join(" ");
         let consumer = subject.consumer.id.as_str();
+        let inner = self.inner(subject, wanted.scopes.as_deref()).await?;
         let claims = Claims {
             iss: self.mint.issuer(),
             sub: consumer,
@@ -240,13 +247,27 @@ impl Oauth {
             scope: &scope,
             iat: life.iat,
             exp: life.exp,
-            jti,
+            jti: jti.as_str(),
+            delegation: Delegation::NONE,
             keystead: Provenance::of(subject),
+            embedded: embedded::signed(&self.mint, &inner, consumer, jti, life)?,
             more: asked_for(&settings.claims, subject),
         };
+        let token = self.signed(&claims)?;
+        Ok(Granted {
+            token,
+            expires_in_seconds: life.seconds(),
+            scope,
+            issued_token_type: None,
+            limits,
+        })
+    }
+
+    /// An access token that is given out.
+    pub(super) fn signed(&self, claims: &Claims<'_>) -> Result<SignedToken, Refusal> {
         let token = self
             .mint
-            .sign(ACCESS_TOKEN, &claims)
+            .sign(ACCESS_TOKEN, claims)
             .map_err(|error| match error {
                 MintError::TooLong => {
                     Refusal::invalid_scope("the token would be too long: ask for fewer scopes")
@@ -254,16 +275,11 @@ impl Oauth {
                 MintError::NoKey | MintError::Key(_) => Refusal::unavailable(error),
             })?;
         self.metrics.tokens_issued.inc();
-        Ok(Granted {
-            token,
-            expires_in_seconds: life.seconds(),
-            scope,
-            limits,
-        })
+        Ok(token)
     }
 
     /// Step 3. The inner error is for a key that is good otherwise.
-    async fn target(
+    pub(super) async fn target(
         &self,
         subject: &Subject,
         wanted: &Wanted,

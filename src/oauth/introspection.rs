@@ -1,4 +1,5 @@
-//! Introspection (RFC 7662) of API keys and of our own access tokens, also as a JWT (RFC 9701) and as a
+//! Introspection (RFC 7662) of API keys, of our own access tokens and of JWTs of configured issuers
+//! ([`foreign`](super::foreign)), also as a JWT (RFC 9701) and as a
 //! token for the service that asks.
 //!
 //! 1. the caller is authenticated: a management key that holds `introspect`;
@@ -22,8 +23,10 @@ use utoipa::ToSchema;
 
 use super::Oauth;
 use super::client::Client;
+use super::delegation::Delegation;
+use super::foreign::Foreign;
 use super::form::Form;
-use super::grant::Origin;
+use super::grant::{NO_SERVICE, Origin};
 use super::mint::{Provenance, SignedToken, asked_for};
 use super::own::{Bearer, OwnToken};
 use super::phantom::{Phantom, scope_of};
@@ -31,6 +34,7 @@ use super::refusal::{ErrorCode, Refusal, of_outcome};
 use crate::auth::jwt;
 use crate::keys::secret::UnparsedKey;
 use crate::rights::{Permission, Reach};
+use crate::text::Slug;
 use crate::time::Timestamp;
 use crate::usage::record::Operation;
 use crate::validation::decide::{AskedEnvironment, Outcome, Request};
@@ -39,9 +43,6 @@ use crate::validation::recorded::{Asking, TokenNamed};
 use crate::validation::snapshot::Subject;
 use crate::validation::spend::LimitHeaders;
 use crate::validation::{Asked, AuthFailure};
-
-/// The name of no service.
-const NO_SERVICE: &str = "-";
 
 /// The header `typ` of an answer that is a JWT (RFC 9701 §5).
 pub const INTROSPECTION: &str = "token-introspection+jwt";
@@ -77,19 +78,10 @@ impl Question {
         if audiences.len() > 1 {
             return Err(Refusal::invalid_request("give one audience"));
         }
-        let ip = match form.take("ip").map(|text| text.parse::<IpAddr>()) {
-            None => None,
-            Some(Ok(ip)) => Some(ip.to_canonical()),
-            Some(Err(_not_an_address)) => {
-                return Err(Refusal::invalid_request(
-                    "ip must be an IPv4 or IPv6 address",
-                ));
-            }
-        };
         Ok(Self {
             token,
             audience: audiences.pop(),
-            ip,
+            ip: form.take_ip()?,
         })
     }
 }
@@ -139,6 +131,8 @@ pub struct Active<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     jti: Option<&'a str>,
+    #[serde(flatten)]
+    delegation: &'a Delegation,
     #[schema(value_type = BTreeMap<String, String>)]
     keystead: Provenance<'a>,
     /// What the service asks for in `tokens.claims`.
@@ -182,7 +176,7 @@ pub enum Told {
 #[derive(Debug)]
 pub struct Asker<'a> {
     client: &'a Client,
-    subject: Subject,
+    pub(super) subject: Subject,
     /// Where its own limits stand.
     pub limits: Option<LimitHeaders>,
 }
@@ -259,7 +253,17 @@ impl Oauth {
         let (presented, forged) = match self.own.read(text, self.clock.now()) {
             Bearer::Own(token) => (Presented::Own(token), None),
             Bearer::Forged(refusal) => (Presented::Nonsense, Some(refusal)),
-            Bearer::NotOurs => (Presented::Key(text), None),
+            Bearer::NotOurs => match self.foreign(text).await? {
+                None => (Presented::Key(text), None),
+                Some(Foreign::Forged(refusal)) => (Presented::Nonsense, Some(refusal)),
+                Some(Foreign::Vouched(vouched)) => {
+                    let service = self.named_service(asker, question).await?;
+                    let service = service.or_else(|| only_service(asker));
+                    let service = service.as_ref().map(Slug::as_str);
+                    let told = self.tell_foreign(asker, &vouched, service, written).await?;
+                    return Ok((told, None));
+                }
+            },
         };
         let service = self.asked_service(asker, question, &presented).await?;
         let credential = match &presented {
@@ -289,15 +293,23 @@ impl Oauth {
             .filter(|_| answer.decision.outcome == Outcome::Valid);
         let phantom = match active {
             Some(subject) if wants_token(subject, written) => {
-                self.phantoms.of(subject, own, now)?
+                let inner = match own {
+                    // Whoever exchanged it may exchange it again.
+                    Some(token) if !token.is_its_clients() => Vec::new(),
+                    Some(token) => self.inner(subject, Some(&token.scopes)).await?,
+                    None => self.inner(subject, None).await?,
+                };
+                self.phantoms.of(subject, own, inner, now)?
             }
             Some(_) | None => None,
         };
         let named = match (own, &phantom, active) {
-            (Some(token), _, _) => Some((&token.id, &*token.subject)),
-            (None, Some(phantom), Some(subject)) => {
-                Some((&phantom.id, subject.consumer.id.as_str()))
-            }
+            (Some(token), _, _) => Some(token.named()),
+            (None, Some(phantom), Some(subject)) => Some(TokenNamed {
+                id: phantom.id.as_str(),
+                subject: subject.consumer.id.as_str(),
+                actor: None,
+            }),
             (None, _, _) => None,
         };
         let asking = Asking {
@@ -309,11 +321,7 @@ impl Oauth {
             user_agent: origin.user_agent,
             context: None,
             began_us: origin.began_us,
-            token: named.map(|(id, subject)| TokenNamed {
-                id: id.as_str(),
-                subject,
-                actor: None,
-            }),
+            token: named,
         };
         self.validation
             .note((tenant, &service), &request, &answer, &asking, now);
@@ -329,31 +337,18 @@ impl Oauth {
         presented: &Presented<'_>,
     ) -> Result<String, Refusal> {
         let (tenant, rights) = (&asker.subject.tenant.id, asker.subject.rights());
-        let named = match &question.audience {
-            None => None,
-            Some(reference) => {
-                let entry = self.validation.service(tenant, reference).await?;
-                let slug = entry
-                    .filter(|entry| !entry.service.is_built_in())
-                    .map(|entry| entry.service.slug.clone())
-                    .filter(|slug| rights.allows(Permission::Introspect, Some(slug)));
-                Some(slug.ok_or_else(|| {
-                    Refusal::invalid_target(
-                        "there is no such service, or none that you may introspect for",
-                    )
-                })?)
-            }
-        };
+        let named = self.named_service(asker, question).await?;
         let key = match presented {
+            // Its own, or one that it may be shared with: that is judged with it.
             Presented::Own(token) => {
-                let is_meant = named.is_none_or(|named| named == token.service)
-                    && rights.allows(Permission::Introspect, Some(&token.service));
-                let service = if is_meant {
-                    token.service.as_str()
-                } else {
-                    NO_SERVICE
-                };
-                return Ok(service.to_owned());
+                let its_own = Some(&token.service);
+                let service = named
+                    .or_else(|| {
+                        let may_ask = rights.allows(Permission::Introspect, its_own);
+                        its_own.filter(|_| may_ask).cloned()
+                    })
+                    .or_else(|| only_service(asker));
+                return Ok(service.map_or_else(|| NO_SERVICE.to_owned(), |slug| slug.to_string()));
             }
             Presented::Nonsense => return Ok(NO_SERVICE.to_owned()),
             Presented::Key(key) => key,
@@ -361,9 +356,7 @@ impl Oauth {
         if let Some(named) = named {
             return Ok(named.to_string());
         }
-        if let Reach::Only(services) = rights.services_for(Permission::Introspect)
-            && let [one] = &*services
-        {
+        if let Some(one) = only_service(asker) {
             return Ok(one.to_string());
         }
         // One that may ask for several: the key tells which of them it is for.
@@ -392,6 +385,56 @@ impl Oauth {
         Ok(found.unwrap_or_else(|| NO_SERVICE.to_owned()))
     }
 
+    /// The service that the caller names.
+    async fn named_service(
+        &self,
+        asker: &Asker<'_>,
+        question: &Question,
+    ) -> Result<Option<Slug>, Refusal> {
+        let Some(reference) = &question.audience else {
+            return Ok(None);
+        };
+        let (tenant, rights) = (&asker.subject.tenant.id, asker.subject.rights());
+        let entry = self.validation.service(tenant, reference).await?;
+        let slug = entry
+            .filter(|entry| !entry.service.is_built_in())
+            .map(|entry| entry.service.slug.clone())
+            .filter(|slug| rights.allows(Permission::Introspect, Some(slug)));
+        slug.map(Some).ok_or_else(|| {
+            Refusal::invalid_target("there is no such service, or none that you may introspect for")
+        })
+    }
+
+    /// What is active, for which there is no token to stand in for the answer.
+    pub(super) fn tell<T: Serialize>(
+        &self,
+        asker: &Asker<'_>,
+        told: &T,
+        written: Written,
+        now: Timestamp,
+    ) -> Result<Told, Refusal> {
+        match written {
+            Written::IntrospectionJwt => {
+                let aud = asker.client.name(&asker.subject);
+                Ok(Told::IntrospectionJwt(self.sign_told(aud, told, now)?))
+            }
+            Written::Json | Written::Phantom => {
+                let told = serde_json::to_string(told).map_err(Refusal::unavailable)?;
+                Ok(Told::Json(told))
+            }
+        }
+    }
+
+    /// That it is not active, and nothing else.
+    pub(super) fn tell_inactive(
+        &self,
+        asker: &Asker<'_>,
+        written: Written,
+        now: Timestamp,
+    ) -> Result<Told, Refusal> {
+        self.tell(asker, &INACTIVE, written, now)
+    }
+
     /// Step 4.
     fn written(
         &self,
@@ -402,30 +445,19 @@ impl Oauth {
         written: Written,
         now: Timestamp,
     ) -> Result<Told, Refusal> {
-        let defect = |error: serde_json::Error| Refusal::unavailable(error);
         let scope = active.map(scope_of).unwrap_or_default();
         let told = active.map(|subject| self.told(subject, own, &scope));
         match (written, told, phantom) {
-            (Written::IntrospectionJwt, told, _) => {
-                let aud = asker.client.name(&asker.subject);
-                let signed = match told {
-                    Some(told) => self.sign_told(aud, told, now),
-                    None => self.sign_told(aud, INACTIVE, now),
-                };
-                Ok(Told::IntrospectionJwt(signed?))
-            }
             (Written::Phantom, Some(_), Some(phantom)) => Ok(Told::Phantom(phantom.token.clone())),
             // A token cannot say that there is none.
-            (Written::Phantom, _, _) | (Written::Json, None, _) => {
-                let told = serde_json::to_string(&INACTIVE).map_err(defect)?;
-                Ok(Told::Json(told))
-            }
+            (Written::Phantom, _, _) | (_, None, _) => self.tell_inactive(asker, written, now),
+            (Written::IntrospectionJwt, Some(told), _) => self.tell(asker, &told, written, now),
             (Written::Json, Some(told), phantom) => {
                 let told = Active {
                     jwt: phantom.map(|phantom| phantom.token.expose_secret()),
                     ..told
                 };
-                Ok(Told::Json(serde_json::to_string(&told).map_err(defect)?))
+                self.tell(asker, &told, written, now)
             }
         }
     }
@@ -442,7 +474,7 @@ impl Oauth {
         Active {
             active: true,
             scope,
-            client_id: consumer,
+            client_id: own.map_or(consumer, |token| token.client.as_str()),
             token_type: if own.is_some() { "Bearer" } else { "api_key" },
             exp: seconds(own.map_or_else(|| subject.end(), |token| Some(token.expires_at))),
             iat: seconds(own.map(|token| token.issued_at)),
@@ -454,7 +486,8 @@ impl Oauth {
             ),
             iss: self.mint.issuer(),
             jti: own.map(|token| token.id.as_str()),
-            keystead: Provenance::of(subject),
+            delegation: own.map_or(Delegation::NONE, |token| &token.delegation),
+            keystead: Provenance::of(subject).by(own.and_then(OwnToken::by)),
             more: service.map_or_else(Map::new, |entry| {
                 asked_for(&entry.service.settings.tokens.claims, subject)
             }),
@@ -477,6 +510,17 @@ impl Oauth {
         self.mint
             .sign(INTROSPECTION, &claims)
             .map_err(Refusal::unavailable)
+    }
+}
+
+/// The only service that the caller may introspect for.
+fn only_service(asker: &Asker<'_>) -> Option<Slug> {
+    match asker.subject.rights().services_for(Permission::Introspect) {
+        Reach::Only(services) => match &*services {
+            [one] => Some(one.clone()),
+            _ => None,
+        },
+        Reach::All => None,
     }
 }
 

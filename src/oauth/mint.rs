@@ -5,19 +5,22 @@
 //! claims stand those that the service asks for, and one object, `keystead`, that names the key and the
 //! secret the token was made from: it dies with either.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::delegation::Delegation;
 use super::keyring::KeyError;
 use super::{Issuer, Keyring};
 use crate::auth::jwt::TOKEN_BYTES_MAX;
 use crate::clock::Clock;
 use crate::entropy::Entropy;
-use crate::id::TokenId;
+use crate::id::{KeyId, SecretId, TokenId};
 use crate::json;
 use crate::services::tokens::{ClaimSource, TokenClaims};
+use crate::text::Slug;
 use crate::time::{Span, Timestamp};
 use crate::validation::snapshot::Subject;
 
@@ -38,10 +41,30 @@ pub struct Claims<'a> {
     pub iat: i64,
     pub exp: i64,
     pub jti: &'a str,
+    #[serde(flatten)]
+    pub delegation: &'a Delegation,
     pub keystead: Provenance<'a>,
+    /// Tokens for other services, by their slugs.
+    #[serde(skip_serializing_if = "Inner::is_empty")]
+    pub embedded: Inner,
     /// What the service asks for. None of them is one of the above.
     #[serde(flatten)]
     pub more: Map<String, Value>,
+}
+
+/// Tokens within a token, by the slugs of their services.
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(transparent)]
+pub struct Inner(BTreeMap<String, SignedToken>);
+
+impl Inner {
+    pub(super) fn insert(&mut self, service: &Slug, token: SignedToken) {
+        self.0.insert(service.to_string(), token);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
 }
 
 /// What a token was made from.
@@ -53,6 +76,11 @@ pub struct Provenance<'a> {
     pub service: &'a str,
     pub key_id: &'a str,
     pub secret_id: &'a str,
+    /// The key of the client that it was exchanged for, if that is another: it dies with that too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_key_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_secret_id: Option<&'a str>,
 }
 
 impl<'a> Provenance<'a> {
@@ -64,6 +92,18 @@ impl<'a> Provenance<'a> {
             environment: subject.key.environment.as_str(),
             key_id: subject.key.key_id.as_str(),
             secret_id: subject.key.secret.id.as_str(),
+            client_key_id: None,
+            client_secret_id: None,
+        }
+    }
+
+    /// The same, exchanged for the client with this key and secret.
+    #[must_use]
+    pub fn by(self, client: Option<(&'a KeyId, &'a SecretId)>) -> Self {
+        Self {
+            client_key_id: client.map(|(key, _)| key.as_str()),
+            client_secret_id: client.map(|(_, secret)| secret.as_str()),
+            ..self
         }
     }
 }
@@ -91,7 +131,8 @@ impl Life {
 }
 
 /// A signed token: known to whom it was given. No useful `Debug`.
-#[derive(Clone)]
+#[derive(Clone, Serialize)]
+#[serde(transparent)]
 pub struct SignedToken(String);
 
 impl SignedToken {

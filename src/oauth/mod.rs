@@ -5,6 +5,10 @@
 //! docs/architecture.md, "The path of a token", for the whole way.
 
 pub mod client;
+pub mod delegation;
+mod embedded;
+mod exchange;
+mod foreign;
 pub mod form;
 pub mod grant;
 pub mod http;
@@ -30,6 +34,7 @@ use self::phantom::Phantoms;
 pub use self::refusal::Refusal;
 pub use self::revocation::Revocations;
 pub use self::upstream::Upstreams;
+use crate::auth::Issuers;
 use crate::clock::Clock;
 use crate::config::PublicUrl;
 use crate::metrics::Metrics;
@@ -89,17 +94,21 @@ pub struct Oauth {
     own: Arc<OwnTokens>,
     phantoms: Arc<Phantoms>,
     revocations: Revocations,
+    /// Those of others whose tokens are believed.
+    issuers: Arc<Issuers>,
     clock: Clock,
     metrics: Arc<Metrics>,
 }
 
 impl Oauth {
+    #[expect(clippy::too_many_arguments, reason = "each is a part of its own")]
     pub fn new(
         validation: Validation,
         keyring: Keyring,
         mint: Mint,
         upstreams: Upstreams,
         revocations: Revocations,
+        issuers: Arc<Issuers>,
         clock: Clock,
         metrics: Arc<Metrics>,
     ) -> Self {
@@ -113,6 +122,7 @@ impl Oauth {
             issuer,
             upstreams,
             revocations,
+            issuers,
             clock,
             metrics,
         }

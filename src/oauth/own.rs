@@ -14,6 +14,7 @@ use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 use quick_cache::sync::Cache;
 use serde_json::{Map, Value};
 
+use super::delegation::Delegation;
 use super::mint::ACCESS_TOKEN;
 use super::{Issuer, Keyring};
 use crate::auth::jwt::{Refusal, Token, Verified};
@@ -23,6 +24,7 @@ use crate::services::tokens::TOKEN_TTL_MAX;
 use crate::text::Slug;
 use crate::time::Timestamp;
 use crate::validation::proof::{Credential, Proof};
+use crate::validation::recorded::TokenNamed;
 
 /// Of so many tokens it is remembered that their signature is good.
 const VERIFIED_MAX: usize = 20_000;
@@ -39,6 +41,9 @@ pub struct OwnToken {
     pub scopes: Box<[Scope]>,
     pub key: KeyId,
     pub secret: SecretId,
+    /// The key and the secret of the client that it was exchanged for, if that is another.
+    by: Option<(KeyId, SecretId)>,
+    pub delegation: Delegation,
     pub issued_at: Timestamp,
     pub expires_at: Timestamp,
     kid: Box<str>,
@@ -64,6 +69,18 @@ impl OwnToken {
             .collect::<Option<_>>()?,
             key: KeyId::parse(text(made_from, "key_id")?)?,
             secret: SecretId::parse(text(made_from, "secret_id")?)?,
+            by: match (
+                made_from.get("client_key_id"),
+                made_from.get("client_secret_id"),
+            ) {
+                (None, None) => None,
+                (Some(key), Some(secret)) => Some((
+                    KeyId::parse(key.as_str()?)?,
+                    SecretId::parse(secret.as_str()?)?,
+                )),
+                (Some(_), None) | (None, Some(_)) => return None,
+            },
+            delegation: Delegation::read(claims)?,
             issued_at: Timestamp::from_millis(claims.get("iat")?.as_i64()?.checked_mul(1000)?),
             expires_at: verified.expires_at,
             kid: kid.into(),
@@ -72,14 +89,48 @@ impl OwnToken {
 
     /// What it proves.
     pub fn proof(&self) -> Credential<'_> {
+        Credential::Proof(self.as_proof())
+    }
+
+    /// What it proves where it is exchanged for a token of `service`, which was found to take it.
+    pub(super) fn proof_for<'a>(&'a self, service: &'a Slug) -> Credential<'a> {
         Credential::Proof(Proof {
+            service,
+            audience: service.as_str(),
+            ..self.as_proof()
+        })
+    }
+
+    fn as_proof(&self) -> Proof<'_> {
+        Proof {
             key: &self.key,
             secret: &self.secret,
             token: &self.id,
+            client: self.by(),
+            service: &self.service,
             audience: &self.audience,
             scopes: &self.scopes,
             expires_at: self.expires_at,
-        })
+        }
+    }
+
+    /// The key and the secret of the client that it was exchanged for, if that is another.
+    pub(super) fn by(&self) -> Option<(&KeyId, &SecretId)> {
+        self.by.as_ref().map(|(key, secret)| (key, secret))
+    }
+
+    /// Whether its client got it for itself, by its key and for nobody else.
+    pub(super) fn is_its_clients(&self) -> bool {
+        self.by.is_none() && self.delegation == *Delegation::NONE
+    }
+
+    /// How a use of it names it.
+    pub fn named(&self) -> TokenNamed<'_> {
+        TokenNamed {
+            id: self.id.as_str(),
+            subject: &self.subject,
+            actor: self.delegation.actor(),
+        }
     }
 }
 

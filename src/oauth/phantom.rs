@@ -10,6 +10,8 @@ use std::sync::Arc;
 
 use quick_cache::sync::Cache;
 
+use super::delegation::Delegation;
+use super::embedded;
 use super::mint::{
     ACCESS_TOKEN, Claims, Life, Mint, MintError, Provenance, SignedToken, asked_for,
 };
@@ -29,21 +31,35 @@ pub(super) struct Phantom {
     pub(super) token: SignedToken,
     life: Life,
     made_from: Subject,
+    /// The same key at the services whose tokens are embedded.
+    inner: Vec<Subject>,
 }
 
 impl Phantom {
-    fn is_good(&self, subject: &Subject, now: Timestamp) -> bool {
-        let of = &self.made_from;
-        let is_same = Arc::ptr_eq(&of.key, &subject.key)
-            && Arc::ptr_eq(&of.consumer, &subject.consumer)
-            && Arc::ptr_eq(&of.tenant, &subject.tenant)
-            && match (&of.service, &subject.service) {
-                (Some(one), Some(other)) => Arc::ptr_eq(one, other),
-                (_, _) => false,
-            };
+    fn is_good(&self, subject: &Subject, inner: &[Subject], now: Timestamp) -> bool {
+        // Of a token that was exchanged the key of the client narrows it too.
+        let is_same = is_same(&self.made_from, subject)
+            && self.made_from.narrowed == subject.narrowed
+            && self.inner.len() == inner.len()
+            && self
+                .inner
+                .iter()
+                .zip(inner)
+                .all(|(one, other)| is_same(one, other));
         let left = self.life.exp - now.unix_seconds();
         is_same && now.unix_seconds() >= self.life.iat && left * 2 > self.life.seconds()
     }
+}
+
+/// Whether both are the very same reading.
+fn is_same(one: &Subject, other: &Subject) -> bool {
+    Arc::ptr_eq(&one.key, &other.key)
+        && Arc::ptr_eq(&one.consumer, &other.consumer)
+        && Arc::ptr_eq(&one.tenant, &other.tenant)
+        && match (&one.service, &other.service) {
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+            (_, _) => false,
+        }
 }
 
 /// Makes phantom tokens, or gives one out again.
@@ -61,7 +77,7 @@ impl Phantoms {
     }
 
     /// `None` for what has not one whole second left, or is for no service. `of` is the token that was
-    /// asked about, if it was one.
+    /// asked about, if it was one, and `inner` the key at the services whose tokens are embedded.
     ///
     /// # Errors
     /// [`Refusal`] when nothing can be signed.
@@ -69,6 +85,7 @@ impl Phantoms {
         &self,
         subject: &Subject,
         of: Option<&OwnToken>,
+        inner: Vec<Subject>,
         now: Timestamp,
     ) -> Result<Option<Arc<Phantom>>, Refusal> {
         let Some(service) = &subject.service else {
@@ -80,7 +97,7 @@ impl Phantoms {
             of.map(|token| token.id.clone()),
         );
         if let Some(made) = self.made.get(&name)
-            && made.is_good(subject, now)
+            && made.is_good(subject, &inner, now)
         {
             return Ok(Some(made));
         }
@@ -98,13 +115,18 @@ impl Phantoms {
         let claims = Claims {
             iss: self.mint.issuer(),
             sub: of.map_or(consumer, |token| &token.subject),
-            aud: of.map_or(service.service.slug.as_str(), |token| &token.audience),
-            client_id: consumer,
+            // One that is shared was made for another service.
+            aud: of
+                .filter(|token| token.service == service.service.slug)
+                .map_or(service.service.slug.as_str(), |token| &token.audience),
+            client_id: of.map_or(consumer, |token| token.client.as_str()),
             scope: &scope,
             iat: life.iat,
             exp: life.exp,
             jti: id.as_str(),
-            keystead: Provenance::of(subject),
+            delegation: of.map_or(Delegation::NONE, |token| &token.delegation),
+            keystead: Provenance::of(subject).by(of.and_then(OwnToken::by)),
+            embedded: embedded::signed(&self.mint, &inner, consumer, &id, life)?,
             more: asked_for(&settings.claims, subject),
         };
         let token = match self.mint.sign(ACCESS_TOKEN, &claims) {
@@ -123,6 +145,7 @@ impl Phantoms {
             token,
             life,
             made_from: subject.clone(),
+            inner,
         });
         self.made.insert(name, Arc::clone(&phantom));
         Ok(Some(phantom))

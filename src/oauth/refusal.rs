@@ -1,6 +1,7 @@
 //! What the OAuth endpoints refuse with: the error codes of RFC 6749 §5.2 and RFC 8693 §2.2.2, and a
 //! few of our own where those have none.
 
+use crate::auth::jwt;
 use crate::db;
 use crate::validation::Failure;
 use crate::validation::decide::Outcome;
@@ -73,6 +74,8 @@ pub struct Refusal {
     pub limits: Option<LimitHeaders>,
     /// For the log alone.
     pub cause: Option<anyhow::Error>,
+    /// What is wrong with a token that was presented and is none: for the log and the metrics alone.
+    pub forged: Option<jwt::Refusal>,
 }
 
 impl Refusal {
@@ -94,6 +97,7 @@ impl Refusal {
             },
             limits: None,
             cause: None,
+            forged: None,
         }
     }
 
@@ -115,6 +119,14 @@ impl Refusal {
 
     pub fn invalid_scope(description: &str) -> Self {
         Self::new(ErrorCode::InvalidScope, description)
+    }
+
+    /// A token of somebody who did not sign it, or of a kind that is not taken here.
+    pub fn forged(description: &str, refusal: jwt::Refusal) -> Self {
+        Self {
+            forged: Some(refusal),
+            ..Self::invalid_request(description)
+        }
     }
 
     /// We failed, and it may be asked again.

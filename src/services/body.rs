@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::Service;
+use super::exchange::{ExchangePatch, ExchangeSettings};
 use super::settings::{KeyPolicy, KeyPolicyPatch, OnOutage, UsagePatch, UsageSettings};
 use super::tokens::{TokenPatch, TokenSettings};
 use super::upstream::{UpstreamPatch, UpstreamSettings};
@@ -50,6 +51,7 @@ pub struct CreateService {
     pub on_outage: OnOutage,
     pub usage: Option<UsagePatch>,
     pub tokens: Option<TokenPatch>,
+    pub exchange: Option<ExchangePatch>,
     /// Whose tokens keys are swapped for; ours, unless given.
     pub upstream: Option<UpstreamPatch>,
     #[serde(default)]
@@ -84,6 +86,7 @@ pub struct ReplaceService {
     pub on_outage: OnOutage,
     pub usage: Option<UsagePatch>,
     pub tokens: Option<TokenPatch>,
+    pub exchange: Option<ExchangePatch>,
     /// Whose tokens keys are swapped for; ours, unless given.
     pub upstream: Option<UpstreamPatch>,
     #[serde(default)]
@@ -106,6 +109,7 @@ impl ReplaceService {
             on_outage: self.on_outage,
             usage: self.usage,
             tokens: self.tokens,
+            exchange: self.exchange,
             upstream: self.upstream,
             metadata: self.metadata,
             reason: self.reason,
@@ -146,6 +150,9 @@ pub struct UpdateService {
     #[schema(value_type = Option<TokenPatch>)]
     pub tokens: Option<Option<TokenPatch>>,
     #[serde(default, deserialize_with = "double_option")]
+    #[schema(value_type = Option<ExchangePatch>)]
+    pub exchange: Option<Option<ExchangePatch>>,
+    #[serde(default, deserialize_with = "double_option")]
     #[schema(value_type = Option<UpstreamPatch>)]
     pub upstream: Option<Option<UpstreamPatch>>,
     #[serde(default, deserialize_with = "double_option")]
@@ -180,8 +187,9 @@ pub struct UpdateService {
     "usage": {"events": "all"},
     "tokens": {
         "ttl": "5m", "claims": {"plan": "consumer.metadata.plan"}, "resources": [],
-        "introspection_jwt_member": false, "accepts": ["key"]
+        "introspection_jwt_member": false, "accepts": ["key"], "embed": {}
     },
+    "exchange": {"domain": null, "from": ["shop"], "actors": ["shop-backend"]},
     "upstream": null,
     "metadata": {},
     "status": "active",
@@ -204,6 +212,7 @@ pub struct ServiceBody {
     pub on_outage: OnOutage,
     pub usage: UsageSettings,
     pub tokens: TokenSettings,
+    pub exchange: ExchangeSettings,
     #[schema(required = true)]
     pub upstream: Option<UpstreamSettings>,
     pub metadata: Metadata,
@@ -229,6 +238,7 @@ impl ServiceBody {
             on_outage: settings.on_outage,
             usage: settings.usage,
             tokens: settings.tokens.clone(),
+            exchange: settings.exchange.clone(),
             upstream: settings.upstream.clone(),
             metadata: service.metadata.clone(),
             status: service.status(),

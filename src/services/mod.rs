@@ -1,6 +1,7 @@
 //! Services: the APIs that are protected. A service's slug is the audience of its keys.
 
 pub mod body;
+pub mod exchange;
 pub mod http;
 pub mod service;
 pub mod settings;
@@ -20,6 +21,7 @@ use crate::rights;
 use crate::text::{Description, Name, Slug};
 use crate::time::Timestamp;
 
+pub use exchange::ExchangeSettings;
 pub use service::Services;
 pub use settings::{KeyPolicy, OnOutage, ServiceSettings};
 pub use tokens::TokenSettings;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::body::{CreateService, ReplaceService, ServiceBody, UpdateService};
+use super::exchange::{ExchangePatch, ExchangeSettings};
 use super::settings::{KeyPolicy, KeyPolicyPatch, UsagePatch, UsageSettings};
 use super::tokens::{TokenPatch, TokenSettings};
 use super::upstream::UpstreamPatch;
@@ -158,6 +159,7 @@ impl Services {
                 check_version(before.version, expected)?;
                 let mut after = before.clone();
                 set(&mut after, input.create(before.slug.clone()))?;
+                check_domain(&rights, &before, &after)?;
                 let service = commit(change, "service.update", before, after).await?;
                 Ok((service, false))
             })
@@ -182,6 +184,7 @@ impl Services {
                 check_version(before.version, expected)?;
                 let mut after = before.clone();
                 patched(&mut after, patch)?;
+                check_domain(&rights, &before, &after)?;
                 commit(change, "service.update", before, after).await
             })
             .await
@@ -337,6 +340,7 @@ fn set(service: &mut Service, input: CreateService) -> Result<()> {
         on_outage,
         usage,
         tokens,
+        exchange,
         upstream,
         metadata,
         reason: _,
@@ -351,6 +355,7 @@ fn set(service: &mut Service, input: CreateService) -> Result<()> {
         on_outage,
         usage: kept(UsageSettings::default(), usage),
         tokens: token_settings(TokenSettings::default(), tokens)?,
+        exchange: exchange_settings(ExchangeSettings::default(), exchange),
         upstream: upstream.map(|patch| patch.apply(None)).transpose()?,
     };
     service.metadata = metadata;
@@ -369,6 +374,7 @@ fn patched(service: &mut Service, patch: UpdateService) -> Result<()> {
         on_outage,
         usage,
         tokens,
+        exchange,
         upstream,
         metadata,
         reason: _,
@@ -405,6 +411,13 @@ fn patched(service: &mut Service, patch: UpdateService) -> Result<()> {
         Some(None) => settings.tokens = TokenSettings::default(),
         Some(patch) => settings.tokens = token_settings(settings.tokens.clone(), patch)?,
     }
+    match exchange {
+        None => {}
+        Some(None) => settings.exchange = ExchangeSettings::default(),
+        Some(patch) => {
+            settings.exchange = exchange_settings(settings.exchange.clone(), patch);
+        }
+    }
     match upstream {
         None => {}
         Some(None) => settings.upstream = None,
@@ -422,6 +435,24 @@ fn token_settings(mut settings: TokenSettings, patch: Option<TokenPatch>) -> Res
     patch.unwrap_or_default().apply(&mut settings);
     settings.check()?;
     Ok(settings)
+}
+
+fn exchange_settings(
+    mut settings: ExchangeSettings,
+    patch: Option<ExchangePatch>,
+) -> ExchangeSettings {
+    patch.unwrap_or_default().apply(&mut settings);
+    settings
+}
+
+/// Who puts a service into a security domain decides what is taken by the others in it too. To take one
+/// out opens nothing.
+fn check_domain(rights: &Rights, before: &Service, after: &Service) -> Result<()> {
+    let (before, after) = (&before.settings.exchange, &after.settings.exchange);
+    if after.domain.is_none() || after.domain == before.domain {
+        return Ok(());
+    }
+    rights.require(Permission::ServicesWrite, None)
 }
 
 fn policy(mut policy: KeyPolicy, patch: KeyPolicyPatch) -> Result<KeyPolicy> {

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Deserializer, Serialize, de};
 use utoipa::ToSchema;
 
+use super::exchange::ExchangeSettings;
 use super::tokens::TokenSettings;
 use super::upstream::UpstreamSettings;
 use crate::error::{Error, Result};
@@ -41,6 +42,7 @@ pub struct ServiceSettings {
     pub on_outage: OnOutage,
     pub usage: UsageSettings,
     pub tokens: TokenSettings,
+    pub exchange: ExchangeSettings,
     /// Where keys are swapped for the tokens of another authorization server.
     pub upstream: Option<UpstreamSettings>,
 }

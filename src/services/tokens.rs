@@ -8,7 +8,8 @@ use utoipa::ToSchema;
 
 use crate::error::{Error, Result};
 use crate::patch::double_option;
-use crate::text::has_control;
+use crate::scope::Scope;
+use crate::text::{Slug, has_control};
 use crate::time::Span;
 
 /// The life of a token where its service says nothing.
@@ -20,6 +21,10 @@ pub const TOKEN_TTL_MAX: Span = Span::minutes(15);
 const TOKEN_TTL_MIN: Span = Span::seconds(10);
 
 const CLAIMS_MAX: usize = 20;
+
+const EMBEDDED_MAX: usize = 5;
+
+const EMBEDDED_SCOPES_MAX: usize = 20;
 
 const RESOURCES_MAX: usize = 20;
 
@@ -79,6 +84,8 @@ pub struct TokenSettings {
     pub introspection_jwt_member: bool,
     #[schema(required = true)]
     pub accepts: Accepted,
+    #[schema(required = true)]
+    pub embed: Embedded,
 }
 
 impl Default for TokenSettings {
@@ -89,6 +96,7 @@ impl Default for TokenSettings {
             resources: Resources::default(),
             introspection_jwt_member: false,
             accepts: Accepted::default(),
+            embed: Embedded::default(),
         }
     }
 }
@@ -112,7 +120,8 @@ impl TokenSettings {
     "claims": {"plan": "consumer.metadata.plan"},
     "resources": ["https://billing.example.com/"],
     "introspection_jwt_member": false,
-    "accepts": ["key", "jwt"]
+    "accepts": ["key", "jwt"],
+    "embed": {"shipping": ["parcel:track"]}
 }))]
 pub struct TokenPatch {
     /// 10 s to 15 min; 5 min, unless given.
@@ -135,6 +144,10 @@ pub struct TokenPatch {
     #[serde(default, deserialize_with = "double_option")]
     #[schema(value_type = Option<Accepted>)]
     pub accepts: Option<Option<Accepted>>,
+    /// Replaced as a whole; none, unless given.
+    #[serde(default, deserialize_with = "double_option")]
+    #[schema(value_type = Option<Embedded>)]
+    pub embed: Option<Option<Embedded>>,
 }
 
 impl TokenPatch {
@@ -145,6 +158,7 @@ impl TokenPatch {
             resources,
             introspection_jwt_member,
             accepts,
+            embed,
         } = self;
         if let Some(ttl) = ttl {
             settings.ttl = ttl.unwrap_or(TOKEN_TTL_DEFAULT);
@@ -160,6 +174,9 @@ impl TokenPatch {
         }
         if let Some(accepts) = accepts {
             settings.accepts = accepts.unwrap_or_default();
+        }
+        if let Some(embed) = embed {
+            settings.embed = embed.unwrap_or_default();
         }
     }
 }
@@ -331,6 +348,46 @@ impl<'de> Deserialize<'de> for Accepted {
     }
 }
 
+/// Up to 5 other services by their slugs, each with the scopes, up to 20, of the tokens for it that stand
+/// in those of this service, in the claim `embedded`. One is there if the other service takes tokens of
+/// this one in exchange (`exchange`), with what the key holds of these scopes; else it is left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(transparent)]
+#[schema(
+    value_type = BTreeMap<String, Vec<Scope>>,
+    example = json!({"shipping": ["parcel:track"]})
+)]
+pub struct Embedded(BTreeMap<Slug, Vec<Scope>>);
+
+impl Embedded {
+    /// # Errors
+    /// What the map must be.
+    pub fn new(embedded: BTreeMap<Slug, Vec<Scope>>) -> std::result::Result<Self, &'static str> {
+        if embedded.len() > EMBEDDED_MAX {
+            return Err("must have at most 5 services");
+        }
+        let is_list = |scopes: &Vec<Scope>| {
+            (1..=EMBEDDED_SCOPES_MAX).contains(&scopes.len())
+                && scopes.iter().collect::<BTreeSet<_>>().len() == scopes.len()
+        };
+        if !embedded.values().all(is_list) {
+            return Err("must give each service 1 to 20 scopes, each once");
+        }
+        Ok(Self(embedded))
+    }
+
+    /// Each service, and the scopes of the tokens for it.
+    pub fn iter(&self) -> impl Iterator<Item = (&Slug, &[Scope])> {
+        self.0.iter().map(|(slug, scopes)| (slug, &**scopes))
+    }
+}
+
+impl<'de> Deserialize<'de> for Embedded {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        Self::new(BTreeMap::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+}
+
 /// Up to 20 absolute URIs (RFC 8707 §2) by which clients may name the service as `resource`, each
 /// compared as it is written. A token that was asked for by one has it as its audience.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
@@ -399,13 +456,14 @@ mod tests {
             "resources": ["https://a.example/"],
             "introspection_jwt_member": true,
             "accepts": ["jwt", "key"],
+            "embed": {"shipping": ["parcel:track"]},
         }));
         assert!(settings.introspection_jwt_member);
         assert_eq!(json!(settings.accepts), json!(["key", "jwt"]));
         assert_eq!(settings.ttl, Span::minutes(1));
         let nulls = json!({
             "ttl": null, "claims": null, "resources": null,
-            "introspection_jwt_member": null, "accepts": null,
+            "introspection_jwt_member": null, "accepts": null, "embed": null,
         });
         from_value::<TokenPatch>(nulls)
             .unwrap()
@@ -428,6 +486,26 @@ mod tests {
         let both: Accepted = from_value(json!(["jwt", "key"])).unwrap();
         assert!(both.has(Credential::Key) && both.has(Credential::Jwt));
         assert!(!Accepted::default().has(Credential::Jwt));
+    }
+
+    #[test]
+    fn what_is_embedded_names_services_and_their_scopes() {
+        let scopes = |count: usize| (0..count).map(|n| format!("s{n}")).collect::<Vec<_>>();
+        let services: BTreeMap<_, _> = (0..6).map(|n| (format!("s{n}"), scopes(1))).collect();
+        for bad in [
+            json!({"Shipping": ["a"]}),
+            json!({"shipping": []}),
+            json!({"shipping": ["a", "a"]}),
+            json!({"shipping": ["a b"]}),
+            json!({"shipping": scopes(21)}),
+            json!({"shipping": "a"}),
+            json!(services),
+            json!(["shipping"]),
+        ] {
+            assert!(from_value::<Embedded>(bad.clone()).is_err(), "{bad}");
+        }
+        let good = json!({"a": ["x:*"], "b": scopes(20)});
+        assert_eq!(json!(from_value::<Embedded>(good.clone()).unwrap()), good);
     }
 
     #[test]

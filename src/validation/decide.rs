@@ -169,6 +169,15 @@ pub fn decide(subject: &Subject, request: &Request<'_>, now: Timestamp) -> Decis
     }
 }
 
+/// What is wrong with a key by itself and with its grant on the service asked for, whoever presents it and
+/// whatever for.
+pub fn fault(subject: &Subject, now: Timestamp) -> Option<Outcome> {
+    let request = Request::default();
+    [revoked, disabled, expired, not_yet_valid, service]
+        .into_iter()
+        .find_map(|check: Rule| check(subject, &request, now))
+}
+
 /// Every check with its result, whatever the ones before it said.
 pub fn explain(subject: &Subject, request: &Request<'_>, now: Timestamp) -> Vec<Check> {
     let key = &subject.key;

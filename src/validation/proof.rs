@@ -3,15 +3,19 @@
 //!
 //! What a token was made from is loaded by the id of its secret and judged like a key: it dies with the
 //! key, the secret, the consumer and the tenant, and may never do more than the key does now. Beside it
-//! stands what ends the token alone: its own end, its audience, and that it was revoked.
+//! stands what ends the token alone: its own end, its audience, and that it was revoked. A token that was
+//! exchanged for another client ends with the key of that client too, and does no more than both do.
 
 use std::cmp::min;
+use std::sync::Arc;
 
-use super::decide::{Decision, Outcome, Request};
-use super::snapshot::Subject;
+use super::decide::{self, Decision, Outcome, Request};
+use super::snapshot::{ServiceEntry, Subject};
 use super::{Answer, Asked, Failure, TRIES, Validation, judge};
+use crate::cache::Entry;
 use crate::id::{KeyId, SecretId, TenantId, TokenId};
 use crate::scope::Scope;
+use crate::text::Slug;
 use crate::time::Timestamp;
 
 /// What is presented.
@@ -30,7 +34,11 @@ pub struct Proof<'a> {
     pub key: &'a KeyId,
     pub secret: &'a SecretId,
     pub token: &'a TokenId,
-    /// The slug or a resource of the service that it is for.
+    /// The key and the secret of the client that it was exchanged for, if that is another.
+    pub client: Option<(&'a KeyId, &'a SecretId)>,
+    /// The service that it was made for.
+    pub service: &'a Slug,
+    /// The slug or a resource of that service.
     pub audience: &'a str,
     pub scopes: &'a [Scope],
     pub expires_at: Timestamp,
@@ -69,60 +77,122 @@ impl Validation {
             }
             Credential::Malformed => (Err(Outcome::Malformed), None),
             Credential::Proof(proof) => match self.load_proof(&proof, tenant, asked).await? {
-                Some((subject, revoked)) => (Ok(subject), Some((proof, revoked))),
+                Some(proved) => (Ok(proved.subject.clone()), Some((proof, proved))),
                 None => (Err(Outcome::Unknown), None),
             },
         };
         // Only now: a load may have been waited for.
         let now = self.clock.now();
         let mut answer = judge(loaded, request, now);
-        if let (Some((proof, revoked)), Some(subject)) = (proof, &answer.subject) {
-            let fault = proof.fault(subject, revoked, now);
-            answer.decision = first(answer.decision, fault);
+        if let Some((proof, proved)) = proof {
+            answer.decision = first(answer.decision, proof.fault(&proved, now));
         }
         Ok((answer, now))
     }
 
-    /// `None` if there is no such secret of this key in the tenant, else whether the token was revoked.
+    /// `None` if there is no such secret of this key in the tenant.
     async fn load_proof(
         &self,
         proof: &Proof<'_>,
         tenant: &TenantId,
         asked: Asked<'_>,
-    ) -> Result<Option<(Subject, bool)>, Failure> {
+    ) -> Result<Option<Proved>, Failure> {
         for _ in 0..TRIES {
-            let key = match self.records.key_of_secret(proof.secret).await? {
-                Some(key) if key.tenant_id == *tenant && key.key_id == *proof.key => key,
-                Some(_) | None => return Ok(None),
+            let Some(subject) = self.proved(proof.key, proof.secret, tenant, asked).await? else {
+                return Ok(None);
+            };
+            let client = match proof.client {
+                None => None,
+                Some((key, secret)) => match self.proved(key, secret, tenant, asked).await? {
+                    Some(client) => Some(client),
+                    None => return Ok(None),
+                },
             };
             let token = self.records.token(proof.token).await?;
-            let subject = self.records.join(key, asked.service()).await?;
+            let made_for = match &subject.service {
+                Some(asked) if asked.service.slug == *proof.service => Some(Arc::clone(asked)),
+                Some(_) | None => {
+                    let slug = proof.service.as_str();
+                    self.records.service_of(tenant, slug).await?
+                }
+            };
             // One of them may have changed while another was waited for.
-            if self.records.holds(&subject) && self.records.holds_token(&token) {
-                return Ok(Some((subject.narrowed_to(proof.scopes), token.value)));
+            let all_hold = self.records.holds(&subject)
+                && client.iter().all(|client| self.records.holds(client))
+                && made_for
+                    .iter()
+                    .all(|entry| self.records.holds_service(entry))
+                && self.records.holds_token(&token);
+            if all_hold {
+                let mut subject = subject.narrowed_to(proof.scopes);
+                if let Some(client) = &client {
+                    subject = subject.narrowed_to(client.scopes());
+                }
+                return Ok(Some(Proved {
+                    subject,
+                    client,
+                    is_revoked: token.value,
+                    made_for,
+                }));
             }
         }
         Err(Failure::Busy)
     }
+
+    /// The key, as its secret proves it; `None` if there is no such secret of this key in the tenant.
+    async fn proved(
+        &self,
+        key: &KeyId,
+        secret: &SecretId,
+        tenant: &TenantId,
+        asked: Asked<'_>,
+    ) -> Result<Option<Subject>, Failure> {
+        match self.records.key_of_secret(secret).await? {
+            Some(found) if found.tenant_id == *tenant && found.key_id == *key => {
+                Ok(Some(self.records.join(found, asked.service()).await?))
+            }
+            Some(_) | None => Ok(None),
+        }
+    }
+}
+
+/// What a proof is judged by.
+struct Proved {
+    /// Narrowed to what the token says.
+    subject: Subject,
+    client: Option<Subject>,
+    is_revoked: bool,
+    made_for: Option<Arc<Entry<ServiceEntry>>>,
 }
 
 impl Proof<'_> {
     /// What is wrong with the token itself.
-    fn fault(&self, subject: &Subject, revoked: bool, now: Timestamp) -> Option<Outcome> {
-        let is_for = subject.service.as_ref().is_some_and(|entry| {
-            let service = &entry.service;
-            service.slug.as_str() == self.audience
-                || service.settings.tokens.resources.contains(self.audience)
-        });
-        if revoked {
-            Some(Outcome::Revoked)
-        } else if self.expires_at <= now {
-            Some(Outcome::Expired)
-        } else if is_for {
-            None
-        } else {
-            Some(Outcome::WrongService)
-        }
+    fn fault(&self, proved: &Proved, now: Timestamp) -> Option<Outcome> {
+        let client = proved.client.as_ref();
+        let faults = [
+            proved.is_revoked.then_some(Outcome::Revoked),
+            (self.expires_at <= now).then_some(Outcome::Expired),
+            (!self.is_for(proved)).then_some(Outcome::WrongService),
+            client.and_then(|client| decide::fault(client, now)),
+        ];
+        faults.into_iter().flatten().min()
+    }
+
+    /// Whether it is a token for the service asked for: made for it, or for one that shares its tokens
+    /// with it.
+    fn is_for(&self, proved: &Proved) -> bool {
+        let (Some(asked), Some(made_for)) = (&proved.subject.service, &proved.made_for) else {
+            return false;
+        };
+        let service = &made_for.service;
+        let is_named = service.slug.as_str() == self.audience
+            || service.settings.tokens.resources.contains(self.audience);
+        let is_shared = made_for.is_active
+            && service
+                .settings
+                .exchange
+                .shares_with(&asked.service.settings.exchange);
+        is_named && (service.id == asked.service.id || is_shared)
     }
 }
 

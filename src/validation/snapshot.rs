@@ -260,11 +260,11 @@ impl Subject {
         }
     }
 
-    /// The same with no more on the service asked for than `scopes` and the grant both allow: of either
-    /// what the other satisfies.
+    /// The same with no more on the service asked for than `scopes` and what it had before both allow: of
+    /// either what the other satisfies.
     #[must_use]
     pub fn narrowed_to(mut self, scopes: &[Scope]) -> Self {
-        if let (Some(grant), Some(service)) = (self.grant(), &self.service) {
+        if let (Some(_), Some(service)) = (self.grant(), &self.service) {
             let within = |these: &[Scope], those: &[Scope]| {
                 let satisfied = |scope: &&Scope| {
                     let exactly = RequiredScope::Exact(Scope::clone(scope));
@@ -272,8 +272,9 @@ impl Subject {
                 };
                 these.iter().filter(satisfied).cloned().collect::<Vec<_>>()
             };
-            let mut both = within(scopes, &grant.scopes);
-            for scope in within(&grant.scopes, scopes) {
+            let before = self.scopes();
+            let mut both = within(scopes, before);
+            for scope in within(before, scopes) {
                 if !both.contains(&scope) {
                     both.push(scope);
                 }
@@ -281,6 +282,17 @@ impl Subject {
             self.narrowed = Some(both.into());
         }
         self
+    }
+
+    /// The same key asked for another service, with all that it grants there.
+    #[must_use]
+    pub fn on(&self, service: Arc<Entry<ServiceEntry>>) -> Self {
+        Self {
+            service: Some(service),
+            asks_service: true,
+            narrowed: None,
+            ..self.clone()
+        }
     }
 
     /// Whether what may be done on the service asked for is enough for this scope.

@@ -1,5 +1,5 @@
-"""A client that got its tokens with Authlib. The first argument is JSON: the issuer, and what to ask
-for. Prints what the library made of each answer, as a JSON array."""
+"""A client that got its tokens with Authlib, exchanges, introspects and revokes them. The first argument
+is JSON: the issuer, and what to do. Prints what the library made of each answer, as a JSON array."""
 
 import json
 import os
@@ -42,13 +42,29 @@ for request in asked["requests"]:
         request["id"],
         request["secret"],
         token_endpoint_auth_method=METHODS[request["method"]],
+        revocation_endpoint_auth_method=METHODS[request["method"]],
     ) as session:
-        parameters = dict(request["parameters"])
+        parameters = dict(request.get("parameters", []))
+        what = request.get("what", "token")
+        grant = request.get("grant", "client_credentials")
         try:
-            token = session.fetch_token(
-                server["token_endpoint"], grant_type="client_credentials", **parameters
-            )
-            answers.append(token)
+            if what in ("token", "exchange"):
+                answers.append(
+                    session.fetch_token(
+                        server["token_endpoint"], grant_type=grant, **parameters
+                    )
+                )
+                continue
+            if what == "introspect":
+                told = session.introspect_token(
+                    server["introspection_endpoint"], token=request["token"]
+                )
+            else:
+                told = session.revoke_token(
+                    server["revocation_endpoint"], token=request["token"]
+                )
+            told.raise_for_status()
+            answers.append(told.json())
         except OAuthError as error:
             answers.append({"error": error.error})
 print(json.dumps(answers))

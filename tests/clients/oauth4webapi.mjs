@@ -1,5 +1,5 @@
-// A client that got its tokens with oauth4webapi. The first argument is JSON: the issuer, and what to
-// ask for. Prints what the library made of each answer, as a JSON array.
+// A client that got its tokens with oauth4webapi, exchanges, introspects and revokes them. The first
+// argument is JSON: the issuer, and what to do. Prints what the library made of each answer, as a JSON array.
 import * as oauth from 'oauth4webapi';
 
 const { issuer, requests } = JSON.parse(process.argv[2]);
@@ -16,18 +16,46 @@ const url = new URL(issuer);
 const discovered = await oauth.discoveryRequest(url, { ...http, algorithm: 'oauth2' });
 const server = await oauth.processDiscoveryResponse(url, discovered);
 
+// What each request does, and how the library reads the answer; a token is asked for unless it says.
+const introspect = (options) => [
+    ({ token }, client, method) =>
+        oauth.introspectionRequest(server, client, method, token, { ...http, ...options }),
+    (client, response) => oauth.processIntrospectionResponse(server, client, response),
+];
+const doing = {
+    token: [
+        ({ parameters }, client, method) =>
+            oauth.clientCredentialsGrantRequest(server, client, method, new URLSearchParams(parameters), http),
+        (client, response) => oauth.processClientCredentialsResponse(server, client, response),
+    ],
+    exchange: [
+        ({ grant, parameters }, client, method) =>
+            oauth.genericTokenEndpointRequest(
+                server,
+                client,
+                method,
+                grant,
+                new URLSearchParams(parameters),
+                http,
+            ),
+        (client, response) => oauth.processGenericTokenEndpointResponse(server, client, response),
+    ],
+    introspect: introspect({}),
+    introspect_jwt: introspect({ requestJwtResponse: true }),
+    revoke: [
+        ({ token }, client, method) => oauth.revocationRequest(server, client, method, token, http),
+        async (_client, response) => (await oauth.processRevocationResponse(response)) ?? null,
+    ],
+};
+
 const answers = [];
-for (const { method, id, secret, parameters } of requests) {
+for (const request of requests) {
+    const { what = 'token', method, id, secret } = request;
     const client = { client_id: id };
-    const response = await oauth.clientCredentialsGrantRequest(
-        server,
-        client,
-        authentication[method](secret),
-        new URLSearchParams(parameters),
-        http,
-    );
+    const [send, read] = doing[what];
+    const response = await send(request, client, authentication[method](secret));
     try {
-        answers.push(await oauth.processClientCredentialsResponse(server, client, response));
+        answers.push(await read(client, response));
     } catch (error) {
         if (!(error instanceof oauth.ResponseBodyError) && !(error instanceof oauth.WWWAuthenticateChallengeError)) {
             throw error;

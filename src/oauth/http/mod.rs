@@ -18,7 +18,9 @@ use super::client::{Client, Lines};
 use super::form::Form;
 use super::grant::{Granted, Origin};
 use super::keyring::JWKS_MAX_AGE_SECONDS;
-use super::metadata::{AuthorizationServer, WELL_KNOWN};
+use super::metadata::{
+    AuthorizationServer, GRANT_CLIENT_CREDENTIALS, GRANT_TOKEN_EXCHANGE, WELL_KNOWN,
+};
 use super::refusal::{ErrorCode, Refusal};
 use super::{Issuer, Oauth};
 use crate::auth::http::refused;
@@ -30,9 +32,14 @@ use crate::metrics::Metrics;
 use crate::telemetry::SecurityEvent;
 use crate::validation::http::limit_headers;
 
-const GRANT_CLIENT_CREDENTIALS: &str = "client_credentials";
+/// The grants that are offered.
+#[derive(Clone, Copy)]
+enum Grant {
+    ClientCredentials,
+    TokenExchange,
+}
 
-/// An access token (RFC 6749 §5.1).
+/// An access token (RFC 6749 §5.1, RFC 8693 §2.2.1).
 #[derive(Serialize, ToSchema)]
 #[schema(example = json!({
     "access_token": "eyJ0eXAiOiJhdCtqd3QiLCJhbGciOiJFUzI1NiIs...",
@@ -42,6 +49,13 @@ const GRANT_CLIENT_CREDENTIALS: &str = "client_credentials";
 }))]
 pub struct TokenAnswer {
     access_token: String,
+    /// Of an exchange: the type that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(
+        nullable = false,
+        example = "urn:ietf:params:oauth:token-type:access_token"
+    )]
+    issued_token_type: Option<&'static str>,
     #[schema(example = "Bearer")]
     token_type: &'static str,
     /// In seconds.
@@ -76,11 +90,16 @@ pub struct KeySet {
     keys: Vec<serde_json::Value>,
 }
 
-/// Swaps an API key for an access token
+/// Swaps an API key, or another token, for an access token
 ///
 /// Client credentials (RFC 6749, 4.4): the client is a consumer, the secret one of its API keys. The
 /// key is judged, charged and recorded as in a verification. The token is a JWT (RFC 9068) that any
 /// resource server verifies with the published keys; it never outlives its key.
+///
+/// Token exchange (RFC 8693): what was presented to the client, an API key, an access token or a JWT of a
+/// configured issuer, becomes a token for the service that is named, as far as its `exchange` settings
+/// let it. It never does more than the subject token, the key behind that and the client's key all do,
+/// and ends with the first of them.
 #[utoipa::path(
     post, path = "/oauth/token", tag = "oauth", operation_id = "issue_token",
     params(
@@ -110,14 +129,21 @@ pub async fn issue_token(
     let granted = async {
         let mut form = form(pairs)?;
         let grant_type = form.require("grant_type")?;
-        if grant_type != GRANT_CLIENT_CREDENTIALS {
-            return Err(Refusal::new(
-                ErrorCode::UnsupportedGrantType,
-                "this grant is not offered: see the metadata for those that are",
-            ));
-        }
+        let grant = match grant_type.as_str() {
+            GRANT_CLIENT_CREDENTIALS => Grant::ClientCredentials,
+            GRANT_TOKEN_EXCHANGE => Grant::TokenExchange,
+            _ => {
+                return Err(Refusal::new(
+                    ErrorCode::UnsupportedGrantType,
+                    "this grant is not offered: see the metadata for those that are",
+                ));
+            }
+        };
         let client = Client::of(&lines(&req), &mut form)?;
-        oauth.client_credentials(&client, &mut form, &origin).await
+        match grant {
+            Grant::ClientCredentials => oauth.client_credentials(&client, &mut form, &origin).await,
+            Grant::TokenExchange => oauth.exchange(&client, &mut form, &origin).await,
+        }
     };
     match granted.await {
         Ok(granted) => answer(granted),
@@ -222,6 +248,7 @@ fn answer(granted: Granted) -> HttpResponse {
     }
     response.json(TokenAnswer {
         access_token: granted.token.into_exposed(),
+        issued_token_type: granted.issued_token_type,
         token_type: "Bearer",
         expires_in: granted.expires_in_seconds,
         scope: granted.scope,
@@ -241,6 +268,10 @@ fn refuse(req: &HttpRequest, refusal: &Refusal, context: &RequestContext) -> Htt
             "invalid_client",
             None,
         );
+    }
+    if let Some(forged) = refusal.forged {
+        let reason = forged.as_str();
+        refused(req, "jwt", SecurityEvent::InvalidJwt, reason, None);
     }
     if let Some(cause) = &refusal.cause {
         let request_id = &*context.request_id;

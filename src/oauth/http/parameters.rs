@@ -5,7 +5,7 @@ use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{AdditionalProperties, ObjectBuilder, Schema, Type};
 use utoipa::{PartialSchema, ToSchema};
 
-/// The parameters of a token request: described only, see grant.rs for how they are read.
+/// The parameters of a token request: described only, see grant.rs and exchange for how they are read.
 pub(super) struct TokenRequest;
 
 impl PartialSchema for TokenRequest {
@@ -33,6 +33,53 @@ impl PartialSchema for TokenRequest {
                 text(
                     "One of the service's `tokens.resources`, in place of its name or beside it.",
                     "https://billing.example.com/",
+                ),
+            )
+            .property(
+                "subject_token",
+                text(
+                    "Of an exchange: what was presented to the client.",
+                    "eyJ0eXAiOiJhdCtqd3QiLCJhbGciOiJFUzI1NiIs...",
+                ),
+            )
+            .property(
+                "subject_token_type",
+                text(
+                    "Of an exchange: `urn:ietf:params:oauth:token-type:access_token` for an access \
+                     token of Keystead's, `urn:ietf:params:oauth:token-type:jwt` for that or a JWT of \
+                     a configured issuer, `urn:keystead:token-type:api_key` for an API key.",
+                    "urn:ietf:params:oauth:token-type:access_token",
+                ),
+            )
+            .property(
+                "actor_token",
+                text(
+                    "Who acts, if it is not the client itself: then `may_act` of the subject token \
+                     must name it.",
+                    "eyJ0eXAiOiJhdCtqd3QiLCJhbGciOiJFUzI1NiIs...",
+                ),
+            )
+            .property(
+                "actor_token_type",
+                text(
+                    "As `subject_token_type`; given with `actor_token` or not at all.",
+                    "urn:ietf:params:oauth:token-type:access_token",
+                ),
+            )
+            .property(
+                "requested_token_type",
+                text(
+                    "`urn:ietf:params:oauth:token-type:access_token`, unless given, or \
+                     `urn:ietf:params:oauth:token-type:jwt`, which is the same token.",
+                    "urn:ietf:params:oauth:token-type:access_token",
+                ),
+            )
+            .property(
+                "ip",
+                text(
+                    "Of an exchange: who presented the subject token. Without it none that is bound \
+                     to addresses is exchanged for another.",
+                    "203.0.113.9",
                 ),
             ))
             .into()

@@ -125,7 +125,11 @@ impl Oauth {
     }
 
     /// The client, by any good key of the consumer.
-    async fn token_holder(&self, client: &Client, origin: &Origin<'_>) -> Result<Subject, Refusal> {
+    pub(super) async fn token_holder(
+        &self,
+        client: &Client,
+        origin: &Origin<'_>,
+    ) -> Result<Subject, Refusal> {
         let refused = |outcome| of_outcome(outcome).unwrap_or_else(Refusal::unknown_client);
         if client.is_missing() {
             return Err(refused(crate::validation::decide::Outcome::Missing));

@@ -55,6 +55,7 @@ impl Oauth {
             token: SignedToken::of_another(token.expose_secret()),
             expires_in_seconds: left,
             scope: token.scope.clone(),
+            issued_token_type: None,
             limits,
         })
     }

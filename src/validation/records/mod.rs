@@ -314,6 +314,11 @@ impl Records {
     }
 
     /// Whether nothing of it was changed since it was loaded, as far as is known at this instant.
+    pub fn holds_service(&self, entry: &Entry<ServiceEntry>) -> bool {
+        entry.is_fresh(&self.0.changes)
+    }
+
+    /// Whether nothing of it was changed since it was loaded, as far as is known at this instant.
     pub fn holds(&self, subject: &Subject) -> bool {
         let changes = &self.0.changes;
         changes.may_use(Clock::uptime_us())

@@ -19,7 +19,7 @@ use crate::support::{Client, Home, Server, text};
 const C: &str = "https://c.example";
 
 /// Issuers of the tables of a file, as the one variable that names them all.
-fn variable(issuers: &[String]) -> String {
+pub fn variable(issuers: &[String]) -> String {
     let tables = issuers.iter().map(|lines| {
         let table: toml::Table = lines.parse().expect("the test writes TOML");
         toml::Value::Table(table)

@@ -1,6 +1,7 @@
 //! Clients and resource servers of others, unmodified: openid-client, oauth4webapi and Authlib get
-//! tokens; jose and PyJWT verify them. See tests/clients.
+//! tokens, exchange, introspect and revoke them; jose and PyJWT verify them. See tests/clients.
 
+use super::exchange::{ACCESS_TOKEN, GRANT, Hop};
 use super::*;
 use crate::support::both;
 use crate::support::programs::ask;
@@ -8,6 +9,7 @@ use crate::support::programs::ask;
 both!(
     stock_clients_discover_and_get_tokens_by_every_method,
     stock_clients_understand_a_refusal,
+    stock_clients_exchange_introspect_and_revoke,
     stock_resource_servers_verify_by_the_key_set_alone,
 );
 
@@ -129,6 +131,67 @@ async fn stock_clients_understand_a_refusal(home: Home) {
         let mut expected = ["invalid_scope", "invalid_target", challenged].repeat(3);
         expected.extend([challenged; 2]);
         assert_eq!(told, expected, "{program}: {answers}");
+    }
+}
+
+/// 24, 31 to 34, 46, 55. Authlib has no reader for signed answers.
+async fn stock_clients_exchange_introspect_and_revoke(home: Home) {
+    let hop = Hop::new(&home).await;
+    let (backend, asker) = (hop.backend_key(), hop.asker().await);
+    for program in [JAVASCRIPT[0], JAVASCRIPT[1], AUTHLIB] {
+        let subject = hop.at_the_shop().await;
+        let swap = json!([
+            ["subject_token", subject],
+            ["subject_token_type", ACCESS_TOKEN],
+            ["audience", "invoicing"],
+            ["scope", "invoice:read"],
+        ]);
+        for method in ["basic", "post"] {
+            let does = |what: &str, id: &str, secret: &str| json!({"what": what, "method": method, "id": id, "secret": secret});
+            let all = async |requests: Vec<Value>| {
+                let input = json!({"issuer": hop.world.issuer(), "requests": requests});
+                ask(program, &input).await
+            };
+            let mut exchange = does("exchange", "backend", &backend);
+            exchange["grant"] = json!(GRANT);
+            exchange["parameters"] = swap.clone();
+            let mut wider = exchange.clone();
+            wider["parameters"][3][1] = json!("invoice:write");
+            let told = all(vec![exchange, wider]).await;
+            let token = told[0]["access_token"].as_str();
+            let token = token.unwrap_or_else(|| panic!("{program} {method}: {told}"));
+            assert_eq!(told[0]["issued_token_type"], ACCESS_TOKEN, "{program}");
+            assert_eq!(told[0]["scope"], "invoice:read", "{program}");
+            assert_eq!(told[1]["error"], "invalid_scope", "{program}");
+            let claims = hop.world.verified(token, "invoicing").await;
+
+            let mut requests = vec![
+                does("introspect", "acme", &asker),
+                does("introspect_jwt", "acme", &asker),
+                does("revoke", "backend", &backend),
+                does("introspect", "acme", &asker),
+                does("introspect_jwt", "acme", &asker),
+            ];
+            if program == AUTHLIB {
+                requests.retain(|request| request["what"] != "introspect_jwt");
+            }
+            for request in &mut requests {
+                request["token"] = json!(token);
+            }
+            let told = all(requests.clone()).await;
+            let mut is_active = true;
+            for (told, request) in told.as_array().expect("an array").iter().zip(&requests) {
+                if request["what"] == "revoke" {
+                    assert!(told.get("error").is_none(), "{program}: {told}");
+                    is_active = false;
+                    continue;
+                }
+                assert_eq!(told["active"], is_active, "{program} {request}: {told}");
+                let act = is_active.then_some(&claims["act"]);
+                assert_eq!(told.get("act"), act, "{program}: {told}");
+            }
+            assert_eq!(told.as_array().map(Vec::len), Some(requests.len()));
+        }
     }
 }
 

@@ -13,6 +13,19 @@ const GUIDE: &str = include_str!("../../../docs/oauth.md");
 async fn every_command_of_the_guide_answers_what_is_said(home: Home) {
     let world = World::new(&home).await;
     let key = world.key().await;
+    let slug = json!({"slug": "shop"});
+    world.owner.create("/v1/services", slug).await;
+    let slug = json!({"slug": "backend"});
+    world.owner.create("/v1/consumers", slug).await;
+    let of_both = async |consumer: &str, at_the_shop: &[&str]| {
+        let grants = json!({"consumer": consumer, "grants": [
+            {"service": "shop", "scopes": at_the_shop},
+            {"service": "invoicing", "scopes": ["invoice:read"]},
+        ]});
+        text(&world.issue(&[], grants).await, "/api_key")
+    };
+    let customer = of_both("acme", &["cart", "invoice:read"]).await;
+    let backend = of_both("backend", &["invoice:read"]).await;
     let service = world.asker(&["introspect:invoicing"]).await;
     let gateway = world.asker(&["verify:invoicing"]).await;
     let owner = world.asker(&["*"]).await;
@@ -32,7 +45,9 @@ async fn every_command_of_the_guide_answers_what_is_said(home: Home) {
             .env("KEY", &key)
             .env("SERVICE", &service)
             .env("GATEWAY", &gateway)
-            .env("OWNER", &owner);
+            .env("OWNER", &owner)
+            .env("CUSTOMER", &customer)
+            .env("BACKEND", &backend);
         let output = tokio::task::spawn_blocking(move || command.output());
         let output = output
             .await
@@ -52,6 +67,8 @@ fn every_test_that_the_guide_names_is_there() {
         include_str!("asked.rs"),
         include_str!("at_gateway.rs"),
         include_str!("ended.rs"),
+        include_str!("exchange.rs"),
+        include_str!("exchange_refused.rs"),
         include_str!("published.rs"),
         include_str!("signed_answers.rs"),
         include_str!("token.rs"),

@@ -28,7 +28,9 @@ async fn the_metadata_says_what_is_offered_and_nothing_else(home: Home) {
             "jwks_uri": format!("{issuer}/.well-known/jwks.json"),
             // 60 and 64 pull apart: required, and never empty. There is no authorization endpoint.
             "response_types_supported": ["none"],
-            "grant_types_supported": ["client_credentials"],
+            "grant_types_supported": [
+                "client_credentials", "urn:ietf:params:oauth:grant-type:token-exchange"
+            ],
             "token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
             "introspection_endpoint": format!("{issuer}/oauth/introspect"),
             "introspection_endpoint_auth_methods_supported":
