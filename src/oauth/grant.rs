@@ -158,7 +158,12 @@ impl Oauth {
             ),
         };
         let request = Request {
-            environment: AskedEnvironment::Any,
+            // A token of ours says which one its key is of; an upstream's cannot.
+            environment: if target.is_ours {
+                AskedEnvironment::Any
+            } else {
+                AskedEnvironment::ServiceDefault
+            },
             required_scopes: wanted.required().into(),
             any_scopes: None,
             ip: Some(origin.ip),

@@ -206,7 +206,7 @@ impl Oauth {
         // Whoever exchanges what is his own presents it himself.
         let of_client = answer.as_ref().and_then(|answer| answer.subject.as_ref());
         let is_own = of_client.is_some_and(|of| of.consumer.id == place.client.consumer.id);
-        let answer = if is_own && ip.is_none() {
+        let answer = if is_own {
             let ip = Some(origin.ip);
             self.by_itself(&party, &place.client, ip).await?
         } else {
@@ -341,7 +341,7 @@ impl Oauth {
             environment: AskedEnvironment::Is(Cow::Borrowed(&here.key.environment)),
             required_scopes: required.into(),
             any_scopes: None,
-            ip: if is_own { ip.or(Some(origin.ip)) } else { ip },
+            ip: if is_own { Some(origin.ip) } else { ip },
             cost: 1,
         };
         let answer = self

@@ -9,7 +9,8 @@ const TOKEN_BYTES_MAX: usize = 16 * 1024;
 
 const SCOPE_BYTES_MAX: usize = 4096;
 
-/// The error codes that are repeated in the log (RFC 6749 §5.2, RFC 8707 §2). Another may be any text.
+/// The error codes that are repeated in the log (RFC 6749 §5.2, RFC 8707 §2). Another may be any text, and
+/// is told as [`OTHER_CODE`].
 const CODES: [&str; 7] = [
     "invalid_request",
     "invalid_client",
@@ -20,6 +21,11 @@ const CODES: [&str; 7] = [
     "unsupported_grant_type",
 ];
 
+const OTHER_CODE: &str = "another error code";
+
+/// What says that the server has too much to do, whatever code goes with it.
+const BUSY: [u16; 2] = [408, 429];
+
 /// A good answer.
 pub(super) struct Answer {
     pub(super) token: Secret,
@@ -28,17 +34,20 @@ pub(super) struct Answer {
 }
 
 /// # Errors
-/// [`UpstreamError::Refused`] for an error code that we know, [`UpstreamError::Answer`] for what is no
-/// answer to us. Neither repeats anything of it.
+/// [`UpstreamError::Refused`] for an error code, which says something of what was asked for and nothing of
+/// the server; [`UpstreamError::Answer`] for what is no answer to us. Neither repeats anything of it.
 pub(super) fn read(status: u16, body: &[u8]) -> Result<Answer, UpstreamError> {
     let object = strict::object(body);
     if status != 200 {
         let code = object
             .as_ref()
             .and_then(|object| object.get("error")?.as_str());
-        let code = CODES.into_iter().find(|known| code == Some(known));
+        let is_refusal = (400..500).contains(&status) && !BUSY.contains(&status);
         return Err(match code {
-            Some(code) if (400..500).contains(&status) => UpstreamError::Refused(code),
+            Some(code) if is_refusal => {
+                let known = CODES.into_iter().find(|known| code == *known);
+                UpstreamError::Refused(known.unwrap_or(OTHER_CODE))
+            }
             Some(_) | None => UpstreamError::Status(status),
         });
     }
@@ -142,14 +151,18 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_told_from_a_failure_by_codes_that_are_known() {
+    fn a_refusal_is_told_from_a_failure_by_its_code() {
         let read = |status, body: &str| read(status, body.as_bytes()).err().unwrap();
         assert_eq!(
             read(401, "{\"error\":\"invalid_client\"}"),
             UpstreamError::Refused("invalid_client")
         );
+        assert_eq!(
+            read(403, "{\"error\":\"hush\"}"),
+            UpstreamError::Refused(OTHER_CODE)
+        );
         for (status, body) in [
-            (400, "{\"error\":\"hush\"}"),
+            (429, "{\"error\":\"invalid_request\"}"),
             (400, "{}"),
             (400, "hush"),
             (500, "{\"error\":\"invalid_client\"}"),
