@@ -6,6 +6,9 @@
 use actix_web::http::header::ContentType;
 use actix_web::{App, HttpResponse, HttpServer, web};
 
+/// What is compared. Both servers are asked for the same path.
+const PATHS: [&str; 3] = ["/v1/verify", "/oauth/token", "/oauth/introspect"];
+
 async fn answer(_read: web::Bytes, body: web::Data<Vec<u8>>) -> HttpResponse {
     HttpResponse::Ok()
         .insert_header(ContentType::json())
@@ -20,9 +23,11 @@ fn main() -> std::io::Result<()> {
     let body = web::Data::new(std::fs::read(file)?);
     actix_web::rt::System::new().block_on(async move {
         HttpServer::new(move || {
-            App::new()
-                .app_data(body.clone())
-                .route("/v1/verify", web::post().to(answer))
+            PATHS
+                .iter()
+                .fold(App::new().app_data(body.clone()), |app, path| {
+                    app.route(path, web::post().to(answer))
+                })
         })
         .workers(1)
         .bind(address)?

@@ -265,7 +265,7 @@ impl Metrics {
         let answered_directly = Counter::default();
         registry.register(
             "answered_directly",
-            "Requests answered from memory at the edge",
+            "Requests answered at the edge, without routing",
             answered_directly.clone(),
         );
         let usage = UsageMetrics::default();

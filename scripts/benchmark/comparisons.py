@@ -1,6 +1,6 @@
 """The comparisons with the bare handler. Each function is given a Bench and answers its figures."""
 
-import socket, sqlite3, subprocess, time, urllib.parse
+import json, socket, sqlite3, subprocess, sys, time, urllib.parse
 
 from . import node as nodes
 from .load import Bare, Load, compare, script, script_of_one
@@ -38,11 +38,11 @@ class Bench:
         On one core the storing would be measured, which goes on beside the answers elsewhere."""
         return self.begun(Held(node))
 
-    def compare(self, name, node, keys, may_refuse=False):
+    def compare(self, name, node, keys, may_refuse=False, asked=nodes.VERIFY):
         """Against the bare handler that answers what the first of the keys is answered."""
-        lua = script(self.scratch, name, node, keys)
-        bare = self.begun(Bare(self.programs, self.scratch, name, node.verify(keys[0])))
-        one = script_of_one(self.scratch, name, node, keys[0])
+        lua = script(self.scratch, name, node, keys, asked)
+        bare = self.begun(Bare(self.programs, self.scratch, name, node.ask(asked, keys[0])))
+        one = script_of_one(self.scratch, name, node, keys[0], asked)
         return compare(
             name,
             lambda: Load(bare, one),
@@ -168,6 +168,43 @@ def unknown_distinct(bench):
     }
 
 
+def token(bench):
+    """The token endpoint: client credentials by x-api-key, remembered keys with one limit each; every
+    answer is a new token, signed with ES256."""
+    node = bench.node("token", limits=[LIMIT])
+    bench.held(node)
+    return bench.compare("token", node, node.keys, asked=nodes.IssueToken())
+
+
+def introspect_key(bench):
+    """Introspection of remembered API keys, as JSON."""
+    return introspection(bench, "introspect_key", lambda node: node.keys)
+
+
+def introspect_jwt(bench):
+    """Introspection of our own access tokens, as JSON: signatures that were verified before, state judged
+    each time."""
+    return introspection(bench, "introspect_jwt", Node.tokens)
+
+
+def introspect_phantom(bench):
+    """Introspection of remembered API keys, answered with a phantom token that is given out again."""
+    return introspection(bench, "introspect_phantom", lambda node: node.keys, "application/jwt")
+
+
+def introspection(bench, name, presented, accept=None):
+    node = bench.node(name)
+    asked = nodes.Introspect(node.asker(), accept)
+    presented = presented(node)
+    # What is not active is answered 200 too, and costs less.
+    for one in presented:
+        told = node.ask(asked, one)
+        if not (told.startswith(b"ey") if accept else json.loads(told)["active"]):
+            sys.exit(f"bench: {name}: what is presented is not active")
+    bench.held(node)
+    return bench.compare(name, node, presented, asked=asked)
+
+
 UNKNOWN = 'keystead_decisions_total{outcome="unknown"}'
 BUSY = 'keystead_problems_total{code="busy"}'
 
@@ -186,7 +223,8 @@ def ask(postgres, sql):
 
 
 ALL = [warm, warm_unlimited, warm_stored, recording, unknown_repeated, cold_sqlite, cold_postgres,
-       cold_redis, cluster_unlimited, cluster_limit, unknown_distinct]
+       cold_redis, cluster_unlimited, cluster_limit, unknown_distinct, token, introspect_key,
+       introspect_jwt, introspect_phantom]
 
 
 def run(measure, programs, scratch, pairs):

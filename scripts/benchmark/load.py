@@ -3,6 +3,7 @@
 import json, statistics, subprocess, sys, time
 
 from .machine import LOAD_CORE, Process, cpu_seconds, free_address, wait_for
+from .node import VERIFY
 
 CONNECTIONS, SECONDS = 32, 2
 # A generator that uses more of its core than this is what is measured, and not the server.
@@ -37,22 +38,25 @@ def quoted(text):
     return '"' + text.replace("\r", "\\r").replace("\n", "\\n") + '"'
 
 
-def request_around(node, key):
-    """The bytes before and behind the key of a request for `key`."""
-    body = json.dumps(node.body(key), separators=(",", ":"))
-    head = (f"POST /v1/verify HTTP/1.1\r\nHost: keystead\r\nx-api-key: {node.caller}\r\n"
-            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n")
-    return (head + body).split(key)
+def request_around(node, key, asked=VERIFY):
+    """The bytes before and behind the key of a request that asks about `key`."""
+    body = asked.body(node, key)
+    headers = {"Host": "keystead", **asked.headers(node, key), "content-type": asked.media_type,
+               "content-length": len(body)}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"POST {asked.path} HTTP/1.1\r\n{lines}\r\n{body}".split(key)
 
 
-def script(scratch, name, node, keys):
-    """A script of wrk that presents the keys of a list, or of a file, in turn."""
+def script(scratch, name, node, keys, asked=VERIFY):
+    """A script of wrk that presents the keys, or tokens, of a list, or of a file, in turn."""
     lines = keys
     if isinstance(keys, list):
+        if len(set(map(len, keys))) != 1:
+            sys.exit(f"bench: {name}: what is presented in turn must be of one length")
         lines = scratch / f"{name}.keys"
         lines.write_text("".join(key + "\n" for key in keys))
     with open(lines) as file:
-        head, tail = request_around(node, file.readline().strip())
+        head, tail = request_around(node, file.readline().strip(), asked)
     path = scratch / f"{name}.lua"
     pieces = {"keys": lines, "head": head, "tail": tail}
     text = LUA
@@ -62,16 +66,17 @@ def script(scratch, name, node, keys):
     return path
 
 
-def script_of_one(scratch, name, node, key):
+def script_of_one(scratch, name, node, key, asked=VERIFY):
     """The same for one key alone, which costs the generator less: for who does not look at the key."""
-    head, tail = request_around(node, key)
-    body = head.split("\r\n\r\n", 1)[1] + key + tail
+    headers = {**asked.headers(node, key), "content-type": asked.media_type}
     done = LUA[LUA.index("function done"):].replace("%%", "%")
     path = scratch / f"{name}.one.lua"
     path.write_text(
-        f'wrk.method, wrk.path, wrk.body = "POST", "/v1/verify", {quoted(body)}\n'
-        f'wrk.headers["x-api-key"] = {quoted(node.caller)}\n'
-        f'wrk.headers["content-type"] = "application/json"\n{done}')
+        f'wrk.method, wrk.path, wrk.body = "POST", {quoted(asked.path)},'
+        f' {quoted(asked.body(node, key))}\n'
+        + "".join(f"wrk.headers[{quoted(header)}] = {quoted(value)}\n"
+                  for header, value in headers.items())
+        + done)
     return path
 
 

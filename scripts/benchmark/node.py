@@ -39,13 +39,61 @@ class Api:
         headers = {"content-type": "application/json"}
         if key or self.key:
             headers["x-api-key"] = key or self.key
-        data = None if body is None else json.dumps(body).encode()
+        return self.send(method, path, headers, None if body is None else json.dumps(body))
+
+    def send(self, method, path, headers, text=None):
+        """The body of the answer, as it came."""
+        data = None if text is None else text.encode()
         request = urllib.request.Request(self.base + path, data, headers, method=method)
         with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.read()
 
     def call(self, *request, **more):
         return json.loads(self.raw(*request, **more))
+
+
+class Verify:
+    """A verification of a key, as a service asks for it."""
+
+    path, media_type = "/v1/verify", "application/json"
+
+    def headers(self, node, key):
+        return {"x-api-key": node.caller}
+
+    def body(self, node, key):
+        return json.dumps(node.body(key), separators=(",", ":"))
+
+
+class Introspect:
+    """An introspection of a key, or of a token, as a service asks for it."""
+
+    path, media_type = "/oauth/introspect", "application/x-www-form-urlencoded"
+
+    def __init__(self, asker, accept=None):
+        self.asker, self.accept = asker, accept
+
+    def headers(self, node, key):
+        accept = {"accept": self.accept} if self.accept else {}
+        return {"x-api-key": self.asker, **accept}
+
+    def body(self, node, key):
+        # Neither a key nor a token holds a character that a form would have to escape.
+        return f"token={key}"
+
+
+class IssueToken:
+    """The swap of a key for an access token, by its holder."""
+
+    path, media_type = "/oauth/token", "application/x-www-form-urlencoded"
+
+    def headers(self, node, key):
+        return {"x-api-key": key}
+
+    def body(self, node, key):
+        return "grant_type=client_credentials"
+
+
+VERIFY = Verify()
 
 
 class Node:
@@ -118,7 +166,25 @@ class Node:
 
     def verify(self, key):
         """The body of the answer, as it came."""
-        return Api(self.address).raw("POST", "/v1/verify", self.body(key), self.caller)
+        return self.ask(VERIFY, key)
+
+    def ask(self, asked, key):
+        """The body of the answer to what is asked about a key, as it came."""
+        headers = {"content-type": asked.media_type, **asked.headers(self, key)}
+        return Api(self.address).send("POST", asked.path, headers, asked.body(self, key))
+
+    def asker(self):
+        """A key that may introspect for the service of the others."""
+        return Api(self.address, self.owner).call("POST", "/v1/keys", {
+            "name": "introspector", "consumer": "acme",
+            "grants": [{"service": "keystead", "scopes": ["introspect:invoicing"]}],
+        })["api_key"]
+
+    def tokens(self):
+        """An access token of each of its keys, of the longest life there is."""
+        api = Api(self.address, self.owner)
+        api.call("PATCH", "/v1/services/invoicing", {"tokens": {"ttl": "15m"}})
+        return [json.loads(self.ask(IssueToken(), key))["access_token"] for key in self.keys]
 
     def metric(self, line):
         """The value of the line of /metrics that begins so."""

@@ -195,6 +195,7 @@ async fn keep_signing_keys(app: App) {
     loop {
         tokio::select! {
             _ = timer.tick() => {
+                app.oauth.forget_ended();
                 if app.is_starting() {
                     continue;
                 }

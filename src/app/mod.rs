@@ -36,6 +36,7 @@ use crate::keys::verifier::{Argon2Settings, Verifier};
 use crate::keys::verifier_queue::{CAPACITY, VerifierQueue};
 use crate::master::MasterKeys;
 use crate::metrics::Metrics;
+use crate::oauth::http::direct::answer_directly;
 use crate::oauth::upstream::Shared;
 use crate::oauth::{Issuer, Keyring, Mint, Oauth, Revocations, Upstreams};
 use crate::ratelimit::Limiter;
@@ -277,7 +278,11 @@ impl App {
                 .map(|net| net.0)
                 .collect(),
             time_limit: TIME_LIMIT,
-            direct: Some(verify_directly(validation.clone())),
+            direct: {
+                let verify = verify_directly(validation.clone());
+                let forms = answer_directly(&oauth);
+                std::iter::once(verify).chain(forms).collect()
+            },
         });
         Ok(Self {
             tenants: Tenants::new(db.clone(), audit.clone()),

@@ -126,7 +126,7 @@ impl App {
             let operations_server = HttpServer::new(move || {
                 let app = app.clone();
                 ActixApp::new()
-                    .wrap(app.edge.clone())
+                    .wrap(app.edge.without_direct())
                     .configure(|config| app.data(config))
                     .configure(health::routes)
                     .configure(operations(&app, true))

@@ -254,3 +254,30 @@ impl From<Origin> for String {
         origin.0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// RFC 8414 §2: it is the issuer of tokens.
+    #[test]
+    fn a_public_url_has_no_query_fragment_or_password() {
+        let read = |text: &str| PublicUrl::try_from(text.to_owned()).map(String::from);
+        for bad in [
+            "https://keys.example.com?a=b",
+            "https://keys.example.com/?",
+            "https://keys.example.com#a",
+            "https://keys.example.com/keys#",
+            "https://me:pw@keys.example.com",
+            "ftp://keys.example.com",
+            "keys.example.com",
+            "",
+        ] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+        for good in ["https://keys.example.com", "https://keys.example.com/keys"] {
+            assert_eq!(read(good).as_deref(), Ok(good));
+            assert_eq!(read(&format!("{good}/")).as_deref(), Ok(good));
+        }
+    }
+}

@@ -1,8 +1,10 @@
 //! Requests that are answered at the edge, without routing, extractors and middlewares: the few
-//! operations that services ask with every request of theirs, when memory has all that is needed.
+//! operations that services ask with every request of theirs.
 //!
-//! Who answers directly may decline whatever is not plain: the request then takes the ordinary way,
-//! where everything is judged and told as ever, so an answer given here is the one given there.
+//! A verification is answered here when memory has all that is needed. Who answers it may decline whatever is
+//! not plain: the request then takes the ordinary way, where everything is judged and told as ever, so an
+//! answer given here is the one given there. A form is answered by the very function that its route has,
+//! which may wait for what it needs.
 
 use std::fmt;
 use std::future::{Future as _, poll_fn};
@@ -14,12 +16,15 @@ use std::time::Duration;
 use actix_web::dev::{Payload, ServiceRequest};
 use actix_web::error::PayloadError;
 use actix_web::http::Method;
-use actix_web::http::header::{self, HeaderName};
+use actix_web::http::header::{self, HeaderMap, HeaderName};
 use actix_web::web::{Bytes, BytesMut};
-use actix_web::{HttpMessage as _, HttpResponse};
+use actix_web::{HttpMessage as _, HttpRequest, HttpResponse};
+use futures_util::future::LocalBoxFuture;
 use futures_util::{StreamExt as _, stream};
 
 use super::context::RequestContext;
+use super::form::{self, Pairs};
+use super::problem::Problem;
 use crate::clock::Reading;
 
 /// Larger bodies take the ordinary way.
@@ -54,11 +59,26 @@ pub struct Plain<'a> {
     pub body: &'a [u8],
 }
 
-/// Who answers `POST` of one path directly, or declines with `None` before anything has happened.
+/// A form that was posted, and whose head is in order.
+pub struct Posted<'a> {
+    pub req: &'a HttpRequest,
+    pub context: &'a RequestContext,
+    pub pairs: Result<Pairs, Problem>,
+}
+
+/// Who answers `POST` of one path directly.
 #[derive(Clone)]
 pub struct Direct {
     path: &'static str,
-    answer: Arc<dyn Fn(Plain<'_>) -> Option<HttpResponse> + Send + Sync>,
+    answer: Answer,
+}
+
+#[derive(Clone)]
+pub(super) enum Answer {
+    /// From memory alone; or declines with `None` before anything has happened.
+    Now(Arc<dyn Fn(Plain<'_>) -> Option<HttpResponse> + Send + Sync>),
+    /// As its route does.
+    Form(Arc<dyn for<'a> Fn(Posted<'a>) -> LocalBoxFuture<'a, HttpResponse> + Send + Sync>),
 }
 
 impl fmt::Debug for Direct {
@@ -70,13 +90,25 @@ impl fmt::Debug for Direct {
 }
 
 impl Direct {
-    pub fn new(
+    /// From memory alone, what is as plain as can be.
+    pub fn now(
         path: &'static str,
         answer: impl Fn(Plain<'_>) -> Option<HttpResponse> + Send + Sync + 'static,
     ) -> Self {
         Self {
             path,
-            answer: Arc::new(answer),
+            answer: Answer::Now(Arc::new(answer)),
+        }
+    }
+
+    /// Forms, by the function that the route of the same path has. It reads of the request what it likes.
+    pub fn form(
+        path: &'static str,
+        answer: impl for<'a> Fn(Posted<'a>) -> LocalBoxFuture<'a, HttpResponse> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            path,
+            answer: Answer::Form(Arc::new(answer)),
         }
     }
 
@@ -88,41 +120,65 @@ impl Direct {
         {
             return None;
         }
-        let mut length = None;
-        let (mut keys, mut is_json) = (0, false);
-        for (name, value) in req.headers() {
-            if *name == X_API_KEY {
-                keys += 1;
-            } else if *name == header::CONTENT_LENGTH {
-                length = value.to_str().ok()?.parse().ok();
-            } else if *name == header::CONTENT_TYPE {
-                // Two lines of it are as odd as another type.
-                if is_json || value.as_bytes() != b"application/json" {
-                    return None;
-                }
-                is_json = true;
-            } else if !MEANINGLESS.contains(&name.as_str()) {
-                return None;
-            }
-        }
-        length.filter(|length| keys == 1 && is_json && (1..=BODY_BYTES_MAX).contains(length))
+        let length = match self.answer {
+            Answer::Now(_) => plain_length(req.headers()),
+            Answer::Form(_) => form_length(req),
+        };
+        length.filter(|length| (1..=BODY_BYTES_MAX).contains(length))
     }
 
-    pub(super) fn answer(
-        &self,
-        req: &ServiceRequest,
-        context: &RequestContext,
-        at: Reading,
-        body: &[u8],
-    ) -> Option<HttpResponse> {
-        let key = req.headers().get(&X_API_KEY)?.to_str().ok()?;
-        (self.answer)(Plain {
-            context,
-            at,
-            key,
-            body,
-        })
+    pub(super) fn answer(&self) -> &Answer {
+        &self.answer
     }
+}
+
+/// The length of a JSON body beside one key and nothing else that means anything.
+fn plain_length(headers: &HeaderMap) -> Option<usize> {
+    let mut length = None;
+    let (mut keys, mut is_json) = (0, false);
+    for (name, value) in headers {
+        if *name == X_API_KEY {
+            keys += 1;
+        } else if *name == header::CONTENT_LENGTH {
+            length = value.to_str().ok()?.parse().ok();
+        } else if *name == header::CONTENT_TYPE {
+            // Two lines of it are as odd as another type.
+            if is_json || value.as_bytes() != b"application/json" {
+                return None;
+            }
+            is_json = true;
+        } else if !MEANINGLESS.contains(&name.as_str()) {
+            return None;
+        }
+    }
+    length.filter(|_| keys == 1 && is_json)
+}
+
+/// The length of a form in order. One that a browser sent for a page of somebody's is for the middleware that
+/// knows which pages may.
+fn form_length(req: &ServiceRequest) -> Option<usize> {
+    let headers = req.headers();
+    if headers.contains_key(header::ORIGIN) || form::head(req.request(), false).is_err() {
+        return None;
+    }
+    let length = headers.get(header::CONTENT_LENGTH)?;
+    length.to_str().ok()?.parse().ok()
+}
+
+/// The key of a request that [`Direct::takes`] took, with its body.
+pub(super) fn plain<'a>(
+    req: &'a ServiceRequest,
+    context: &'a RequestContext,
+    at: Reading,
+    body: &'a [u8],
+) -> Option<Plain<'a>> {
+    let key = req.headers().get(&X_API_KEY)?.to_str().ok()?;
+    Some(Plain {
+        context,
+        at,
+        key,
+        body,
+    })
 }
 
 /// Takes the body off a request; what comes of it stays in memory, so that it can be put back. `None`

@@ -15,9 +15,12 @@ use super::query::Params;
 
 const MEDIA_TYPE: &str = "application/x-www-form-urlencoded";
 
-/// The pairs of a form, decoded, in no order; or what is wrong with it. Where the handler does not read
+/// Names and values, decoded, in no order.
+pub type Pairs = Vec<(String, String)>;
+
+/// The pairs of a form, or what is wrong with it. Where the handler does not read
 /// the query itself (`QUERY`), there must be none.
-pub struct FormBody<const QUERY: bool = false>(pub Result<Vec<(String, String)>, Problem>);
+pub struct FormBody<const QUERY: bool = false>(pub Result<Pairs, Problem>);
 
 impl<const QUERY: bool> FromRequest for FormBody<QUERY> {
     type Error = Problem;
@@ -29,23 +32,26 @@ impl<const QUERY: bool> FromRequest for FormBody<QUERY> {
         Box::pin(async move {
             let read = async {
                 head?;
-                let raw = collect_in_time(payload, BODY_BYTES_MAX).await?;
-                let text = str::from_utf8(&raw)
-                    .map_err(|_not_utf8| Problem::invalid_at("", "the form must be UTF-8"))?;
-                let pairs = Params::parse(text)
-                    .map_err(|violation| Problem::invalid(vec![violation]))?
-                    .sorted()
-                    .into_iter()
-                    .map(|(name, value)| (name.to_owned(), value.to_owned()))
-                    .collect();
-                Ok(pairs)
+                pairs(&collect_in_time(payload, BODY_BYTES_MAX).await?)
             };
             Ok(Self(read.await))
         })
     }
 }
 
-fn head(req: &HttpRequest, reads_query: bool) -> Result<(), Problem> {
+/// The pairs of a body.
+pub(super) fn pairs(body: &[u8]) -> Result<Pairs, Problem> {
+    let text = str::from_utf8(body)
+        .map_err(|_not_utf8| Problem::invalid_at("", "the form must be UTF-8"))?;
+    let params = Params::parse(text).map_err(|violation| Problem::invalid(vec![violation]))?;
+    let pairs = params.sorted().into_iter();
+    Ok(pairs
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect())
+}
+
+/// What is wrong with the head of a form.
+pub(super) fn head(req: &HttpRequest, reads_query: bool) -> Result<(), Problem> {
     let headers = req.headers();
     let mut types = headers.get_all(header::CONTENT_TYPE);
     let is_form = match (

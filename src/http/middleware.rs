@@ -6,7 +6,7 @@
 //! and the line in the access log.
 
 use std::any::Any;
-use std::future::{Future, Ready, ready};
+use std::future::{Future, Ready, poll_fn, ready};
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -20,11 +20,13 @@ use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use actix_web::http::{Method, StatusCode};
 use actix_web::{Error, HttpMessage as _, HttpResponse};
 use futures_util::FutureExt as _;
+use futures_util::future::LocalBoxFuture;
 use ipnet::IpNet;
 
 use super::client_ip::client_ip;
 use super::context::{RequestContext, X_REQUEST_ID, request_id, take_response_headers};
-use super::direct::{Direct, take_body};
+use super::direct::{Answer, Direct, Posted, plain, take_body};
+use super::form;
 use super::headers::IDENTITY;
 use super::health::{Phase, Readiness};
 use super::operations::{Known, Operations};
@@ -77,7 +79,7 @@ pub struct EdgeSettings {
     pub trusted_proxies: Vec<IpNet>,
     pub time_limit: Duration,
     /// What is answered without routing.
-    pub direct: Option<Direct>,
+    pub direct: Vec<Direct>,
 }
 
 /// The middleware; one for all workers.
@@ -94,6 +96,15 @@ impl Edge {
     pub fn with_time_limit(&self, time_limit: Duration) -> Self {
         Self::new(EdgeSettings {
             time_limit,
+            ..EdgeSettings::clone(&self.0)
+        })
+    }
+
+    /// The same edge before an application that has none of the routes which are answered directly.
+    #[must_use]
+    pub fn without_direct(&self) -> Self {
+        Self::new(EdgeSettings {
+            direct: Vec::new(),
             ..EdgeSettings::clone(&self.0)
         })
     }
@@ -146,8 +157,12 @@ where
                 let res = req.into_response(visit.answer(&problem));
                 return Ok(visit.end(res));
             }
-            if let Some(answer) = visit.directly(&mut req).await? {
-                return Ok(visit.end_directly(req.into_response(answer)));
+            match visit.directly(&mut req).await? {
+                Some(Answered::Now(answer)) => {
+                    return Ok(visit.end_directly(req.into_response(answer)));
+                }
+                Some(Answered::AsRouted(answer)) => return Ok(visit.end(req.into_response(answer))),
+                None => {}
             }
             // In a box of its own: what is answered directly does not carry its size around.
             Box::pin(visit.routed(req, service)).await
@@ -171,6 +186,14 @@ macro_rules! access_line {
             "answered"
         )
     };
+}
+
+/// What was answered without routing.
+enum Answered {
+    /// With the headers of [`direct_headers`].
+    Now(HttpResponse),
+    /// As the application would have.
+    AsRouted(HttpResponse),
 }
 
 /// One request on its way through.
@@ -225,11 +248,10 @@ impl Visit {
     }
 
     /// Answers directly, or `None` if that is for the application.
-    async fn directly(&self, req: &mut ServiceRequest) -> Result<Option<HttpResponse>, Error> {
-        let Some(direct) = &self.settings.direct else {
-            return Ok(None);
-        };
-        let Some(length) = direct.takes(req) else {
+    async fn directly(&self, req: &mut ServiceRequest) -> Result<Option<Answered>, Error> {
+        let mut all = self.settings.direct.iter();
+        let found = all.find_map(|direct| Some((direct, direct.takes(req)?)));
+        let Some((direct, length)) = found else {
             return Ok(None);
         };
         let Some(taken) = take_body(req, length, self.settings.time_limit).await else {
@@ -243,19 +265,52 @@ impl Visit {
         } else {
             self.at
         };
-        let answer = |body| direct.answer(req, &self.context, at, body);
-        let answer = AssertUnwindSafe(|| taken.whole().and_then(answer));
-        match std::panic::catch_unwind(answer) {
-            Ok(Some(answer)) => {
-                self.settings.metrics.answered_directly.inc();
-                Ok(Some(answer))
+        let answered = match (direct.answer(), taken.whole()) {
+            (Answer::Now(answer), Some(body)) => {
+                let plain = plain(req, &self.context, at, body);
+                let answer = AssertUnwindSafe(|| plain.and_then(|plain| answer(plain)));
+                let answered = std::panic::catch_unwind(answer);
+                let answered = answered.map_err(|panic| self.panicked(panic.as_ref()))?;
+                answered.map(Answered::Now)
             }
-            Ok(None) => {
-                taken.put_back(req);
-                Ok(None)
+            (Answer::Form(answer), Some(body)) => {
+                let pairs = form::pairs(body);
+                req.extensions_mut().insert(self.context.clone());
+                let posted = Posted {
+                    req: req.request(),
+                    context: &self.context,
+                    pairs,
+                };
+                Some(Answered::AsRouted(self.form(answer(posted)).await?))
             }
-            Err(panic) => Err(self.panicked(panic.as_ref())),
+            (_, None) => None,
+        };
+        if answered.is_some() {
+            self.settings.metrics.answered_directly.inc();
+        } else {
+            taken.put_back(req);
         }
+        Ok(answered)
+    }
+
+    /// The answer to a form, within the time there is. What memory knows needs no timer.
+    async fn form(
+        &self,
+        answering: LocalBoxFuture<'_, HttpResponse>,
+    ) -> Result<HttpResponse, Error> {
+        let mut answering = AssertUnwindSafe(answering).catch_unwind();
+        let first = poll_fn(|cx| Poll::Ready(Pin::new(&mut answering).poll(cx))).await;
+        let answered = match first {
+            Poll::Ready(answered) => answered,
+            Poll::Pending => {
+                let rest = tokio::time::timeout(self.settings.time_limit, answering);
+                match Box::pin(rest).await {
+                    Ok(answered) => answered,
+                    Err(_elapsed) => return Err(self.too_slow()),
+                }
+            }
+        };
+        answered.map_err(|panic| self.panicked(panic.as_ref()))
     }
 
     /// Asks the application. The request must have one owner while it is routed: after a panic or at
@@ -274,10 +329,7 @@ impl Visit {
             Ok(Ok(Ok(res))) => Ok(self.end(res)),
             Ok(Ok(Err(error))) => Err(self.lost(foreign(&error))),
             Ok(Err(panic)) => Err(self.panicked(panic.as_ref())),
-            Err(_elapsed) => Err(self.lost(Problem::new(
-                Code::Busy,
-                "the request took too long; what it began may still complete",
-            ))),
+            Err(_elapsed) => Err(self.too_slow()),
         }
     }
 
@@ -414,6 +466,13 @@ impl Visit {
     fn panicked(&self, panic: &(dyn Any + Send)) -> Error {
         self.security_event(SecurityEvent::Panic);
         self.lost(panicked(panic))
+    }
+
+    fn too_slow(&self) -> Error {
+        self.lost(Problem::new(
+            Code::Busy,
+            "the request took too long; what it began may still complete",
+        ))
     }
 
     /// The answer to a request that is gone.

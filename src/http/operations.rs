@@ -16,6 +16,9 @@ const UNMATCHED: &str = "unmatched";
 /// The tag of the operations that services ask with every request of theirs.
 const QUIET: &str = "validation";
 
+/// As quiet, by their ids: a validation with something before and behind it.
+const ALSO_QUIET: [&str; 2] = ["issue_token", "introspect_token"];
+
 /// The operations of the `OpenAPI` document with their counters.
 #[derive(Clone, Debug)]
 pub struct Operations {
@@ -55,7 +58,8 @@ impl Operations {
                     .map(|(method, operation)| {
                         let id = operation.operation_id.as_deref().unwrap_or(route);
                         let tags = operation.tags.as_deref().unwrap_or_default();
-                        let is_quiet = tags.iter().any(|tag| tag == QUIET);
+                        let is_quiet =
+                            tags.iter().any(|tag| tag == QUIET) || ALSO_QUIET.contains(&id);
                         (method, known(id, route, is_quiet))
                     })
                     .collect();

@@ -24,6 +24,7 @@ use crate::scope::{RequiredScope, Scope};
 use crate::services::tokens::is_resource;
 use crate::usage::record::Operation;
 use crate::validation::decide::{AskedEnvironment, Outcome, Request};
+use crate::validation::proof::Credential;
 use crate::validation::recorded::{Asking, TokenNamed};
 use crate::validation::snapshot::Subject;
 use crate::validation::spend::LimitHeaders;
@@ -189,7 +190,7 @@ impl Oauth {
         let answer = self
             .validation
             .validate(
-                secret,
+                Credential::Identified(secret, &subject),
                 &subject.tenant.id,
                 &target.service,
                 &request,

@@ -445,21 +445,23 @@ impl Oauth {
         written: Written,
         now: Timestamp,
     ) -> Result<Told, Refusal> {
-        let scope = active.map(scope_of).unwrap_or_default();
-        let told = active.map(|subject| self.told(subject, own, &scope));
-        match (written, told, phantom) {
-            (Written::Phantom, Some(_), Some(phantom)) => Ok(Told::Phantom(phantom.token.clone())),
+        let Some(subject) = active else {
+            return self.tell_inactive(asker, written, now);
+        };
+        let token = phantom.map(|phantom| &phantom.token);
+        let jwt = match (written, token) {
+            (Written::Phantom, Some(token)) => return Ok(Told::Phantom(token.clone())),
             // A token cannot say that there is none.
-            (Written::Phantom, _, _) | (_, None, _) => self.tell_inactive(asker, written, now),
-            (Written::IntrospectionJwt, Some(told), _) => self.tell(asker, &told, written, now),
-            (Written::Json, Some(told), phantom) => {
-                let told = Active {
-                    jwt: phantom.map(|phantom| phantom.token.expose_secret()),
-                    ..told
-                };
-                self.tell(asker, &told, written, now)
-            }
-        }
+            (Written::Phantom, None) => return self.tell_inactive(asker, written, now),
+            (Written::Json, token) => token.map(SignedToken::expose_secret),
+            (Written::IntrospectionJwt, _) => None,
+        };
+        let scope = scope_of(subject);
+        let told = Active {
+            jwt,
+            ..self.told(subject, own, &scope)
+        };
+        self.tell(asker, &told, written, now)
     }
 
     fn told<'a>(

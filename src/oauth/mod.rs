@@ -21,6 +21,7 @@ mod phantom;
 pub mod refusal;
 pub mod revocation;
 pub mod upstream;
+mod verified;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -138,6 +139,18 @@ impl Oauth {
 
     pub fn revocations(&self) -> &Revocations {
         &self.revocations
+    }
+
+    /// Forgets tokens that have ended, of those that are remembered: on a timer.
+    pub fn forget_ended(&self) {
+        let now = self.clock.now();
+        self.own.forget_ended(now);
+        self.phantoms.forget_ended(now);
+    }
+
+    /// Of how many tokens it is remembered that their signature is good.
+    pub fn remembered(&self) -> usize {
+        self.own.remembered()
     }
 
     /// What a text is that may be an access token of ours. Whether one counts is for

@@ -4,18 +4,17 @@
 //! 2. the signature, with the published key that the token names and no other;
 //! 3. what it says, in types of ours.
 //!
-//! That a signature is good stays true, so it is remembered, bounded, by the digest of the whole token.
-//! Nothing else is: whether its key is still published is asked at every use, and whether the token, or
-//! what it was made from, has ended is judged by [`Validation`](crate::validation::Validation).
+//! That a signature is good stays true, so it is [remembered](super::verified). Nothing else is: whether its
+//! key is still published is asked at every use, and whether the token, or what it was made from, has ended is
+//! judged by [`Validation`](crate::validation::Validation).
 
 use std::sync::Arc;
 
-use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
-use quick_cache::sync::Cache;
 use serde_json::{Map, Value};
 
 use super::delegation::Delegation;
 use super::mint::ACCESS_TOKEN;
+use super::verified::{Name, VerifiedTokens};
 use super::{Issuer, Keyring};
 use crate::auth::jwt::{Refusal, Token, Verified};
 use crate::id::{ConsumerId, KeyId, SecretId, TokenId};
@@ -25,9 +24,6 @@ use crate::text::Slug;
 use crate::time::Timestamp;
 use crate::validation::proof::{Credential, Proof};
 use crate::validation::recorded::TokenNamed;
-
-/// Of so many tokens it is remembered that their signature is good.
-const VERIFIED_MAX: usize = 20_000;
 
 /// A token that we signed. Whether it counts is another question.
 #[derive(Debug)]
@@ -47,10 +43,13 @@ pub struct OwnToken {
     pub issued_at: Timestamp,
     pub expires_at: Timestamp,
     kid: Box<str>,
+    /// The length of its text.
+    pub(super) bytes: usize,
 }
 
 impl OwnToken {
-    fn read(kid: &str, verified: &Verified) -> Option<Self> {
+    /// What it says, of a text of so many bytes; `None` for what no token of ours says.
+    pub(super) fn read(kid: &str, bytes: usize, verified: &Verified) -> Option<Self> {
         let claims = &verified.claims;
         let made_from = claims.get("keystead")?.as_object()?;
         Some(Self {
@@ -84,6 +83,7 @@ impl OwnToken {
             issued_at: Timestamp::from_millis(claims.get("iat")?.as_i64()?.checked_mul(1000)?),
             expires_at: verified.expires_at,
             kid: kid.into(),
+            bytes,
         })
     }
 
@@ -152,7 +152,7 @@ pub enum Bearer {
 pub(super) struct OwnTokens {
     keyring: Keyring,
     issuer: Issuer,
-    verified: Cache<[u8; SHA256_OUTPUT_LEN], Arc<OwnToken>>,
+    verified: VerifiedTokens,
 }
 
 impl OwnTokens {
@@ -160,18 +160,27 @@ impl OwnTokens {
         Self {
             keyring,
             issuer,
-            verified: Cache::new(VERIFIED_MAX),
+            verified: VerifiedTokens::new(),
         }
+    }
+
+    /// Forgets those that have ended.
+    pub(super) fn forget_ended(&self, now: Timestamp) {
+        self.verified.forget_ended(now);
+    }
+
+    /// How many are remembered.
+    pub(super) fn remembered(&self) -> usize {
+        self.verified.len()
     }
 
     pub(super) fn read(&self, token: &str, now: Timestamp) -> Bearer {
         if !token.contains('.') {
             return Bearer::NotOurs;
         }
-        let mut name = [0; SHA256_OUTPUT_LEN];
-        name.copy_from_slice(digest(&SHA256, token.as_bytes()).as_ref());
+        let name = Name::of(token);
         let ring = self.keyring.ring();
-        if let Some(own) = self.verified.get(&name) {
+        if let Some(own) = self.verified.find(&name) {
             // A key that was given up takes its tokens with it.
             return match ring.find(&own.kid, now) {
                 Some(_) => Bearer::Own(own),
@@ -191,12 +200,12 @@ impl OwnTokens {
                 let kid = judged.kid().unwrap_or_default().to_owned();
                 let key = ring.find(&kid, now).ok_or(Refusal::Key)?;
                 let verified = judged.verify(std::slice::from_ref(key.verification()))?;
-                OwnToken::read(&kid, &verified).ok_or(Refusal::Kind)
+                OwnToken::read(&kid, token.len(), &verified).ok_or(Refusal::Kind)
             });
         match verified {
             Ok(own) => {
                 let own = Arc::new(own);
-                self.verified.insert(name, Arc::clone(&own));
+                self.verified.keep(name, &own, now);
                 Bearer::Own(own)
             }
             Err(refusal) => Bearer::Forged(refusal),

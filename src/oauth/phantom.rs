@@ -76,6 +76,12 @@ impl Phantoms {
         }
     }
 
+    /// Forgets those that have ended.
+    pub(super) fn forget_ended(&self, now: Timestamp) {
+        self.made
+            .retain(|_, phantom| phantom.life.exp > now.unix_seconds());
+    }
+
     /// `None` for what has not one whole second left, or is for no service. `of` is the token that was
     /// asked about, if it was one, and `inner` the key at the services whose tokens are embedded.
     ///

@@ -23,6 +23,8 @@ use crate::time::Timestamp;
 pub enum Credential<'a> {
     /// The plaintext of a key.
     Key(&'a str),
+    /// The same, and what [`Validation::identify`] found by it just now.
+    Identified(&'a str, &'a Subject),
     Proof(Proof<'a>),
     /// Known to be no good before anything is asked for, such as a token that nobody signed.
     Malformed,
@@ -73,6 +75,16 @@ impl Validation {
         let (loaded, proof) = match presented {
             Credential::Key(key) => {
                 let loaded = self.load(key, Some(tenant), asked, request.ip).await?;
+                (loaded, None)
+            }
+            Credential::Identified(key, found) => {
+                let found = self.records.join(Arc::clone(&found.key), asked.service());
+                let found = found.await?;
+                let loaded = if found.key.tenant_id == *tenant && self.records.holds(&found) {
+                    Ok(found)
+                } else {
+                    self.load(key, Some(tenant), asked, request.ip).await?
+                };
                 (loaded, None)
             }
             Credential::Malformed => (Err(Outcome::Malformed), None),

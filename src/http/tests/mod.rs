@@ -18,6 +18,7 @@ use crate::entropy::Entropy;
 use crate::error;
 use crate::http::context::{self, RequestContext};
 use crate::http::cors::cors;
+use crate::http::direct::Direct;
 use crate::http::extract::{
     AuditReason, Body, BulkBody, IdempotencyKey, IfMatch, OptionalBody, Query, etag,
 };
@@ -159,7 +160,18 @@ fn parts() -> Parts {
         operations: Operations::new(&Document::openapi(), &metrics),
         trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()],
         time_limit: Duration::from_millis(200),
-        direct: None,
+        direct: vec![Direct::form("/posted", |posted| {
+            Box::pin(async move {
+                let pairs = posted.pairs.expect("what was sent is in order");
+                match pairs.first().map(|(name, _)| name.as_str()) {
+                    Some("panic") => panic!("table secrets"),
+                    Some("slow") => std::future::pending().await,
+                    Some("later") => tokio::time::sleep(Duration::from_millis(20)).await,
+                    _ => {}
+                }
+                HttpResponse::Ok().json(pairs)
+            })
+        })],
     });
     Parts {
         metrics,

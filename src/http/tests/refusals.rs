@@ -188,6 +188,58 @@ async fn a_panic_and_a_hanging_handler_become_problems() {
 }
 
 #[actix_web::test]
+async fn a_form_at_the_edge_panics_and_hangs_like_one_that_is_routed() {
+    let parts = parts();
+    let app = app!(parts);
+    let posted = |form: &'static str| {
+        TestRequest::with_uri("/posted")
+            .method(Method::POST)
+            .insert_header(("x-request-id", "r-1"))
+            .insert_header((header::CONTENT_TYPE, "application/x-www-form-urlencoded"))
+            .insert_header((header::CONTENT_LENGTH, form.len()))
+            .set_payload(form)
+    };
+    for (form, code) in [("panic=", Code::Internal), ("slow=", Code::Busy)] {
+        let error = try_call_service(&app, posted(form).to_request()).await;
+        let res = error.unwrap_err().error_response();
+        assert_eq!(res.status(), code.status());
+        assert_eq!(told(res.headers(), "x-request-id"), "r-1");
+        let body = actix_web::body::to_bytes(res.into_body()).await.unwrap();
+        let body: Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(body["code"], code.slug());
+        assert!(!body.to_string().contains("secrets"));
+    }
+    assert_eq!(parts.metrics.security_events.value("panic"), 1);
+    for form in ["a=b%20c", "later=", "later=1&x=2"] {
+        let res = call_service(&app, posted(form).to_request()).await;
+        assert_eq!(res.status(), StatusCode::OK, "{form}");
+        assert_eq!(
+            told(res.headers(), header::X_CONTENT_TYPE_OPTIONS),
+            "nosniff"
+        );
+        assert_eq!(told(res.headers(), "x-request-id"), "r-1");
+    }
+    let res = call_service(&app, posted("a=b%20c").to_request()).await;
+    assert_eq!(read_body(res).await, r#"[["a","b c"]]"#);
+    // A page of somebody's, a query, a body of another type or of no known length: none of it is plain.
+    for req in [
+        posted("a=b").insert_header((header::ORIGIN, "https://console.example")),
+        posted("a=b").uri("/posted?x=y"),
+        posted("a=b").insert_header((header::CONTENT_TYPE, "text/plain")),
+        posted("a=b").insert_header((header::CONTENT_ENCODING, "gzip")),
+        posted("a=b").insert_header((header::CONTENT_LENGTH, 9_000)),
+        posted("a=b").method(Method::PUT),
+    ] {
+        let res = call_service(&app, req.to_request()).await;
+        assert_eq!(
+            res.status(),
+            StatusCode::NOT_FOUND,
+            "there is no such route"
+        );
+    }
+}
+
+#[actix_web::test]
 async fn a_credential_in_the_query_is_refused_on_every_route_but_the_gateways() {
     let parts = parts();
     let app = app!(parts);

@@ -1,18 +1,18 @@
 //! `POST /oauth/introspect`.
 
-use actix_web::http::header::{self, Accept, Header as _};
+use actix_web::http::header::{Accept, Header as _, Quality};
 use actix_web::{HttpRequest, HttpResponse, web};
 
 use super::parameters::IntrospectionRequest;
-use super::{OauthError, form, lines, origin, refuse};
+use super::{JSON, OauthError, form, lines, origin, refuse};
 use crate::auth::http::refused;
 use crate::http::context::RequestContext;
+use crate::http::direct::Posted;
 use crate::http::form::FormBody;
 use crate::oauth::Oauth;
 use crate::oauth::client::Client;
 use crate::oauth::introspection::{Active, Question, Told, Written};
 use crate::telemetry::SecurityEvent;
-use crate::validation::http::limit_headers;
 
 const INTROSPECTION_JWT: &str = "application/token-introspection+jwt";
 const JWT: &str = "application/jwt";
@@ -56,39 +56,45 @@ pub async fn introspect_token(
     context: RequestContext,
     oauth: web::Data<Oauth>,
 ) -> HttpResponse {
-    let origin = origin(&req, &context);
+    let posted = Posted {
+        req: &req,
+        context: &context,
+        pairs,
+    };
+    introspect(posted, &oauth).await
+}
+
+pub(super) async fn introspect(posted: Posted<'_>, oauth: &Oauth) -> HttpResponse {
+    let Posted {
+        req,
+        context,
+        pairs,
+    } = posted;
+    let origin = origin(req, context);
     let told = async {
         let mut form = form(pairs)?;
-        let client = Client::or_bearer(&lines(&req), &mut form)?;
+        let client = Client::or_bearer(&lines(req), &mut form)?;
         let asker = oauth.asker(&client, &origin).await?;
         let question = Question::of(&mut form)?;
         let (told, forged) = oauth
-            .introspect(&asker, &question, written(&req), &origin)
+            .introspect(&asker, &question, written(req), &origin)
             .await?;
         Ok((told, forged, asker.limits))
     };
     let (told, forged, limits) = match told.await {
         Ok(told) => told,
-        Err(refusal) => return refuse(&req, &refusal, &context),
+        Err(refusal) => return refuse(req, &refusal, context),
     };
     if let Some(forged) = forged {
         let reason = forged.as_str();
-        refused(&req, "jwt", SecurityEvent::InvalidJwt, reason, None);
+        refused(req, "jwt", SecurityEvent::InvalidJwt, reason, None);
     }
-    let mut response = HttpResponse::Ok();
-    response
-        .insert_header((header::CACHE_CONTROL, "no-store"))
-        .insert_header((header::PRAGMA, "no-cache"));
-    for header in limits.iter().flat_map(limit_headers) {
-        response.insert_header(header);
-    }
-    match told {
-        Told::Json(text) => response.content_type("application/json").body(text),
-        Told::IntrospectionJwt(token) => response
-            .content_type(INTROSPECTION_JWT)
-            .body(token.into_exposed()),
-        Told::Phantom(token) => response.content_type(JWT).body(token.into_exposed()),
-    }
+    let (body, media_type) = match told {
+        Told::Json(text) => (text, JSON),
+        Told::IntrospectionJwt(token) => (token.into_exposed(), INTROSPECTION_JWT),
+        Told::Phantom(token) => (token.into_exposed(), JWT),
+    };
+    super::told(body, media_type, limits.as_ref())
 }
 
 /// The one of the three that the caller likes best; JSON if it says nothing that is known here.
@@ -96,7 +102,7 @@ fn written(req: &HttpRequest) -> Written {
     let Ok(mut accept) = Accept::parse(req) else {
         return Written::Json;
     };
-    accept.0.retain(|item| item.quality > header::Quality::ZERO);
+    accept.0.retain(|item| item.quality > Quality::ZERO);
     accept
         .ranked()
         .iter()

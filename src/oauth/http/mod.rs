@@ -2,6 +2,7 @@
 //!
 //! Refusals here have the bodies of RFC 6749 §5.2, not problems: any OAuth client reads them.
 
+pub mod direct;
 pub mod introspect;
 mod parameters;
 pub mod revoke;
@@ -26,11 +27,14 @@ use super::{Issuer, Oauth};
 use crate::auth::http::refused;
 use crate::clock::Clock;
 use crate::http::context::RequestContext;
-use crate::http::form::FormBody;
+use crate::http::direct::Posted;
+use crate::http::form::{FormBody, Pairs};
+use crate::http::middleware::direct_headers;
 use crate::http::problem::Problem;
 use crate::metrics::Metrics;
 use crate::telemetry::SecurityEvent;
 use crate::validation::http::limit_headers;
+use crate::validation::spend::LimitHeaders;
 
 /// The grants that are offered.
 #[derive(Clone, Copy)]
@@ -125,7 +129,21 @@ pub async fn issue_token(
     context: RequestContext,
     oauth: web::Data<Oauth>,
 ) -> HttpResponse {
-    let origin = origin(&req, &context);
+    let posted = Posted {
+        req: &req,
+        context: &context,
+        pairs,
+    };
+    token(posted, &oauth).await
+}
+
+async fn token(posted: Posted<'_>, oauth: &Oauth) -> HttpResponse {
+    let Posted {
+        req,
+        context,
+        pairs,
+    } = posted;
+    let origin = origin(req, context);
     let granted = async {
         let mut form = form(pairs)?;
         let grant_type = form.require("grant_type")?;
@@ -139,15 +157,15 @@ pub async fn issue_token(
                 ));
             }
         };
-        let client = Client::of(&lines(&req), &mut form)?;
+        let client = Client::of(&lines(req), &mut form)?;
         match grant {
             Grant::ClientCredentials => oauth.client_credentials(&client, &mut form, &origin).await,
             Grant::TokenExchange => oauth.exchange(&client, &mut form, &origin).await,
         }
     };
-    match granted.await {
-        Ok(granted) => answer(granted),
-        Err(refusal) => refuse(&req, &refusal, &context),
+    match granted.await.and_then(answer) {
+        Ok(response) => response,
+        Err(refusal) => refuse(req, &refusal, context),
     }
 }
 
@@ -231,28 +249,38 @@ fn lines(req: &HttpRequest) -> Lines<'_> {
     }
 }
 
-fn form(pairs: Result<Vec<(String, String)>, Problem>) -> Result<Form, Refusal> {
+fn form(pairs: Result<Pairs, Problem>) -> Result<Form, Refusal> {
     match pairs {
         Ok(pairs) => Form::new(pairs),
         Err(problem) => Err(Refusal::invalid_request(problem.detail())),
     }
 }
 
-fn answer(granted: Granted) -> HttpResponse {
-    let mut response = HttpResponse::Ok();
-    response
-        .insert_header((header::CACHE_CONTROL, "no-store"))
-        .insert_header((header::PRAGMA, "no-cache"));
-    for header in granted.limits.iter().flat_map(limit_headers) {
-        response.insert_header(header);
-    }
-    response.json(TokenAnswer {
+fn answer(granted: Granted) -> Result<HttpResponse, Refusal> {
+    let answer = TokenAnswer {
         access_token: granted.token.into_exposed(),
         issued_token_type: granted.issued_token_type,
         token_type: "Bearer",
         expires_in: granted.expires_in_seconds,
         scope: granted.scope,
-    })
+    };
+    let body = serde_json::to_string(&answer).map_err(Refusal::unavailable)?;
+    Ok(told(body, JSON, granted.limits.as_ref()))
+}
+
+const JSON: &str = "application/json";
+
+/// A token, or what is told of one: nobody may keep it (RFC 6749 §5.1).
+fn told(body: String, media_type: &'static str, limits: Option<&LimitHeaders>) -> HttpResponse {
+    let mut response = HttpResponse::with_body(StatusCode::OK, body).map_into_boxed_body();
+    let headers = response.headers_mut();
+    *headers = direct_headers();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
+    headers.insert(header::PRAGMA, HeaderValue::from_static("no-cache"));
+    for (name, value) in limits.into_iter().flat_map(limit_headers) {
+        headers.insert(name, value);
+    }
+    response
 }
 
 fn refuse(req: &HttpRequest, refusal: &Refusal, context: &RequestContext) -> HttpResponse {

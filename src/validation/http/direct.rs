@@ -16,7 +16,7 @@ use crate::validation::{Validation, answer};
 
 /// Answers verifications for the edge.
 pub fn verify_directly(validation: Validation) -> Direct {
-    Direct::new("/v1/verify", move |plain| answer_now(&validation, &plain))
+    Direct::now("/v1/verify", move |plain| answer_now(&validation, &plain))
 }
 
 fn answer_now(validation: &Validation, plain: &Plain<'_>) -> Option<HttpResponse> {

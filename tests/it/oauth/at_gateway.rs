@@ -23,13 +23,13 @@ both!(
 
 impl World {
     /// With `service` set to accept what `accepts` says, and a gateway's key.
-    async fn accepting_tokens(&self, accepts: Value) -> String {
+    pub async fn accepting_tokens(&self, accepts: Value) -> String {
         let change = json!({"tokens": {"accepts": accepts}});
         self.change("/v1/services/invoicing", change).await;
         self.asker(&["verify"]).await
     }
 
-    async fn authorize(&self, gateway: &str, query: &str, headers: &[(&str, &str)]) -> Answer {
+    pub async fn authorize(&self, gateway: &str, query: &str, headers: &[(&str, &str)]) -> Answer {
         let path = format!("/gateway/authorize?service=invoicing{query}");
         let request = self.server.client().get(&path);
         let request = request.header("x-keystead-caller", gateway);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::support::redis::OwnRedis;
-use crate::support::{Backend, Fault, Proxy, both, run, tables, until};
+use crate::support::{Backend, Fault, Proxy, both, run, setting, tables, until};
 
 both!(
     a_token_that_was_revoked_is_over_at_once_however_young_it_is,
@@ -29,7 +29,12 @@ async fn a_token_that_was_revoked_is_over_at_once_however_young_it_is(home: Home
     let world = World::new(&home).await;
     let asker = world.asker(&["introspect:invoicing"]).await;
     let key = world.key().await;
-    for round in 0..100 {
+    let rounds = if setting("KEYSTEAD_TEST_LONG").is_some() {
+        500
+    } else {
+        100
+    };
+    for round in 0..rounds {
         let token = world.token(&key, &[]).await;
         // Whether its state was looked at before or not.
         if round % 2 == 0 {
@@ -227,7 +232,12 @@ fn a_revoked_token_is_over_on_the_other_node_too() {
             let request = other.client().with_key(&asker).post("/oauth/introspect");
             request.form(&[("token", token)]).send().await.text
         };
-        for round in 0..60 {
+        let rounds = if setting("KEYSTEAD_TEST_LONG").is_some() {
+            500
+        } else {
+            60
+        };
+        for round in 0..rounds {
             let token = world.token(&key, &[]).await;
             assert_ne!(there(&token).await, INACTIVE, "{round}");
             let wait = if round % 2 == 0 { "?wait=4s" } else { "" };

@@ -3,6 +3,7 @@
 
 mod asked;
 mod at_gateway;
+mod at_the_edge;
 mod clients;
 mod ended;
 mod exchange;
@@ -11,6 +12,7 @@ mod guide;
 mod keyring;
 mod published;
 mod refused;
+mod rotated;
 mod shared;
 mod signed_answers;
 mod token;
