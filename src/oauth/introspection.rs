@@ -360,11 +360,20 @@ impl Oauth {
             return Ok(one.to_string());
         }
         // One that may ask for several: the key tells which of them it is for.
-        let request = Request::default();
-        let (_, _, subject) = self
+        let request = Request {
+            environment: AskedEnvironment::Is(Cow::Borrowed(&asker.subject.key.environment)),
+            ip: question.ip,
+            cost: 0,
+            ..Request::default()
+        };
+        let (decision, _, subject) = self
             .validation
             .explain(key, tenant, Asked::None, &request)
             .await?;
+        // What is not active is told as what is unknown, however many services it was for.
+        if !decision.outcome.is_valid() {
+            return Ok(NO_SERVICE.to_owned());
+        }
         let mut found = None;
         for grant in subject.iter().flat_map(|subject| &subject.key.grants) {
             let id = grant.service_id.as_str();

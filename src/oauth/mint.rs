@@ -7,12 +7,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::delegation::Delegation;
-use super::keyring::KeyError;
+use super::keyring::{KeyError, SigningKey};
 use super::{Issuer, Keyring};
 use crate::auth::jwt::TOKEN_BYTES_MAX;
 use crate::clock::Clock;
@@ -199,6 +200,17 @@ impl Mint {
     /// The `jti` of a token that is to be made.
     pub fn next_id(&self) -> TokenId {
         TokenId::made_of(self.clock.now(), &self.entropy.nonce())
+    }
+
+    /// The key that signs now.
+    pub fn signer(&self) -> Option<Arc<SigningKey>> {
+        self.keyring.ring().signer(self.clock.now()).cloned()
+    }
+
+    /// Whether tokens that a key has signed are taken still.
+    pub fn keeps(&self, key: &SigningKey) -> bool {
+        let ring = self.keyring.ring();
+        ring.find(key.kid(), self.clock.now()).is_some()
     }
 
     /// Signs `claims` as a JWT of the type `typ`.

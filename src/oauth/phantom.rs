@@ -12,6 +12,7 @@ use quick_cache::sync::Cache;
 
 use super::delegation::Delegation;
 use super::embedded;
+use super::keyring::SigningKey;
 use super::mint::{
     ACCESS_TOKEN, Claims, Life, Mint, MintError, Provenance, SignedToken, asked_for,
 };
@@ -30,6 +31,8 @@ pub(super) struct Phantom {
     pub(super) id: TokenId,
     pub(super) token: SignedToken,
     life: Life,
+    /// `None` if there was none before it was signed: then it is given out once.
+    signer: Option<Arc<SigningKey>>,
     made_from: Subject,
     /// The same key at the services whose tokens are embedded.
     inner: Vec<Subject>,
@@ -102,11 +105,18 @@ impl Phantoms {
             service.service.id.clone(),
             of.map(|token| token.id.clone()),
         );
+        // Of one id may be several tokens with ends of their own: a shared one, and those made of it.
+        let outlasts = |made: &Phantom| {
+            of.is_some_and(|token| made.life.exp > token.expires_at.unix_seconds())
+        };
         if let Some(made) = self.made.get(&name)
             && made.is_good(subject, &inner, now)
+            && !outlasts(&made)
+            && made.signer.as_ref().is_some_and(|key| self.mint.keeps(key))
         {
             return Ok(Some(made));
         }
+        let signer = self.mint.signer();
         let settings = &service.service.settings.tokens;
         let end = match (subject.end(), of.map(|token| token.expires_at)) {
             (Some(key), Some(token)) => Some(key.min(token)),
@@ -150,6 +160,7 @@ impl Phantoms {
             id,
             token,
             life,
+            signer,
             made_from: subject.clone(),
             inner,
         });

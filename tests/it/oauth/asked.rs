@@ -412,6 +412,12 @@ async fn who_may_introspect_for_several_services_names_one_where_the_key_leaves_
             .await;
         assert_eq!(refused.expect(400)["error"], "invalid_target", "{audience}");
     }
+    // One that has ended is told like one that never was.
+    let holder = world.server.client().with_key(&key);
+    holder.post("/v1/self/revoke").send().await.expect(200);
+    for asker in [&all, &two, &one] {
+        assert_eq!(world.introspect(asker, &key, &[]).await.text, INACTIVE);
+    }
 }
 
 async fn what_is_bound_to_addresses_is_active_only_for_a_known_one(home: Home) {

@@ -304,6 +304,14 @@ async fn a_token_whose_signature_was_verified_is_judged_anew_each_time(home: Hom
     assert!(!is_active(&second).await && is_active(&token).await);
 
     // The key that it was signed with.
+    let phantom = async || {
+        let asked = world.asks(&asker, &key, &[]);
+        let told = asked.header("accept", "application/jwt").send().await;
+        assert_eq!(told.status, 200, "{told}");
+        told.text
+    };
+    let given_out = phantom().await;
+    assert_eq!(phantom().await, given_out);
     let output = home
         .keystead(&["signing-key", "rotate", "--compromised"])
         .output()
@@ -315,6 +323,8 @@ async fn a_token_whose_signature_was_verified_is_judged_anew_each_time(home: Hom
     .await;
     let third = world.token(&key, &[]).await;
     assert!(is_active(&third).await && !is_active(&token).await);
+    let next = phantom().await;
+    assert_ne!(part(&next, 0)["kid"], part(&given_out, 0)["kid"]);
 
     // Its end; then it is forgotten.
     world.server.clock.advance(Span::minutes(5));
