@@ -126,7 +126,7 @@ pub struct UsageMetrics {
     /// Uses that left a count and no event, for lack of room.
     pub shed: Gauge<u64, AtomicU64>,
     /// Uses that left nothing at all.
-    pub uncounted: Gauge<u64, AtomicU64>,
+    pub uses_lost: Gauge<u64, AtomicU64>,
     /// Hours of events that were deleted for their age or for room.
     pub hours_cut: Counter,
     /// Blocks of uses that the ledger does not take: they wait, and are tried again.
@@ -282,7 +282,7 @@ impl Metrics {
         registry.register(
             "usage_uses_lost",
             "Uses that left neither an event nor a count, for lack of room, since the start",
-            usage.uncounted.clone(),
+            usage.uses_lost.clone(),
         );
         registry.register(
             "usage_blocks_aside",

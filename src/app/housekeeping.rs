@@ -302,7 +302,7 @@ impl App {
         let usage = &self.metrics.usage;
         usage.journal_bytes.set(self.ledger.waiting_bytes());
         usage.shed.set(self.ledger.shed());
-        usage.uncounted.set(self.ledger.uncounted());
+        usage.uses_lost.set(self.ledger.uses_lost());
         usage.aside.set(self.ledger.aside());
         usage.lost.set(self.ledger.lost());
         usage.file_lost.set(self.ledger.file_lost());

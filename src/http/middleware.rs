@@ -260,13 +260,13 @@ impl Visit {
                 "the body did not arrive in time",
             )));
         };
-        let at = if taken.was_waited_for() {
-            self.settings.clock.read()
-        } else {
-            self.at
-        };
         let answered = match (direct.answer(), taken.whole()) {
             (Answer::Now(answer), Some(body)) => {
+                let at = if taken.was_waited_for() {
+                    self.settings.clock.read()
+                } else {
+                    self.at
+                };
                 let plain = plain(req, &self.context, at, body);
                 let answer = AssertUnwindSafe(|| plain.and_then(|plain| answer(plain)));
                 let answered = std::panic::catch_unwind(answer);

@@ -45,7 +45,7 @@ struct Active<'a> {
     may_act: Option<MayAct>,
 }
 
-/// A JWT that says to be of a configured issuer.
+/// What is said to be a JWT of a configured issuer.
 pub(super) enum Foreign {
     Vouched(Box<Vouched>),
     Forged(jwt::Refusal),
@@ -55,14 +55,22 @@ impl Oauth {
     /// `None` for what is no JWT of a configured issuer.
     ///
     /// # Errors
-    /// `temporarily_unavailable` while its keys cannot be fetched.
+    /// As [`Self::vouched`].
     pub(super) async fn foreign(&self, text: &str) -> Result<Option<Foreign>, Refusal> {
         if !self.issuers.claims_to_be_known(text) {
             return Ok(None);
         }
+        self.vouched(text).await.map(Some)
+    }
+
+    /// What is said to be a JWT of a configured issuer.
+    ///
+    /// # Errors
+    /// `temporarily_unavailable` while its keys cannot be fetched.
+    pub(super) async fn vouched(&self, text: &str) -> Result<Foreign, Refusal> {
         match self.issuers.verify(text).await {
-            Ok(vouched) => Ok(Some(Foreign::Vouched(Box::new(vouched)))),
-            Err(TokenError::Refused(refusal)) => Ok(Some(Foreign::Forged(refusal))),
+            Ok(vouched) => Ok(Foreign::Vouched(Box::new(vouched))),
+            Err(TokenError::Refused(refusal)) => Ok(Foreign::Forged(refusal)),
             Err(TokenError::Unavailable) => Err(Refusal::unavailable(anyhow::anyhow!(
                 "the keys of the issuer of a token cannot be fetched"
             ))),

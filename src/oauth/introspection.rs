@@ -188,6 +188,18 @@ enum Presented<'a> {
     Nonsense,
 }
 
+impl Asker<'_> {
+    /// What is asked of a key or token: whether it is good here. Nothing is charged.
+    fn request<'a>(&'a self, question: &Question) -> Request<'a> {
+        Request {
+            environment: AskedEnvironment::Is(Cow::Borrowed(&self.subject.key.environment)),
+            ip: question.ip,
+            cost: 0,
+            ..Request::default()
+        }
+    }
+}
+
 impl Oauth {
     /// Step 1.
     ///
@@ -272,13 +284,7 @@ impl Oauth {
             Presented::Nonsense => Credential::Malformed,
         };
         let tenant = &asker.subject.tenant.id;
-        let request = Request {
-            environment: AskedEnvironment::Is(Cow::Borrowed(&asker.subject.key.environment)),
-            ip: question.ip,
-            // Nothing is charged.
-            cost: 0,
-            ..Request::default()
-        };
+        let request = asker.request(question);
         let (answer, now) = self
             .validation
             .tell(credential, tenant, &service, &request)
@@ -360,12 +366,7 @@ impl Oauth {
             return Ok(one.to_string());
         }
         // One that may ask for several: the key tells which of them it is for.
-        let request = Request {
-            environment: AskedEnvironment::Is(Cow::Borrowed(&asker.subject.key.environment)),
-            ip: question.ip,
-            cost: 0,
-            ..Request::default()
-        };
+        let request = asker.request(question);
         let (decision, _, subject) = self
             .validation
             .explain(key, tenant, Asked::None, &request)

@@ -202,11 +202,6 @@ impl Mint {
         TokenId::made_of(self.clock.now(), &self.entropy.nonce())
     }
 
-    /// The key that signs now.
-    pub fn signer(&self) -> Option<Arc<SigningKey>> {
-        self.keyring.ring().signer(self.clock.now()).cloned()
-    }
-
     /// Whether tokens that a key has signed are taken still.
     pub fn keeps(&self, key: &SigningKey) -> bool {
         let ring = self.keyring.ring();
@@ -222,13 +217,25 @@ impl Mint {
         typ: &'static str,
         claims: &T,
     ) -> Result<SignedToken, MintError> {
+        self.sign_told(typ, claims).map(|(token, _)| token)
+    }
+
+    /// The same, and the key that signed it.
+    ///
+    /// # Errors
+    /// [`MintError`]
+    pub fn sign_told<T: Serialize>(
+        &self,
+        typ: &'static str,
+        claims: &T,
+    ) -> Result<(SignedToken, Arc<SigningKey>), MintError> {
         let ring = self.keyring.ring();
         let key = ring.signer(self.clock.now()).ok_or(MintError::NoKey)?;
         let token = key.sign(typ, claims)?;
         if token.len() > TOKEN_BYTES_MAX {
             return Err(MintError::TooLong);
         }
-        Ok(SignedToken(token))
+        Ok((SignedToken(token), Arc::clone(key)))
     }
 }
 

@@ -31,8 +31,8 @@ pub(super) struct Phantom {
     pub(super) id: TokenId,
     pub(super) token: SignedToken,
     life: Life,
-    /// `None` if there was none before it was signed: then it is given out once.
-    signer: Option<Arc<SigningKey>>,
+    /// The key that signed it.
+    signer: Arc<SigningKey>,
     made_from: Subject,
     /// The same key at the services whose tokens are embedded.
     inner: Vec<Subject>,
@@ -112,11 +112,10 @@ impl Phantoms {
         if let Some(made) = self.made.get(&name)
             && made.is_good(subject, &inner, now)
             && !outlasts(&made)
-            && made.signer.as_ref().is_some_and(|key| self.mint.keeps(key))
+            && self.mint.keeps(&made.signer)
         {
             return Ok(Some(made));
         }
-        let signer = self.mint.signer();
         let settings = &service.service.settings.tokens;
         let end = match (subject.end(), of.map(|token| token.expires_at)) {
             (Some(key), Some(token)) => Some(key.min(token)),
@@ -145,8 +144,8 @@ impl Phantoms {
             embedded: embedded::signed(&self.mint, &inner, consumer, &id, life)?,
             more: asked_for(&settings.claims, subject),
         };
-        let token = match self.mint.sign(ACCESS_TOKEN, &claims) {
-            Ok(token) => token,
+        let (token, signer) = match self.mint.sign_told(ACCESS_TOKEN, &claims) {
+            Ok(signed) => signed,
             Err(MintError::TooLong) => {
                 return Err(Refusal::invalid_request(
                     "the token would be too long: ask for JSON",

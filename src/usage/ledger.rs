@@ -93,7 +93,7 @@ pub(super) struct Inner {
     /// How many bytes were appended to the journal since its last checkpoint.
     pub(super) appended: AtomicU64,
     shed: AtomicU64,
-    uncounted: AtomicU64,
+    uses_lost: AtomicU64,
     pub(super) lost: AtomicU64,
     pub(super) aside: AtomicU64,
     /// One at a time: blocks leave in their order.
@@ -132,7 +132,7 @@ impl Ledger {
             waiting_bytes: AtomicI64::new(0),
             appended: AtomicU64::new(0),
             shed: AtomicU64::new(0),
-            uncounted: AtomicU64::new(0),
+            uses_lost: AtomicU64::new(0),
             lost: AtomicU64::new(0),
             aside: AtomicU64::new(0),
             storing: Mutex::default(),
@@ -245,15 +245,15 @@ impl Ledger {
         } else {
             *counted = None;
         }
-        let mut uncounted = collected.folded.take_lost();
+        let mut uses_lost = collected.folded.take_lost();
         if waiting > room.counts {
-            uncounted += std::mem::take(&mut collected.folded).uses();
+            uses_lost += std::mem::take(&mut collected.folded).uses();
         }
-        if uncounted > 0 {
-            inner.uncounted.fetch_add(uncounted, Ordering::Relaxed);
+        if uses_lost > 0 {
+            inner.uses_lost.fetch_add(uses_lost, Ordering::Relaxed);
             tracing::error!(
                 target: "security",
-                uses = uncounted,
+                uses = uses_lost,
                 "no room in the journal for counts: uses leave nothing"
             );
         }
@@ -375,8 +375,8 @@ impl Ledger {
     }
 
     /// How many uses left nothing at all, for lack of room.
-    pub fn uncounted(&self) -> u64 {
-        self.0.uncounted.load(Ordering::Relaxed)
+    pub fn uses_lost(&self) -> u64 {
+        self.0.uses_lost.load(Ordering::Relaxed)
     }
 
     /// How many events the file did not take.

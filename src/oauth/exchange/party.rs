@@ -7,12 +7,11 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::asked::{TokenType, Typed};
-use crate::auth::issuers::TokenError;
 use crate::auth::jwt;
 use crate::id::ConsumerId;
 use crate::oauth::Oauth;
 use crate::oauth::delegation::{Actor, Delegation, MayAct, SubjectId};
-use crate::oauth::foreign::scopes;
+use crate::oauth::foreign::{self, scopes};
 use crate::oauth::own::{Bearer, OwnToken};
 use crate::oauth::refusal::{ErrorCode, Refusal, of_outcome};
 use crate::scope::Scope;
@@ -166,15 +165,9 @@ impl Oauth {
             (Bearer::Forged(refusal), _) => Err(forged(refusal)),
             (Bearer::NotOurs, TokenType::AccessToken | TokenType::ApiKey) => Err(role.no_good()),
             (Bearer::NotOurs, TokenType::Jwt) => {
-                let vouched = match self.issuers.verify(text).await {
-                    Ok(vouched) => vouched,
-                    Err(TokenError::Refused(refusal)) => return Err(forged(refusal)),
-                    Err(TokenError::Unavailable) => {
-                        return Err(Refusal::unavailable(anyhow::anyhow!(
-                            "the keys of the issuer of a {} cannot be fetched",
-                            role.name()
-                        )));
-                    }
+                let vouched = match self.vouched(text).await? {
+                    foreign::Foreign::Vouched(vouched) => *vouched,
+                    foreign::Foreign::Forged(refusal) => return Err(forged(refusal)),
                 };
                 if vouched.tenant.as_str() != tenant {
                     return Err(forged(jwt::Refusal::Tenant));

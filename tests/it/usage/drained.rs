@@ -341,7 +341,7 @@ async fn a_journal_without_room_keeps_counts_and_then_nothing_and_says_so(home: 
     let before = waiting();
     node.ledger.finish().await.unwrap();
     assert!(waiting() > before);
-    assert_eq!((node.ledger.shed(), node.ledger.uncounted()), (40, 0));
+    assert_eq!((node.ledger.shed(), node.ledger.uses_lost()), (40, 0));
 
     let mut kept = 50;
     while waiting() <= room.counts {
@@ -352,7 +352,7 @@ async fn a_journal_without_room_keeps_counts_and_then_nothing_and_says_so(home: 
     let full = waiting();
     node.keep("last", 10).await;
     node.ledger.finish().await.unwrap();
-    assert_eq!((waiting(), node.ledger.uncounted()), (full, 10));
+    assert_eq!((waiting(), node.ledger.uses_lost()), (full, 10));
 
     node.store().await.unwrap();
     assert_eq!(number(&home, USES).await, kept);
@@ -361,5 +361,5 @@ async fn a_journal_without_room_keeps_counts_and_then_nothing_and_says_so(home: 
     node.keep("again", 10).await;
     node.store().await.unwrap();
     assert_eq!(number(&home, EVENTS).await, 20);
-    assert_eq!(node.ledger.uncounted(), 10);
+    assert_eq!(node.ledger.uses_lost(), 10);
 }
