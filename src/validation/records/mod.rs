@@ -249,6 +249,9 @@ impl Records {
             .settle(&inner.key_flights, print, || {
                 let (records, key, lookup_id) = (self.clone(), key.clone(), lookup_id.cloned());
                 async move {
+                    if let Some(landed) = records.0.landed_before(&print) {
+                        return Ok(landed);
+                    }
                     let source = &records.0.source;
                     let found = source.key(&key, lookup_id.as_ref(), is_due).await?;
                     Ok(match found {
@@ -419,6 +422,11 @@ impl Records {
             .settle(&kept(inner).flights, id.clone(), || {
                 let (records, id) = (self.clone(), id.clone());
                 async move {
+                    let Inner { changes, .. } = &*records.0;
+                    let entries = &kept(&records.0).entries;
+                    if let Found::Fresh(entry) = entries.find(&id, changes, Clock::uptime_us()) {
+                        return Ok(Some(entry));
+                    }
                     let entry = load(records.clone(), id.clone(), is_due).await?;
                     Ok(entry.inspect(|entry| kept(&records.0).entries.keep(id, Arc::clone(entry))))
                 }
@@ -464,10 +472,18 @@ impl Records {
             .settle(&inner.service_flights, name.clone(), || {
                 let records = self.clone();
                 async move {
+                    let Inner {
+                        services,
+                        changes,
+                        source,
+                        ..
+                    } = &*records.0;
+                    if let Found::Fresh(entry) = services.find(&name, changes, Clock::uptime_us()) {
+                        return Ok(Some(entry));
+                    }
                     let ServiceName(tenant, reference) = name.clone();
-                    let source = &records.0.source;
                     let entry = source.service(tenant, &reference, is_due).await?;
-                    records.0.services.keep(name, Arc::clone(&entry));
+                    services.keep(name, Arc::clone(&entry));
                     Ok(Some(entry))
                 }
             })
@@ -493,6 +509,21 @@ impl Inner {
     /// Whether the service is not to be served while the database is away, and it is.
     fn is_out_for(&self, entry: &ServiceEntry) -> bool {
         entry.service.settings.on_outage == OnOutage::Refuse && self.reach.is_database_away()
+    }
+
+    /// What an earlier load of the key has brought. Who found nothing just before that ended boards the
+    /// next one, which has nothing to ask for.
+    #[expect(
+        clippy::option_option,
+        reason = "that nobody knows a key is something to know"
+    )]
+    fn landed_before(&self, print: &Fingerprint) -> Option<Option<Arc<Entry<KeySnapshot>>>> {
+        let now_us = Clock::uptime_us();
+        if let Found::Fresh(entry) = self.keys.find(print, &self.changes, now_us) {
+            return Some(Some(entry));
+        }
+        let unknown = self.unknown.find(print, &self.changes, now_us);
+        matches!(unknown, Found::Fresh(_)).then_some(None)
     }
 
     /// What a load brings, when no change has overtaken it.
