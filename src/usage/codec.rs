@@ -15,6 +15,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use super::record::{Identified, Operation, Record};
+use super::turns::Turns;
 use crate::text;
 use crate::time::Timestamp;
 
@@ -23,6 +24,9 @@ pub const FORM: u8 = 3;
 
 /// What is longer is written again with each use, so that a short block is not read as a long one.
 const COMMON_BYTES_MAX: usize = 256;
+
+/// So many uses are read in some ten microseconds.
+const USES_A_TURN: u32 = 16;
 
 /// A path is kept so far.
 const PATH_BYTES_MAX: usize = 256;
@@ -252,6 +256,7 @@ pub fn read(form: u8, mut block: &[u8]) -> Result<Vec<Record>, Unreadable> {
     let unreadable = |error: postcard::Error| Unreadable(error.to_string());
     let mut records = Vec::new();
     let mut before: Option<ReadCommon> = None;
+    let mut turns = Turns::of(USES_A_TURN);
     while let Some((mark, rest)) = block.split_first() {
         let (common, rest) = match (*mark, &before) {
             (FOLLOWS, _) => {
@@ -268,6 +273,7 @@ pub fn read(form: u8, mut block: &[u8]) -> Result<Vec<Record>, Unreadable> {
         let (own, rest) = postcard::take_from_bytes::<ReadOwn>(rest).map_err(unreadable)?;
         records.push((common, own).into());
         block = rest;
+        turns.next();
     }
     Ok(records)
 }

@@ -4,11 +4,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 
 use super::record::{Batch, Operation, Record};
+use super::turns::in_turns;
 use crate::time::Timestamp;
 
 pub const MINUTE_MS: i64 = 60_000;
 pub const HOUR_MS: i64 = 60 * MINUTE_MS;
 pub const DAY_MS: i64 = 24 * HOUR_MS;
+
+/// So many uses, or rows, are added up in some ten microseconds.
+const USES_A_TURN: u32 = 16;
 
 /// A row of uses by minute or hour. The order of the members is the order in which rows are locked.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -94,10 +98,10 @@ impl Counts {
     pub fn of(batches: &[Batch]) -> Self {
         let mut tally = Tally::default();
         for batch in batches {
-            for record in &batch.records {
+            for record in in_turns(USES_A_TURN, &batch.records) {
                 tally.add(record, 1);
             }
-            for line in &batch.counts_only {
+            for line in in_turns(USES_A_TURN, &batch.counts_only) {
                 tally.add(&line.record, line.uses);
             }
         }
@@ -172,7 +176,7 @@ impl<'a> Tally<'a> {
 
     fn counts(self) -> Counts {
         let mut counts = Counts::default();
-        for ((minute, who), uses) in self.minutes {
+        for ((minute, who), uses) in in_turns(USES_A_TURN, self.minutes) {
             let at = Timestamp::from_millis(minute);
             let hours = counts.hours.entry(who.row(start(at, HOUR_MS)));
             hours.or_default().add(uses);
@@ -180,7 +184,7 @@ impl<'a> Tally<'a> {
             days.or_default().add(uses);
             counts.minutes.insert(who.row(minute), uses);
         }
-        let ips = self.ips.into_iter();
+        let ips = in_turns(USES_A_TURN, self.ips);
         counts.ips = ips
             .map(|((tenant_id, day, key_id, ip), seen)| {
                 let row = IpKey {
@@ -192,7 +196,7 @@ impl<'a> Tally<'a> {
                 (row, seen)
             })
             .collect();
-        let scopes = self.scopes.into_iter();
+        let scopes = in_turns(USES_A_TURN, self.scopes);
         counts.scopes = scopes
             .map(|((tenant_id, day, key_id, service, scope), seen)| {
                 let row = ScopeKey {

@@ -22,6 +22,7 @@ pub mod rules;
 pub mod seal;
 pub mod store;
 pub mod summary;
+mod turns;
 pub mod watch;
 
 use crate::clock::Clock;

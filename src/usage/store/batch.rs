@@ -30,6 +30,10 @@ use crate::time::Timestamp;
 use crate::usage::counts::{Counts, Seen, UseKey, Uses};
 use crate::usage::record::{Batch, Identified, Record};
 use crate::usage::rules::Rules;
+use crate::usage::turns::in_turns;
+
+/// So many rows are put together in some ten microseconds.
+const ROWS_A_TURN: u32 = 16;
 
 /// What became of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,7 +129,7 @@ impl Group {
         let mut hours = BTreeSet::new();
         for batch in &batches {
             let mut span = Span::default();
-            for (index, record) in batch.records.iter().enumerate() {
+            for (index, record) in in_turns(ROWS_A_TURN, &batch.records).enumerate() {
                 let Some(key) = record.key.as_ref().filter(|_| rules.keep(record)) else {
                     continue;
                 };
@@ -418,7 +422,7 @@ async fn put_counts(conn: &mut Conn, counts: &Counts) -> db::Result<()> {
 
 fn use_rows(counts: &BTreeMap<UseKey, Uses>) -> Rows {
     let mut rows = Rows::default();
-    for (row, uses) in counts {
+    for (row, uses) in in_turns(ROWS_A_TURN, counts) {
         put_use(&mut rows, row, uses);
     }
     rows

@@ -14,9 +14,13 @@ use diesel::{QueryResult, RunQueryDsl as _};
 use tracing::Instrument as _;
 
 use crate::db::{self, Conn};
+use crate::usage::turns::{Turns, in_turns};
 
 /// So many rows by one statement of `PostgreSQL`, which bounds how long it takes.
 const ROWS_MAX: usize = 5_000;
+
+/// So many cells go into their columns in some ten microseconds.
+const CELLS_A_TURN: u32 = 1_000;
 
 /// A table as rows are added to it.
 pub(super) struct Table {
@@ -116,6 +120,8 @@ impl Table {
         let behind = format!(") {}", self.conflict);
         let mut cells = rows.cells();
         let mut row = Vec::with_capacity(self.columns.len());
+        // A row takes some ten microseconds.
+        let mut turns = Turns::of(1);
         loop {
             row.clear();
             row.extend(cells.by_ref().take(self.columns.len()));
@@ -128,6 +134,7 @@ impl Table {
                 behind: &behind,
             }
             .execute(conn)?;
+            turns.next();
         }
     }
 
@@ -150,11 +157,8 @@ impl Table {
         let mut cells = rows.cells().peekable();
         while cells.peek().is_some() {
             let mut columns: Vec<Column<'_>> = self.columns.iter().map(Column::new).collect();
-            for cell in cells
-                .by_ref()
-                .take(ROWS_MAX * self.columns.len())
-                .enumerate()
-            {
+            let some = cells.by_ref().take(ROWS_MAX * self.columns.len());
+            for cell in in_turns(CELLS_A_TURN, some).enumerate() {
                 if let Some(column) = columns.get_mut(cell.0 % self.columns.len()) {
                     column.push(cell.1);
                 }
