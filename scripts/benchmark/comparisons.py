@@ -29,19 +29,23 @@ class Bench:
 
     def cluster(self, settings=(), **more):
         """A node over PostgreSQL and Redis."""
-        postgres, self.redis = self.begun(Throwaway("postgres")), self.begun(Throwaway("redis"))
-        urls = {"KEYSTEAD__DATABASE__URL": postgres.url, "KEYSTEAD__REDIS__URL": self.redis.url}
+        self.postgres, self.redis = self.begun(Throwaway("postgres")), self.begun(Throwaway("redis"))
+        urls = {"KEYSTEAD__DATABASE__URL": self.postgres.url, "KEYSTEAD__REDIS__URL": self.redis.url}
         return self.node("cluster", settings={**urls, **dict(settings)}, **more)
 
     def held(self, node):
-        """Holds up the writer of a node's ledger in SQLite: uses are recorded and journaled, and wait.
-        On one core the storing would be measured, which goes on beside the answers elsewhere."""
-        return self.begun(Held(node))
+        """Holds up the writer of a node's ledger: uses are recorded and journaled, and wait. On one core
+        the storing would be measured, which goes on beside the answers elsewhere."""
+        is_cluster = "KEYSTEAD__DATABASE__URL" in node.environment
+        return self.begun(HeldPostgres(self.postgres) if is_cluster else Held(node))
 
-    def compare(self, name, node, keys, may_refuse=False, asked=nodes.VERIFY):
+    def compare(self, name, node, keys, may_refuse=False, asked=nodes.VERIFY, only_body=False):
         """Against the bare handler that answers what the first of the keys is answered."""
         lua = script(self.scratch, name, node, keys, asked)
-        bare = self.begun(Bare(self.programs, self.scratch, name, node.ask(asked, keys[0])))
+        headers, body = node.answer(asked, keys[0])
+        if only_body:
+            headers = [one for one in headers if one[0].lower() == "content-type"]
+        bare = self.begun(Bare(self.programs, self.scratch, name, (headers, body)))
         one = script_of_one(self.scratch, name, node, keys[0], asked)
         return compare(
             name,
@@ -64,12 +68,34 @@ class Held:
         self.ledger.close()
 
 
+class HeldPostgres:
+    def __init__(self, postgres):
+        need("psql", "postgresql-client")
+        self.psql = subprocess.Popen(["psql", "-XAtq", postgres.url], stdin=subprocess.PIPE,
+                                     stdout=subprocess.PIPE, text=True)
+        self.psql.stdin.write("BEGIN; LOCK TABLE usage_batch IN EXCLUSIVE MODE; SELECT 'held';\n")
+        self.psql.stdin.flush()
+        if self.psql.stdout.readline().strip() != "held":
+            sys.exit("bench: the ledger cannot be held up")
+
+    def stop(self):
+        self.psql.stdin.close()
+        self.psql.wait(timeout=60)
+
+
 def warm(bench):
     """SQLite, limits in memory: keys that are remembered, each with one rate limit. Each use is
     recorded and journaled; the ledger takes it later."""
     node = bench.node("warm", limits=[LIMIT])
     bench.held(node)
     return bench.compare("warm", node, node.keys)
+
+
+def warm_body(bench):
+    """The same beside a bare handler that answers the body alone, without the headers."""
+    node = bench.node("warm_body", limits=[LIMIT])
+    bench.held(node)
+    return bench.compare("warm_body", node, node.keys, only_body=True)
 
 
 def warm_stored(bench):
@@ -122,14 +148,24 @@ def cold(bench, node):
 
 
 def cluster_unlimited(bench):
-    """PostgreSQL and Redis: remembered keys without limits."""
+    """PostgreSQL and Redis: remembered keys without limits. Uses are recorded and journaled; the ledger
+    takes them later."""
     node = bench.cluster()
+    bench.held(node)
     return bench.compare("cluster_unlimited", node, node.keys)
+
+
+def cluster_stored(bench):
+    """The same while the ledger stores the uses: PostgreSQL on the core of the generator, the node's
+    part of it on the core that answers."""
+    node = bench.cluster()
+    return bench.compare("cluster_stored", node, node.keys)
 
 
 def cluster_limit(bench):
     """PostgreSQL and Redis: remembered keys with one limit that all nodes share exactly."""
     node = bench.cluster(limits=[LIMIT])
+    bench.held(node)
     return bench.compare("cluster_limit", node, node.keys)
 
 
@@ -222,8 +258,8 @@ def ask(postgres, sql):
     return asked.stdout.strip()
 
 
-ALL = [warm, warm_unlimited, warm_stored, recording, unknown_repeated, cold_sqlite, cold_postgres,
-       cold_redis, cluster_unlimited, cluster_limit, unknown_distinct, token, introspect_key,
+ALL = [warm, warm_body, warm_unlimited, warm_stored, recording, unknown_repeated, cold_sqlite, cold_postgres,
+       cold_redis, cluster_unlimited, cluster_stored, cluster_limit, unknown_distinct, token, introspect_key,
        introspect_jwt, introspect_phantom]
 
 

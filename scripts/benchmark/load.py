@@ -106,12 +106,19 @@ class Load:
         self.cpu_us = (cpu_seconds(pid) - spent) / requests * 1e6
 
 
+# The server adds these to whatever it answers.
+OF_THE_SERVER = {"content-length", "date", "connection"}
+
+
 class Bare:
-    """The handler that answers `answer` and does nothing else."""
+    """The handler that answers `answer`, headers and a body, and does nothing else."""
 
     def __init__(self, programs, scratch, name, answer):
+        headers, body = answer
+        lines = "".join(f"{name}: {value}\n" for name, value in headers
+                        if name.lower() not in OF_THE_SERVER)
         path = scratch / f"{name}.answer"
-        path.write_bytes(answer)
+        path.write_bytes(lines.encode() + b"\n" + body)
         self.address = free_address()
         self.process = Process([programs.bare, self.address, path])
         wait_for(self.address, "/")

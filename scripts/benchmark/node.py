@@ -43,10 +43,14 @@ class Api:
 
     def send(self, method, path, headers, text=None):
         """The body of the answer, as it came."""
+        return self.answer(method, path, headers, text)[1]
+
+    def answer(self, method, path, headers, text=None):
+        """The headers of the answer and its body, as it came."""
         data = None if text is None else text.encode()
         request = urllib.request.Request(self.base + path, data, headers, method=method)
         with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.read()
+            return answer.headers.items(), answer.read()
 
     def call(self, *request, **more):
         return json.loads(self.raw(*request, **more))
@@ -164,14 +168,14 @@ class Node:
     def body(self, key):
         return {"api_key": key, "service": "invoicing", "required_scopes": ["invoice:read"]}
 
-    def verify(self, key):
-        """The body of the answer, as it came."""
-        return self.ask(VERIFY, key)
-
     def ask(self, asked, key):
         """The body of the answer to what is asked about a key, as it came."""
+        return self.answer(asked, key)[1]
+
+    def answer(self, asked, key):
+        """The same with its headers."""
         headers = {"content-type": asked.media_type, **asked.headers(self, key)}
-        return Api(self.address).send("POST", asked.path, headers, asked.body(self, key))
+        return Api(self.address).answer("POST", asked.path, headers, asked.body(self, key))
 
     def asker(self):
         """A key that may introspect for the service of the others."""

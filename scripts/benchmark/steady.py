@@ -5,7 +5,7 @@ import json, statistics, subprocess
 from .comparisons import KEYS, LIMIT, Held
 from .load import Bare, request_around
 from .machine import LOAD_CORE
-from .node import Node
+from .node import VERIFY, Node
 
 RATE, SECONDS, CONNECTIONS, ROUNDS = 20_000, 10, 64, 3
 
@@ -13,7 +13,7 @@ RATE, SECONDS, CONNECTIONS, ROUNDS = 20_000, 10, 64, 3
 def steady(programs, scratch):
     node = Node(programs, scratch, "steady", KEYS, limits=[LIMIT])
     held = Held(node)
-    bare = Bare(programs, scratch, "steady", node.verify(node.keys[0]))
+    bare = Bare(programs, scratch, "steady", node.answer(VERIFY, node.keys[0]))
     head, tail = request_around(node, node.keys[0])
     plan = scratch / "steady.plan"
     plan.write_text("\n---\n".join([head, tail, "\n".join(node.keys)]), newline="")
