@@ -5,7 +5,8 @@
 //! next version of this program may find them: with a block goes the version of the form.
 //!
 //! What a use has in common with the one before it, as a service's uses have with each other, is not
-//! written again: that is half of its bytes, and writing them to the disk is most of what a use costs.
+//! written again, and a key that was used before is named by its place among those that were: that is
+//! three quarters of the bytes, and writing them to the disk is most of what a use costs.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -20,7 +21,7 @@ use crate::text;
 use crate::time::Timestamp;
 
 /// The form of the blocks written now.
-pub const FORM: u8 = 3;
+pub const FORM: u8 = 4;
 
 /// What is longer is written again with each use, so that a short block is not read as a long one.
 const COMMON_BYTES_MAX: usize = 256;
@@ -109,11 +110,10 @@ struct ReadCommon {
     caller: String,
 }
 
-/// The rest: whose key it was, and what the client did.
+/// The rest: what the client did.
 #[derive(Serialize)]
 struct Own<'a> {
     at: i64,
-    key: Option<UsedKey<'a>>,
     ip: Option<IpAddr>,
     method: Option<&'a str>,
     path: Option<&'a str>,
@@ -128,7 +128,6 @@ struct Own<'a> {
 #[derive(Deserialize)]
 struct ReadOwn {
     at: i64,
-    key: Option<ReadKey>,
     ip: Option<IpAddr>,
     method: Option<String>,
     path: Option<String>,
@@ -147,7 +146,8 @@ struct ReadToken {
     actor: Option<String>,
 }
 
-#[derive(Deserialize)]
+/// [`UsedKey`] as it is read.
+#[derive(Clone, Deserialize)]
 struct ReadKey {
     key_id: String,
     secret_id: String,
@@ -164,12 +164,38 @@ pub struct Unreadable(String);
 const FOLLOWS: u8 = 1;
 const AS_BEFORE: u8 = 0;
 
+/// What stands between [`Common`] and [`Own`], as a varint: that no key was identified; that a
+/// [`UsedKey`] follows, and whether it is the first of its block, since two blocks one behind the other
+/// are one; or else which one of the block it is, from [`KEYS_BEFORE`] on.
+const NO_KEY: u32 = 0;
+const FIRST_KEY: u32 = 1;
+const NEW_KEY: u32 = 2;
+const KEYS_BEFORE: u32 = 3;
+
+/// Among so many keys one is found again; those that meet in one place take turns.
+const PLACES: usize = 2048;
+
 /// Uses one behind the other.
 #[derive(Debug, Default)]
 pub struct Block {
     bytes: Vec<u8>,
     /// Where the newest [`Common`] stands that the next use may have too.
     common: Range<usize>,
+    keys: Keys,
+}
+
+/// The keys of a block, by their secrets.
+#[derive(Debug, Default)]
+struct Keys {
+    count: u32,
+    places: Vec<Place>,
+}
+
+/// Where a key stands in the bytes, and which one it is; empty at first.
+#[derive(Clone, Debug, Default)]
+struct Place {
+    at: Range<usize>,
+    number: u32,
 }
 
 impl Block {
@@ -178,7 +204,7 @@ impl Block {
         bytes.clear();
         Self {
             bytes,
-            common: 0..0,
+            ..Self::default()
         }
     }
 
@@ -196,6 +222,7 @@ impl Block {
             // A vector takes all there is: this is a defect of ours, and costs this one use.
             self.bytes.truncate(whole);
             self.common = 0..0;
+            self.keys = Keys::default();
             tracing::error!(%error, "a use could not be written down");
         }
     }
@@ -227,9 +254,12 @@ impl Block {
         } else if written.len() <= COMMON_BYTES_MAX {
             self.common = written;
         }
+        match &used.key {
+            Some(key) => self.keys.write(key, &mut self.bytes)?,
+            None => postcard::to_io(&NO_KEY, &mut self.bytes).map(drop)?,
+        }
         let own = Own {
             at: used.at,
-            key: used.key,
             ip: used.ip,
             method: used.method,
             path: used.path,
@@ -241,6 +271,55 @@ impl Block {
         };
         postcard::to_io(&own, &mut self.bytes).map(drop)
     }
+}
+
+impl Keys {
+    fn write(&mut self, key: &UsedKey<'_>, bytes: &mut Vec<u8>) -> postcard::Result<()> {
+        self.places.resize(PLACES, Place::default());
+        let Some(place) = self.places.get_mut(place_of(key.secret_id)) else {
+            return Err(postcard::Error::WontImplement);
+        };
+        if bytes.get(place.at.clone()).is_some_and(|it| key.is(it)) {
+            return postcard::to_io(&(KEYS_BEFORE + place.number), bytes).map(drop);
+        }
+        let mark = if self.count == 0 { FIRST_KEY } else { NEW_KEY };
+        postcard::to_io(&mark, &mut *bytes)?;
+        let at = bytes.len();
+        postcard::to_io(key, &mut *bytes)?;
+        *place = Place {
+            at: at..bytes.len(),
+            number: self.count,
+        };
+        self.count += 1;
+        Ok(())
+    }
+}
+
+/// By the end of the id, which is random.
+fn place_of(secret_id: &str) -> usize {
+    let end = secret_id.as_bytes().last_chunk().copied();
+    let end = u64::from_le_bytes(end.unwrap_or_default());
+    let spread = end.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
+    usize::try_from(spread).unwrap_or_default() % PLACES
+}
+
+impl UsedKey<'_> {
+    /// Whether this is what it is written as, without writing it.
+    fn is(&self, bytes: &[u8]) -> bool {
+        behind(bytes, self.key_id)
+            .and_then(|rest| behind(rest, self.secret_id))
+            .and_then(|rest| rest.strip_prefix(&[u8::from(self.superseded)]))
+            .and_then(|rest| behind(rest, self.consumer_id))
+            .is_some_and(<[u8]>::is_empty)
+    }
+}
+
+/// What stands behind a text that the bytes begin with. One that is longer than any id is not seen.
+fn behind<'b>(bytes: &'b [u8], text: &str) -> Option<&'b [u8]> {
+    let length = u8::try_from(text.len())
+        .ok()
+        .filter(|length| *length < 128)?;
+    bytes.strip_prefix(&[length])?.strip_prefix(text.as_bytes())
 }
 
 /// The uses of a block, in the order in which they were appended.
@@ -256,6 +335,7 @@ pub fn read(form: u8, mut block: &[u8]) -> Result<Vec<Record>, Unreadable> {
     let unreadable = |error: postcard::Error| Unreadable(error.to_string());
     let mut records = Vec::new();
     let mut before: Option<ReadCommon> = None;
+    let mut keys: Vec<ReadKey> = Vec::new();
     let mut turns = Turns::of(USES_A_TURN);
     while let Some((mark, rest)) = block.split_first() {
         let (common, rest) = match (*mark, &before) {
@@ -270,59 +350,76 @@ pub fn read(form: u8, mut block: &[u8]) -> Result<Vec<Record>, Unreadable> {
             (AS_BEFORE, Some(common)) => (common.clone(), rest),
             (mark, _) => return Err(Unreadable(format!("a use begins with {mark}"))),
         };
+        let (mark, rest) = postcard::take_from_bytes::<u32>(rest).map_err(unreadable)?;
+        let (key, rest) = match mark {
+            NO_KEY => (None, rest),
+            FIRST_KEY | NEW_KEY => {
+                let (key, rest): (ReadKey, _) =
+                    postcard::take_from_bytes(rest).map_err(unreadable)?;
+                if mark == FIRST_KEY {
+                    keys.clear();
+                }
+                keys.push(key.clone());
+                (Some(key), rest)
+            }
+            mark => {
+                let place = usize::try_from(mark - KEYS_BEFORE).unwrap_or(usize::MAX);
+                let key = keys.get(place);
+                let none = || Unreadable(format!("there is no key {place} before a use"));
+                (Some(key.ok_or_else(none)?.clone()), rest)
+            }
+        };
         let (own, rest) = postcard::take_from_bytes::<ReadOwn>(rest).map_err(unreadable)?;
-        records.push((common, own).into());
+        records.push(record(common, key, own));
         block = rest;
         turns.next();
     }
     Ok(records)
 }
 
-impl From<(ReadCommon, ReadOwn)> for Record {
-    fn from((read, own): (ReadCommon, ReadOwn)) -> Self {
-        let mut used_scopes = Vec::new();
-        if read.outcome == super::record::VALID {
-            used_scopes.clone_from(&read.required_scopes);
-            used_scopes.extend(read.met);
-            used_scopes.sort_unstable();
-            used_scopes.dedup();
-        }
-        Self {
-            at: Timestamp::from_millis(own.at),
-            tenant_id: read.tenant_id,
-            key: own.key.map(|key| Identified {
-                key_id: key.key_id,
-                secret_id: key.secret_id,
-                superseded: key.superseded,
-                consumer_id: key.consumer_id,
-            }),
-            service: read.service,
-            environment: read.environment,
-            operation: read.operation,
-            outcome: read.outcome,
-            required_scopes: read.required_scopes,
-            any_scopes: read.any_scopes,
-            cost: read.cost,
-            used_scopes,
-            ip: own.ip.map(|ip| ip.to_string()),
-            method: own.method,
-            path: own.path.map(without_query),
-            user_agent: own
-                .user_agent
-                .map(|text| cut(without_keys(text), USER_AGENT_BYTES_MAX)),
-            context: own
-                .context
-                .unwrap_or_default()
-                .into_iter()
-                .map(|(name, value)| (without_keys(name), without_keys(value)))
-                .collect(),
-            token_id: own.token.id,
-            subject: own.token.subject.map(|text| cut(text, SUBJECT_BYTES_MAX)),
-            actor: own.token.actor.map(|text| cut(text, SUBJECT_BYTES_MAX)),
-            caller: read.caller,
-            request_id: own.request_id,
-            latency_us: own.latency_us,
-        }
+fn record(read: ReadCommon, key: Option<ReadKey>, own: ReadOwn) -> Record {
+    let mut used_scopes = Vec::new();
+    if read.outcome == super::record::VALID {
+        used_scopes.clone_from(&read.required_scopes);
+        used_scopes.extend(read.met);
+        used_scopes.sort_unstable();
+        used_scopes.dedup();
+    }
+    Record {
+        at: Timestamp::from_millis(own.at),
+        tenant_id: read.tenant_id,
+        key: key.map(|key| Identified {
+            key_id: key.key_id,
+            secret_id: key.secret_id,
+            superseded: key.superseded,
+            consumer_id: key.consumer_id,
+        }),
+        service: read.service,
+        environment: read.environment,
+        operation: read.operation,
+        outcome: read.outcome,
+        required_scopes: read.required_scopes,
+        any_scopes: read.any_scopes,
+        cost: read.cost,
+        used_scopes,
+        ip: own.ip.map(|ip| ip.to_string()),
+        method: own.method,
+        path: own.path.map(without_query),
+        user_agent: own
+            .user_agent
+            .map(|text| cut(without_keys(text), USER_AGENT_BYTES_MAX)),
+        context: own
+            .context
+            .unwrap_or_default()
+            .into_iter()
+            .map(|(name, value)| (without_keys(name), without_keys(value)))
+            .collect(),
+        token_id: own.token.id,
+        subject: own.token.subject.map(|text| cut(text, SUBJECT_BYTES_MAX)),
+        actor: own.token.actor.map(|text| cut(text, SUBJECT_BYTES_MAX)),
+        caller: read.caller,
+        request_id: own.request_id,
+        latency_us: own.latency_us,
     }
 }
 
@@ -435,6 +532,7 @@ mod tests {
             let before = block.bytes().len();
             block.append(&Use {
                 service,
+                key: None,
                 ..used("/", "valid", &[])
             });
             lengths.push(block.bytes().len() - before);
@@ -451,6 +549,74 @@ mod tests {
         let told: Vec<_> = read.iter().map(|one| one.service.as_str()).collect();
         assert_eq!(told, [services, services].concat());
         assert!(read.iter().all(|one| one.path.as_deref() == Some("/")));
+    }
+
+    #[test]
+    fn a_key_that_was_used_before_is_named_by_its_place() {
+        // More than there are places, so that some meet in one; and one with ids that are too long.
+        let ids: Vec<String> = (0..3 * PLACES).map(|n| format!("sec_{n:026}")).collect();
+        let long = "s".repeat(200);
+        let secrets = ids
+            .iter()
+            .chain([&long, &ids[7]])
+            .chain(&ids)
+            .chain([&long]);
+        let uses: Vec<(&str, bool)> = secrets
+            .enumerate()
+            .map(|(at, secret)| (&**secret, at % 5 == 0))
+            .collect();
+        let mut block = Block::default();
+        let append = |block: &mut Block, uses: &[(&str, bool)]| {
+            let before = block.bytes().len();
+            for &(secret_id, superseded) in uses {
+                let key = UsedKey {
+                    key_id: "key_a",
+                    secret_id,
+                    superseded,
+                    consumer_id: "con_a",
+                };
+                block.append(&Use {
+                    key: (secret_id != ids[9]).then_some(key),
+                    ..used("/", "valid", &[])
+                });
+            }
+            block.bytes().len() - before
+        };
+        let told = |block: &[u8]| -> Vec<(String, bool)> {
+            let read = read(FORM, block).unwrap();
+            let keys = read.into_iter().map(|one| one.key);
+            keys.map(|key| {
+                key.map_or((ids[9].clone(), false), |key| {
+                    (key.secret_id, key.superseded)
+                })
+            })
+            .collect()
+        };
+        append(&mut block, &uses);
+        let expected: Vec<(String, bool)> = uses
+            .iter()
+            .map(|(secret, superseded)| ((*secret).to_owned(), *superseded && *secret != ids[9]))
+            .collect();
+        assert_eq!(told(block.bytes()), expected);
+        // Few keys again and again are short; two blocks, one behind the other, are one.
+        let mut other = Block::default();
+        let first = append(&mut other, &[(&ids[1], false)]);
+        let again = append(&mut other, &[(&ids[1], false)]);
+        assert!(again + ids[1].len() < first, "{again} of {first}");
+        append(
+            &mut other,
+            &[(&ids[1], true), (&ids[2], false), (&ids[1], true)],
+        );
+        let both = [other.bytes(), block.bytes(), other.bytes()].concat();
+        let of_other = told(other.bytes());
+        assert_eq!(told(&both), [&*of_other, &expected, &of_other].concat());
+        // A place that no key stands at is no key.
+        let mut none = Block::default();
+        append(&mut none, &[(&ids[9], false)]);
+        assert_eq!(told(none.bytes()).len(), 1);
+        let named = [none.bytes(), &other.bytes()[first..first + again]].concat();
+        let error = read(FORM, &named).unwrap_err().to_string();
+        assert!(error.contains("no key 0"), "{error}");
     }
 
     #[test]
