@@ -69,7 +69,7 @@ async fn main() -> anyhow::Result<()> {
         .init();
     let target = Target::parse(&url).map_err(|fault| anyhow!("the URL {fault}"))?;
     let main = Db::open(&target)?;
-    let usage = Db::open_usage(&target, &main)?;
+    let usage = Db::open_usage(&target)?;
     db::migrate_all(&main, &usage).await?;
     let before = held(&usage).await?;
 

@@ -127,7 +127,7 @@ impl App {
             .into();
         let db = Db::open(config.database.url.target())
             .map_err(|error| format!("database.url cannot be opened: {error}"))?;
-        let usage_db = Db::open_usage(config.database.url.target(), &db)
+        let usage_db = Db::open_usage(config.database.url.target())
             .map_err(|error| format!("the usage ledger cannot be opened: {error}"))?;
         let recorder = Arc::new(Recorder::new(config.usage.recording));
         let codes: Vec<&'static str> = Code::ALL.iter().map(|code| code.slug()).collect();

@@ -57,7 +57,7 @@ impl Maintenance {
         if target.usage_file().is_some_and(|path| !path.exists()) {
             return Ok(None);
         }
-        Db::open_usage(target, &self.db)
+        Db::open_usage(target)
             .map(Some)
             .map_err(|error| Failure::Usage(format!("the usage ledger cannot be opened: {error}")))
     }

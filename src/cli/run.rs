@@ -142,7 +142,7 @@ fn migrate(config: &Config) -> Result<(), Failure> {
     }
     let db = Db::open(target)
         .map_err(|error| Failure::Usage(format!("database.url cannot be opened: {error}")))?;
-    let usage_db = Db::open_usage(target, &db)
+    let usage_db = Db::open_usage(target)
         .map_err(|error| Failure::Usage(format!("the usage ledger cannot be opened: {error}")))?;
     let applied = maintenance::wait_for(db::migrate_all(&db, &usage_db))??;
     if applied.is_empty() {

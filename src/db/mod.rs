@@ -279,15 +279,15 @@ impl Db {
         Self::open_with(target, Content::Main)
     }
 
-    /// The database of the usage ledger: `main` itself in `PostgreSQL`. In `SQLite` a file beside it
-    /// with a writer of its own, so that no batch of uses ever stands before a revocation.
-    pub fn open_usage(target: &Target, main: &Self) -> std::io::Result<Self> {
+    /// The database of the usage ledger: the same one in `PostgreSQL`, a file beside it in `SQLite`; with
+    /// connections and threads of its own, so that no batch of uses ever stands before a revocation.
+    pub fn open_usage(target: &Target) -> std::io::Result<Self> {
         match target {
             Target::Sqlite { path } => {
                 let path = path.with_file_name(USAGE_FILE);
                 Self::open_with(&Target::Sqlite { path }, Content::Usage)
             }
-            Target::Postgres { .. } => Ok(main.clone()),
+            Target::Postgres { .. } => Self::open_with(target, Content::Usage),
         }
     }
 
@@ -317,7 +317,7 @@ impl Db {
                 }
             }
             Target::Postgres { url } => Pools::Postgres {
-                pool: postgres::pool(url, postgres::CONNECTIONS)?,
+                pool: postgres::pool(url, postgres::connections(content))?,
                 loads: postgres::pool(url, postgres::LOAD_CONNECTIONS)?,
                 looks: postgres::pool(url, 1)?,
             },

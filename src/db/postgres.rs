@@ -22,6 +22,8 @@ use rustls_pki_types::pem::PemObject as _;
 use tokio_postgres::config::SslMode;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::sqlite::Content;
+
 /// Two seconds for a statement or a lock; a transaction whose client went away holds nothing long.
 /// For summaries: no statement is compiled, which takes longer than to run it; what an index leads to is
 /// read from there and not with the whole table, as is right for disks without heads; and the groups of a
@@ -31,7 +33,16 @@ const SETUP: &str = "SET statement_timeout = '2s'; SET lock_timeout = '2s'; \
                      SET synchronous_commit = on; \
                      SET jit = off; SET random_page_cost = 1.1; SET work_mem = '16MB';";
 
-pub(super) const CONNECTIONS: usize = 16;
+/// For lists and changes, and of them for the usage ledger.
+const CONNECTIONS: usize = 16;
+const USAGE_CONNECTIONS: usize = 6;
+
+pub(super) fn connections(content: Content) -> usize {
+    match content {
+        Content::Main | Content::Journal => CONNECTIONS - USAGE_CONNECTIONS,
+        Content::Usage => USAGE_CONNECTIONS,
+    }
+}
 
 /// For what validations wait for.
 pub(super) const LOAD_CONNECTIONS: usize = 8;

@@ -33,8 +33,9 @@ use crate::time::Timestamp;
 /// A kill loses at most so much.
 pub const FLUSH_EVERY: Duration = Duration::from_millis(200);
 
-/// How often it is looked whether the journal has something for the ledger.
-pub const STORE_EVERY: Duration = Duration::from_millis(250);
+/// How often it is looked whether the journal has something for the ledger. The rows of a key that is used all
+/// the time are written once each time.
+pub const STORE_EVERY: Duration = Duration::from_secs(1);
 
 /// How much may wait in a journal.
 #[derive(Clone, Copy, Debug)]

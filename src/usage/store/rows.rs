@@ -16,8 +16,9 @@ use tracing::Instrument as _;
 use crate::db::{self, Conn};
 use crate::usage::turns::{Turns, in_turns};
 
-/// So many rows by one statement of `PostgreSQL`, which bounds how long it takes.
-const ROWS_MAX: usize = 5_000;
+/// So many rows by one statement of `PostgreSQL`: it is put together in a fraction of a millisecond, in which
+/// whoever answers a validation has to wait.
+const ROWS_MAX: usize = 250;
 
 /// So many cells go into their columns in some ten microseconds.
 const CELLS_A_TURN: u32 = 1_000;

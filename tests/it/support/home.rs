@@ -93,7 +93,7 @@ impl Home {
     }
 
     pub fn usage_db(&self) -> Db {
-        Db::open_usage(&self.target(), self.eyes()).expect("a home's usage ledger opens")
+        Db::open_usage(&self.target()).expect("a home's usage ledger opens")
     }
 
     pub fn target(&self) -> Target {

@@ -84,7 +84,7 @@ pub fn figure(text: impl std::fmt::Display) {
 pub async fn migrate(url: &str) -> Vec<String> {
     let target = Target::parse(url).expect("the support made the URL");
     let db = Db::open(&target).expect("it opens");
-    let usage = Db::open_usage(&target, &db).expect("it opens");
+    let usage = Db::open_usage(&target).expect("it opens");
     migrate_all(&db, &usage).await.expect("the migrations run")
 }
 
