@@ -99,6 +99,10 @@ impl<'a> Params<'a> {
         Ok(found)
     }
 
+    pub fn into_pairs(self) -> Vec<(Cow<'a, str>, Cow<'a, str>)> {
+        self.0
+    }
+
     /// The parameters sorted, for a digest that does not depend on their order.
     pub fn sorted(&self) -> Vec<(&str, &str)> {
         let mut pairs: Vec<_> = self

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use super::delegation::Delegation;
@@ -69,7 +69,7 @@ impl Inner {
 }
 
 /// What a token was made from.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug)]
 pub struct Provenance<'a> {
     pub tenant: &'a str,
     pub environment: &'a str,
@@ -78,9 +78,7 @@ pub struct Provenance<'a> {
     pub key_id: &'a str,
     pub secret_id: &'a str,
     /// The key of the client that it was exchanged for, if that is another: it dies with that too.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub client_key_id: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub client_secret_id: Option<&'a str>,
 }
 
@@ -98,6 +96,21 @@ impl<'a> Provenance<'a> {
         }
     }
 
+    /// Its members, by their names.
+    pub(super) fn members(&self) -> impl Iterator<Item = (&'static str, &'a str)> {
+        [
+            ("tenant", Some(self.tenant)),
+            ("environment", Some(self.environment)),
+            ("service", Some(self.service)),
+            ("key_id", Some(self.key_id)),
+            ("secret_id", Some(self.secret_id)),
+            ("client_key_id", self.client_key_id),
+            ("client_secret_id", self.client_secret_id),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value?)))
+    }
+
     /// The same, exchanged for the client with this key and secret.
     #[must_use]
     pub fn by(self, client: Option<(&'a KeyId, &'a SecretId)>) -> Self {
@@ -106,6 +119,12 @@ impl<'a> Provenance<'a> {
             client_secret_id: client.map(|(_, secret)| secret.as_str()),
             ..self
         }
+    }
+}
+
+impl Serialize for Provenance<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.members())
     }
 }
 

@@ -17,6 +17,7 @@ use super::mint::ACCESS_TOKEN;
 use super::verified::{Name, VerifiedTokens};
 use super::{Issuer, Keyring};
 use crate::auth::jwt::{Refusal, Token, Verified};
+use crate::clock::Clock;
 use crate::id::{ConsumerId, KeyId, SecretId, TokenId};
 use crate::scope::Scope;
 use crate::services::tokens::TOKEN_TTL_MAX;
@@ -152,14 +153,16 @@ pub enum Bearer {
 pub(super) struct OwnTokens {
     keyring: Keyring,
     issuer: Issuer,
+    clock: Clock,
     verified: VerifiedTokens,
 }
 
 impl OwnTokens {
-    pub(super) fn new(keyring: Keyring, issuer: Issuer) -> Self {
+    pub(super) fn new(keyring: Keyring, issuer: Issuer, clock: Clock) -> Self {
         Self {
             keyring,
             issuer,
+            clock,
             verified: VerifiedTokens::new(),
         }
     }
@@ -174,10 +177,11 @@ impl OwnTokens {
         self.verified.len()
     }
 
-    pub(super) fn read(&self, token: &str, now: Timestamp) -> Bearer {
+    pub(super) fn read(&self, token: &str) -> Bearer {
         if !token.contains('.') {
             return Bearer::NotOurs;
         }
+        let now = self.clock.now();
         let name = Name::of(token);
         let ring = self.keyring.ring();
         if let Some(own) = self.verified.find(&name) {

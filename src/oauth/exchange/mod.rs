@@ -78,7 +78,7 @@ impl Oauth {
     pub async fn exchange(
         &self,
         client: &Client,
-        form: &mut Form,
+        form: &mut Form<'_>,
         origin: &Origin<'_>,
     ) -> Result<Granted, Refusal> {
         let exchange = Exchange::of(form)?;
@@ -103,7 +103,7 @@ impl Oauth {
             path: None,
             user_agent: origin.user_agent,
             context: None,
-            began_us: origin.began_us,
+            began_us: origin.at.uptime_us,
             token: None,
         };
         let ip = exchange.ip.filter(|_| place.is_actor());

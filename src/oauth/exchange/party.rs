@@ -160,7 +160,7 @@ impl Oauth {
         if typed.kind == TokenType::ApiKey {
             return Ok(Party::Key(text));
         }
-        match (self.own.read(text, self.clock.now()), typed.kind) {
+        match (self.own.read(text), typed.kind) {
             (Bearer::Own(token), _) => Ok(Party::Own(token)),
             (Bearer::Forged(refusal), _) => Err(forged(refusal)),
             (Bearer::NotOurs, TokenType::AccessToken | TokenType::ApiKey) => Err(role.no_good()),

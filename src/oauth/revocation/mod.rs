@@ -86,8 +86,7 @@ impl Oauth {
         origin: &Origin<'_>,
     ) -> Result<(), Refusal> {
         let holder = self.token_holder(client, origin).await?;
-        let now = self.clock.now();
-        let token = match self.own.read(token, now) {
+        let token = match self.own.read(token) {
             Bearer::Own(token) => token,
             Bearer::Forged(_) => return Ok(()),
             Bearer::NotOurs => {
@@ -106,7 +105,7 @@ impl Oauth {
                 "the token was not issued to this client",
             ));
         }
-        if token.expires_at.plus(LEEWAY) <= now {
+        if token.expires_at.plus(LEEWAY) <= self.clock.now() {
             return Ok(());
         }
         let at = Attribution {
