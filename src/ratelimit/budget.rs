@@ -191,6 +191,16 @@ impl NamedBudget {
     pub fn take(&self, name: &str, now_us: u64) -> bool {
         self.budget.take(self.hasher.hash_one(name), now_us)
     }
+
+    /// See [`Budget::has`].
+    pub fn has(&self, name: &str, now_us: u64) -> bool {
+        self.budget.has(self.hasher.hash_one(name), now_us)
+    }
+
+    /// See [`Budget::give_back`].
+    pub fn give_back(&self, name: &str) {
+        self.budget.give_back(self.hasher.hash_one(name));
+    }
 }
 
 impl Slot {
@@ -246,6 +256,9 @@ mod tests {
             assert!(budget.take(name, now) && budget.take(name, now), "{name}");
             assert!(!budget.take(name, now + 6 * SECOND - 1), "{name}");
             assert!(budget.take(name, now + 6 * SECOND), "{name}");
+            assert!(!budget.has(name, now + 6 * SECOND), "{name}");
+            budget.give_back(name);
+            assert!(budget.has(name, now + 6 * SECOND), "{name}");
         }
     }
 

@@ -119,8 +119,8 @@ pub struct KeySet {
         (status = 400, description = "`invalid_request`, `invalid_scope`, `invalid_target`, \
             `unauthorized_client` or `unsupported_grant_type`", body = OauthError<'static>),
         (status = 401, description = "`invalid_client`", body = OauthError<'static>),
-        (status = 429, description = "`rate_limited` or `quota_exceeded`: the key's own limits",
-            body = OauthError<'static>),
+        (status = 429, description = "`rate_limited` or `quota_exceeded`: the key's own limits; or it asks \
+            an upstream for too many different scopes", body = OauthError<'static>),
         (status = 503, description = "`temporarily_unavailable`: try again after `Retry-After`",
             body = OauthError<'static>),
     ),
