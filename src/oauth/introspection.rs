@@ -430,7 +430,7 @@ impl Oauth {
             iss: self.mint.issuer(),
             jti: own.map(|token| token.id.as_str()),
             delegation: own.map_or(Delegation::NONE, |token| &token.delegation),
-            keystead: Provenance::of(subject).by(own.and_then(OwnToken::by)),
+            keystead: Provenance::of(subject).bound(own.map(|token| &token.bonds)),
             more: service.map_or_else(Map::new, |entry| {
                 asked_for(&entry.service.settings.tokens.claims, subject)
             }),

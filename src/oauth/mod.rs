@@ -4,6 +4,7 @@
 //! Read [`grant`] for how, [`mint`] for what a token says, [`keyring`] for what it is signed with, and
 //! docs/architecture.md, "The path of a token", for the whole way.
 
+pub mod bonds;
 pub mod client;
 pub mod delegation;
 mod embedded;

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::bonds::Bonds;
 use super::delegation::Delegation;
 use super::mint::ACCESS_TOKEN;
 use super::verified::{Name, VerifiedTokens};
@@ -38,8 +39,7 @@ pub struct OwnToken {
     pub scopes: Box<[Scope]>,
     pub key: KeyId,
     pub secret: SecretId,
-    /// The key and the secret of the client that it was exchanged for, if that is another.
-    by: Option<(KeyId, SecretId)>,
+    pub(super) bonds: Bonds,
     pub delegation: Delegation,
     pub issued_at: Timestamp,
     pub expires_at: Timestamp,
@@ -69,17 +69,7 @@ impl OwnToken {
             .collect::<Option<_>>()?,
             key: KeyId::parse(text(made_from, "key_id")?)?,
             secret: SecretId::parse(text(made_from, "secret_id")?)?,
-            by: match (
-                made_from.get("client_key_id"),
-                made_from.get("client_secret_id"),
-            ) {
-                (None, None) => None,
-                (Some(key), Some(secret)) => Some((
-                    KeyId::parse(key.as_str()?)?,
-                    SecretId::parse(secret.as_str()?)?,
-                )),
-                (Some(_), None) | (None, Some(_)) => return None,
-            },
+            bonds: Bonds::read(made_from)?,
             delegation: Delegation::read(claims)?,
             issued_at: Timestamp::from_millis(claims.get("iat")?.as_i64()?.checked_mul(1000)?),
             expires_at: verified.expires_at,
@@ -107,7 +97,8 @@ impl OwnToken {
             key: &self.key,
             secret: &self.secret,
             token: &self.id,
-            client: self.by(),
+            client: self.bonds.client(),
+            others: self.bonds.others(),
             service: &self.service,
             audience: &self.audience,
             scopes: &self.scopes,
@@ -115,14 +106,9 @@ impl OwnToken {
         }
     }
 
-    /// The key and the secret of the client that it was exchanged for, if that is another.
-    pub(super) fn by(&self) -> Option<(&KeyId, &SecretId)> {
-        self.by.as_ref().map(|(key, secret)| (key, secret))
-    }
-
     /// Whether its client got it for itself, by its key and for nobody else.
     pub(super) fn is_its_clients(&self) -> bool {
-        self.by.is_none() && self.delegation == *Delegation::NONE
+        self.bonds == Bonds::default() && self.delegation == *Delegation::NONE
     }
 
     /// How a use of it names it.

@@ -170,6 +170,7 @@ mod tests {
                 secret_id: "sec_1",
                 client_key_id: None,
                 client_secret_id: None,
+                other_secret_ids: None,
             },
             more: more.as_object().unwrap().clone(),
             jwt: Some("ey"),

@@ -8,8 +8,9 @@ use serde_json::Value;
 
 use super::asked::{TokenType, Typed};
 use crate::auth::jwt;
-use crate::id::ConsumerId;
+use crate::id::{ConsumerId, SecretId};
 use crate::oauth::Oauth;
+use crate::oauth::bonds::Bonds;
 use crate::oauth::delegation::{Actor, Delegation, MayAct, SubjectId};
 use crate::oauth::foreign::{self, scopes};
 use crate::oauth::own::{Bearer, OwnToken};
@@ -98,6 +99,15 @@ impl Party<'_> {
             Self::Own(token) => Some(token.expires_at),
             Self::Other(foreign) => Some(foreign.expires_at),
         }
+    }
+
+    /// What it dies with beside the key that it was made from.
+    pub(super) fn secrets(&self) -> impl Iterator<Item = &SecretId> {
+        let bonds = match self {
+            Self::Key(_) | Self::Other(_) => None,
+            Self::Own(token) => Some(&token.bonds),
+        };
+        bonds.into_iter().flat_map(Bonds::secrets)
     }
 
     /// Its `jti`.
