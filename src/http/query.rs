@@ -145,6 +145,9 @@ fn decode(text: &str) -> Option<Cow<'_, str>> {
         let decoded = percent_decode_str(&spaced).decode_utf8().ok()?;
         return Some(Cow::Owned(decoded.into_owned()));
     }
+    if !text.contains('%') {
+        return Some(Cow::Borrowed(text));
+    }
     percent_decode_str(text).decode_utf8().ok()
 }
 
