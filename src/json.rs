@@ -55,6 +55,32 @@ pub fn find<'a>(object: &'a Map<String, Value>, name: &str) -> Option<&'a Value>
     })
 }
 
+/// Appends the name of a member, which holds nothing that JSON would have to escape, behind what separates it
+/// from what stands before.
+pub fn member(out: &mut String, separator: &str, name: &str) {
+    for part in [separator, "\"", name, "\":"] {
+        out.push_str(part);
+    }
+}
+
+/// Appends any text.
+pub fn text(out: &mut String, text: &str) {
+    let is_special = |byte: u8| byte < b' ' || byte == b'"' || byte == b'\\';
+    // All of it, without a way out: that is done many bytes at a time.
+    if text.bytes().fold(false, |any, byte| any | is_special(byte)) {
+        out.push_str(&Value::from(text).to_string());
+        return;
+    }
+    for part in ["\"", text, "\""] {
+        out.push_str(part);
+    }
+}
+
+/// What `write!` does, without the machinery of formats, which costs more than the rest.
+pub fn number(out: &mut String, number: impl itoa::Integer) {
+    out.push_str(itoa::Buffer::new().format(number));
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;

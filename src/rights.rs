@@ -383,6 +383,17 @@ impl Rights {
                 .any(|service| self.allows(permission, Some(service)))
     }
 
+    /// The service that it is allowed for, if that is one alone.
+    pub fn only_service(&self, permission: Permission) -> Option<&Slug> {
+        if self.allows(permission, None) {
+            return None;
+        }
+        let named = self.0.iter().flat_map(|member| member.services(permission));
+        let mut allowed = named.filter(|service| self.allows(permission, Some(*service)));
+        let first = allowed.next()?;
+        allowed.all(|other| other == first).then_some(first)
+    }
+
     pub fn services_for(&self, permission: Permission) -> Reach {
         let mut reach = Reach::All;
         for member in &self.0 {
@@ -465,7 +476,12 @@ mod tests {
             rights.services_for(Permission::Verify),
             Reach::Only(vec![slug("a"), slug("b")])
         );
+        assert_eq!(rights.only_service(Permission::Verify), None);
         assert_eq!(rights.services_for(Permission::KeysRead), Reach::All);
+        assert_eq!(rights.only_service(Permission::KeysRead), None);
+        assert_eq!(rights.only_service(Permission::AuditRead), None);
+        let twice = Rights::new(["verify:b", "verify:b"]);
+        assert_eq!(twice.only_service(Permission::Verify), Some(&slug("b")));
         assert_eq!(
             rights.services_for(Permission::AuditRead),
             Reach::Only(vec![])
@@ -481,10 +497,12 @@ mod tests {
             both.services_for(Permission::KeysWrite),
             Reach::Only(vec![slug("b")])
         );
+        assert_eq!(both.only_service(Permission::KeysWrite), Some(&slug("b")));
         assert_eq!(
             both.services_for(Permission::KeysRead),
             Reach::Only(vec![slug("a"), slug("b")])
         );
+        assert_eq!(both.only_service(Permission::KeysRead), None);
         assert!(!both.allows_any(Permission::ConsumersRead));
         assert!(both.covers("keys:write:b"));
         assert!(!both.covers("keys:write:a"));

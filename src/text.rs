@@ -11,7 +11,11 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 
 /// Control characters end up in logs, terminals and headers; none is ever meant.
 pub fn has_control(text: &str) -> bool {
-    text.chars().any(char::is_control)
+    // Most are printable ASCII, which is seen many bytes at a time.
+    let is_plain = text
+        .bytes()
+        .fold(true, |all, byte| all & matches!(byte, b' '..=b'~'));
+    !is_plain && text.chars().any(char::is_control)
 }
 
 /// A text that no spreadsheet computes when it is a cell of CSV: what could begin a formula gets an

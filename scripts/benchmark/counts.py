@@ -1,6 +1,6 @@
-"""Instructions per verification, counted by callgrind: what no load on the machine changes. Of a warm
-one those of the worker that answers, of the others those of the whole process, which does not record: what
-it journals five times a second would be counted with whichever key is asked for just then."""
+"""Instructions per verification and per introspection, counted by callgrind: what no load on the machine
+changes. Of a warm one those of the worker that answers, of the others those of the whole process, which does
+not record: what it journals five times a second would be counted with whichever key is asked for just then."""
 
 import contextlib, http.client, itertools, json, shutil, subprocess, sys
 
@@ -36,14 +36,15 @@ class Counted:
                          f"--callgrind-out-file={self.scratch / 'callgrind.out'}"])
         host, port = self.node.address.split(":")
         self.connection = http.client.HTTPConnection(host, int(port), timeout=60)
+        self.introspect = nodes.Introspect(self.node.asker())
         self.control("-i", "on")
 
-    def ask(self, key):
-        """The code of the answer."""
-        headers = {"content-type": "application/json", "x-api-key": self.node.caller}
-        body = json.dumps(self.node.body(key), separators=(",", ":"))
-        self.connection.request("POST", "/v1/verify", body, headers)
-        return json.loads(self.connection.getresponse().read())["code"]
+    def ask(self, key, asked=nodes.VERIFY):
+        """The code of the answer, or whether the key is active."""
+        headers = {"content-type": asked.media_type, **asked.headers(self.node, key)}
+        self.connection.request("POST", asked.path, asked.body(self.node, key), headers)
+        told = json.loads(self.connection.getresponse().read())
+        return told["code"] if asked is nodes.VERIFY else told["active"]
 
     def control(self, *what):
         run("callgrind_control", *what, self.node.process.child.pid, stdout=subprocess.DEVNULL)
@@ -59,13 +60,13 @@ class Counted:
         """The thread that answers."""
         return max(self.newest(), key=lambda path: path.read_text().count("h1::dispatcher"))
 
-    def each(self, make, code, threads=newest):
-        """Instructions per verification of the keys that `make` makes. Under callgrind a machine with
+    def each(self, make, code, threads=newest, asked=nodes.VERIFY):
+        """Instructions for each of the keys that `make` makes. Under callgrind a machine with
         other work may be too slow for a look-up in time: then all of them are asked again."""
         for _ in range(TRIES):
             keys = make()
             self.control("-z")
-            codes = {self.ask(key) for key in keys}
+            codes = {self.ask(key, asked) for key in keys}
             self.control("-d")
             if codes == {code}:
                 return sum(map(total, threads(self))) / len(keys)
@@ -81,13 +82,11 @@ class Counted:
         left, right = min(lefts), min(rights)
         return {"unknown_lookup_id": left, "wrong_secret": right, "ratio": right / left}
 
-    def warm(self, keep):
+    def warm(self, code="valid", asked=nodes.VERIFY):
         keys = itertools.cycle(self.node.keys)
         some = lambda: [next(keys) for _ in range(WARM)]
-        self.each(some, "valid")
-        warm = self.each(some, "valid", threads=lambda self: [self.worker()])
-        shutil.copy(self.worker(), keep)
-        return warm
+        self.each(some, code, asked=asked)
+        return self.each(some, code, threads=lambda self: [self.worker()], asked=asked)
 
     def cold_unknown(self):
         known = itertools.cycle(self.node.keys)
@@ -114,11 +113,13 @@ def instructions(programs, scratch, keep):
     verification is copied to `keep`."""
     figures = {}
     with contextlib.closing(Counted(programs, scratch, "recorded", "true")) as counted:
-        figures["warm"] = counted.warm(keep)
+        figures["warm"] = counted.warm()
+        shutil.copy(counted.worker(), keep)
+        figures["introspect_key"] = counted.warm(True, counted.introspect)
     with contextlib.closing(Counted(programs, scratch, "unrecorded", "false")) as counted:
         figures["cold_unknown"] = counted.cold_unknown()
         figures["repeated_unknown"] = counted.repeated_unknown()
-    print(f"instructions per verification\n  warm: {figures['warm']:,.0f}")
+    print(f"instructions\n  warm: {figures['warm']:,.0f}\n  introspect_key: {figures['introspect_key']:,.0f}")
     for name in ("cold_unknown", "repeated_unknown"):
         pair = figures[name]
         print(f"  {name}: unknown lookup id {pair['unknown_lookup_id']:,.0f}, wrong secret"

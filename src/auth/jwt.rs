@@ -123,15 +123,15 @@ impl<'a> Token<'a> {
     /// # Errors
     /// [`Refusal::Malformed`], [`Refusal::Header`] or [`Refusal::Algorithm`].
     pub fn parse(text: &'a str) -> Result<Self, Refusal> {
-        let clean = text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
-        if !clean || text.len() > TOKEN_BYTES_MAX {
+        if text.len() > TOKEN_BYTES_MAX {
             return Err(Refusal::Malformed);
         }
         let (message, signature) = text.rsplit_once('.').ok_or(Refusal::Malformed)?;
         let (header, claims) = message.split_once('.').ok_or(Refusal::Malformed)?;
-        if claims.contains('.') || signature.is_empty() {
+        let clean = text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
+        if !clean || claims.contains('.') || signature.is_empty() {
             return Err(Refusal::Malformed);
         }
         // Refuses padding and the other spellings of the last character (RFC 4648 §3.5).

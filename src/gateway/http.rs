@@ -21,7 +21,7 @@ use crate::auth::http::{caller_by_key, refused as unauthenticated};
 use crate::auth::jwt::Refusal;
 use crate::clock::Clock;
 use crate::http::context::RequestContext;
-use crate::http::headers::IDENTITY;
+use crate::http::headers::{IDENTITY, X_API_KEY};
 use crate::http::problem::{Code, Problem};
 use crate::http::query::Query;
 use crate::keys::secret::Presented;
@@ -40,7 +40,6 @@ use crate::validation::snapshot::Subject;
 use crate::validation::spend::LimitHeaders;
 use crate::validation::{Answer, Validation};
 
-const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const X_KEYSTEAD_CALLER: HeaderName = HeaderName::from_static("x-keystead-caller");
 
 /// What a header value may not hold as it is: a reader decodes percent signs.
@@ -157,7 +156,8 @@ async fn judge(
     };
     if let Client::Forged(refusal) = &presented {
         let reason = refusal.as_str();
-        unauthenticated(req, "jwt", SecurityEvent::InvalidJwt, reason, None);
+        let event = SecurityEvent::InvalidJwt;
+        unauthenticated(req, context, "jwt", event, reason, None);
     }
     let answer = validation
         .validate(presented.credential(), tenant, &service, &request, &asking)

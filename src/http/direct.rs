@@ -16,7 +16,7 @@ use std::time::Duration;
 use actix_web::dev::{Payload, ServiceRequest};
 use actix_web::error::PayloadError;
 use actix_web::http::Method;
-use actix_web::http::header::{self, HeaderMap, HeaderName};
+use actix_web::http::header::{self, HeaderMap};
 use actix_web::web::{Bytes, BytesMut};
 use actix_web::{HttpMessage as _, HttpRequest, HttpResponse};
 use futures_util::future::LocalBoxFuture;
@@ -24,13 +24,12 @@ use futures_util::{StreamExt as _, stream};
 
 use super::context::RequestContext;
 use super::form::{self, Pairs};
+use super::headers::X_API_KEY;
 use super::problem::Problem;
 use crate::clock::Reading;
 
 /// Larger bodies take the ordinary way.
 const BODY_BYTES_MAX: usize = 8 * 1024;
-
-const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// Headers that change nothing for an operation that reads none of them.
 const MEANINGLESS: [&str; 11] = [
@@ -59,11 +58,30 @@ pub struct Plain<'a> {
     pub body: &'a [u8],
 }
 
-/// A form that was posted, and whose head is in order.
+/// A form that was posted, and whose head is in order. At the edge the request itself knows no context.
 pub struct Posted<'a> {
     pub req: &'a HttpRequest,
     pub context: &'a RequestContext,
-    pub pairs: Result<Pairs, Problem>,
+    /// When all of it was there.
+    pub at: Reading,
+    pub pairs: Result<Pairs<'a>, Problem>,
+}
+
+/// What a form is answered with.
+pub enum Reply {
+    /// 200, beginning with [`direct_headers`](super::middleware::direct_headers).
+    Dressed(HttpResponse),
+    /// Any other.
+    Bare(HttpResponse),
+}
+
+impl Reply {
+    /// As a route answers.
+    pub fn into_response(self) -> HttpResponse {
+        match self {
+            Self::Dressed(response) | Self::Bare(response) => response,
+        }
+    }
 }
 
 /// Who answers `POST` of one path directly.
@@ -78,7 +96,7 @@ pub(super) enum Answer {
     /// From memory alone; or declines with `None` before anything has happened.
     Now(Arc<dyn Fn(Plain<'_>) -> Option<HttpResponse> + Send + Sync>),
     /// As its route does.
-    Form(Arc<dyn for<'a> Fn(Posted<'a>) -> LocalBoxFuture<'a, HttpResponse> + Send + Sync>),
+    Form(Arc<dyn for<'a> Fn(Posted<'a>) -> LocalBoxFuture<'a, Reply> + Send + Sync>),
 }
 
 impl fmt::Debug for Direct {
@@ -104,7 +122,7 @@ impl Direct {
     /// Forms, by the function that the route of the same path has. It reads of the request what it likes.
     pub fn form(
         path: &'static str,
-        answer: impl for<'a> Fn(Posted<'a>) -> LocalBoxFuture<'a, HttpResponse> + Send + Sync + 'static,
+        answer: impl for<'a> Fn(Posted<'a>) -> LocalBoxFuture<'a, Reply> + Send + Sync + 'static,
     ) -> Self {
         Self {
             path,

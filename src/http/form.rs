@@ -2,6 +2,7 @@
 //!
 //! What is wrong with it is left to the handler, whose protocol may have errors of its own.
 
+use std::borrow::Cow;
 use std::future::Future;
 use std::pin::Pin;
 
@@ -15,12 +16,12 @@ use super::query::Params;
 
 const MEDIA_TYPE: &str = "application/x-www-form-urlencoded";
 
-/// Names and values, decoded, in no order.
-pub type Pairs = Vec<(String, String)>;
+/// Names and values, decoded: parts of the body where there was nothing to decode.
+pub type Pairs<'a> = Vec<(Cow<'a, str>, Cow<'a, str>)>;
 
 /// The pairs of a form, or what is wrong with it. Where the handler does not read
 /// the query itself (`QUERY`), there must be none.
-pub struct FormBody<const QUERY: bool = false>(pub Result<Pairs, Problem>);
+pub struct FormBody<const QUERY: bool = false>(pub Result<Pairs<'static>, Problem>);
 
 impl<const QUERY: bool> FromRequest for FormBody<QUERY> {
     type Error = Problem;
@@ -32,7 +33,12 @@ impl<const QUERY: bool> FromRequest for FormBody<QUERY> {
         Box::pin(async move {
             let read = async {
                 head?;
-                pairs(&collect_in_time(payload, BODY_BYTES_MAX).await?)
+                let body = collect_in_time(payload, BODY_BYTES_MAX).await?;
+                let owned = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
+                let pairs = pairs(&body)?.into_iter();
+                Ok(pairs
+                    .map(|(name, value)| (owned(name), owned(value)))
+                    .collect())
             };
             Ok(Self(read.await))
         })
@@ -40,14 +46,11 @@ impl<const QUERY: bool> FromRequest for FormBody<QUERY> {
 }
 
 /// The pairs of a body.
-pub(super) fn pairs(body: &[u8]) -> Result<Pairs, Problem> {
+pub(super) fn pairs(body: &[u8]) -> Result<Pairs<'_>, Problem> {
     let text = str::from_utf8(body)
         .map_err(|_not_utf8| Problem::invalid_at("", "the form must be UTF-8"))?;
     let params = Params::parse(text).map_err(|violation| Problem::invalid(vec![violation]))?;
-    let pairs = params.sorted().into_iter();
-    Ok(pairs
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .collect())
+    Ok(params.into_pairs())
 }
 
 /// What is wrong with the head of a form.

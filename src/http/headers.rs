@@ -24,6 +24,9 @@ pub const IDENTITY: [HeaderName; 7] = [
     HeaderName::from_static("x-keystead-subject"),
 ];
 
+/// Where an API key is presented.
+pub const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 const AUDIT_REASON: HeaderName = HeaderName::from_static("audit-reason");

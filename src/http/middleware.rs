@@ -25,7 +25,7 @@ use ipnet::IpNet;
 
 use super::client_ip::client_ip;
 use super::context::{RequestContext, X_REQUEST_ID, request_id, take_response_headers};
-use super::direct::{Answer, Direct, Posted, plain, take_body};
+use super::direct::{Answer, Direct, Posted, Reply, plain, take_body};
 use super::form;
 use super::headers::IDENTITY;
 use super::health::{Phase, Readiness};
@@ -158,10 +158,10 @@ where
                 return Ok(visit.end(res));
             }
             match visit.directly(&mut req).await? {
-                Some(Answered::Now(answer)) => {
+                Some(Reply::Dressed(answer)) => {
                     return Ok(visit.end_directly(req.into_response(answer)));
                 }
-                Some(Answered::AsRouted(answer)) => return Ok(visit.end(req.into_response(answer))),
+                Some(Reply::Bare(answer)) => return Ok(visit.end(req.into_response(answer))),
                 None => {}
             }
             // In a box of its own: what is answered directly does not carry its size around.
@@ -186,14 +186,6 @@ macro_rules! access_line {
             "answered"
         )
     };
-}
-
-/// What was answered without routing.
-enum Answered {
-    /// With the headers of [`direct_headers`].
-    Now(HttpResponse),
-    /// As the application would have.
-    AsRouted(HttpResponse),
 }
 
 /// One request on its way through.
@@ -248,7 +240,7 @@ impl Visit {
     }
 
     /// Answers directly, or `None` if that is for the application.
-    async fn directly(&self, req: &mut ServiceRequest) -> Result<Option<Answered>, Error> {
+    async fn directly(&self, req: &mut ServiceRequest) -> Result<Option<Reply>, Error> {
         let mut all = self.settings.direct.iter();
         let found = all.find_map(|direct| Some((direct, direct.takes(req)?)));
         let Some((direct, length)) = found else {
@@ -260,28 +252,27 @@ impl Visit {
                 "the body did not arrive in time",
             )));
         };
+        let at = if taken.was_waited_for() {
+            self.settings.clock.read()
+        } else {
+            self.at
+        };
         let answered = match (direct.answer(), taken.whole()) {
             (Answer::Now(answer), Some(body)) => {
-                let at = if taken.was_waited_for() {
-                    self.settings.clock.read()
-                } else {
-                    self.at
-                };
                 let plain = plain(req, &self.context, at, body);
                 let answer = AssertUnwindSafe(|| plain.and_then(|plain| answer(plain)));
                 let answered = std::panic::catch_unwind(answer);
                 let answered = answered.map_err(|panic| self.panicked(panic.as_ref()))?;
-                answered.map(Answered::Now)
+                answered.map(Reply::Dressed)
             }
             (Answer::Form(answer), Some(body)) => {
-                let pairs = form::pairs(body);
-                req.extensions_mut().insert(self.context.clone());
                 let posted = Posted {
                     req: req.request(),
                     context: &self.context,
-                    pairs,
+                    at,
+                    pairs: form::pairs(body),
                 };
-                Some(Answered::AsRouted(self.form(answer(posted)).await?))
+                Some(self.form(answer(posted)).await?)
             }
             (_, None) => None,
         };
@@ -294,10 +285,7 @@ impl Visit {
     }
 
     /// The answer to a form, within the time there is. What memory knows needs no timer.
-    async fn form(
-        &self,
-        answering: LocalBoxFuture<'_, HttpResponse>,
-    ) -> Result<HttpResponse, Error> {
+    async fn form(&self, answering: LocalBoxFuture<'_, Reply>) -> Result<Reply, Error> {
         let mut answering = AssertUnwindSafe(answering).catch_unwind();
         let first = poll_fn(|cx| Poll::Ready(Pin::new(&mut answering).poll(cx))).await;
         let answered = match first {

@@ -99,6 +99,10 @@ impl<'a> Params<'a> {
         Ok(found)
     }
 
+    pub fn into_pairs(self) -> Vec<(Cow<'a, str>, Cow<'a, str>)> {
+        self.0
+    }
+
     /// The parameters sorted, for a digest that does not depend on their order.
     pub fn sorted(&self) -> Vec<(&str, &str)> {
         let mut pairs: Vec<_> = self
@@ -140,6 +144,9 @@ fn decode(text: &str) -> Option<Cow<'_, str>> {
         let spaced = text.replace('+', " ");
         let decoded = percent_decode_str(&spaced).decode_utf8().ok()?;
         return Some(Cow::Owned(decoded.into_owned()));
+    }
+    if !text.contains('%') {
+        return Some(Cow::Borrowed(text));
     }
     percent_decode_str(text).decode_utf8().ok()
 }

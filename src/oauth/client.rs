@@ -14,6 +14,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use percent_encoding::percent_decode_str;
+use smallvec::SmallVec;
 
 use super::form::Form;
 use super::refusal::{ErrorCode, Refusal};
@@ -23,8 +24,8 @@ use crate::validation::snapshot::Subject;
 /// The headers that may carry a credential, each with all its lines.
 #[derive(Clone, Debug, Default)]
 pub struct Lines<'a> {
-    pub authorization: Vec<&'a [u8]>,
-    pub api_key: Vec<&'a [u8]>,
+    pub authorization: SmallVec<[&'a [u8]; 1]>,
+    pub api_key: SmallVec<[&'a [u8]; 1]>,
 }
 
 /// What was presented to be a client by. `Debug` shows no secret.
@@ -39,7 +40,7 @@ impl Client {
     /// # Errors
     /// `invalid_request` for two methods or half of one; `invalid_client` for none, or one that is not
     /// offered.
-    pub fn of(lines: &Lines<'_>, form: &mut Form) -> Result<Self, Refusal> {
+    pub fn of(lines: &Lines<'_>, form: &mut Form<'_>) -> Result<Self, Refusal> {
         Self::read(lines, form, basic)
     }
 
@@ -47,7 +48,7 @@ impl Client {
     ///
     /// # Errors
     /// As [`Self::of`].
-    pub fn or_bearer(lines: &Lines<'_>, form: &mut Form) -> Result<Self, Refusal> {
+    pub fn or_bearer(lines: &Lines<'_>, form: &mut Form<'_>) -> Result<Self, Refusal> {
         Self::read(lines, form, |line| match bearer(line) {
             Some(key) => Ok((UnparsedKey::new(key.to_owned()), None)),
             None => basic(line),
@@ -56,7 +57,7 @@ impl Client {
 
     fn read(
         lines: &Lines<'_>,
-        form: &mut Form,
+        form: &mut Form<'_>,
         authorization: impl FnOnce(&[u8]) -> Result<(UnparsedKey, Option<Vec<String>>), Refusal>,
     ) -> Result<Self, Refusal> {
         let client_id = form.take("client_id");
@@ -72,7 +73,7 @@ impl Client {
                 "authenticate the client in one way, once (RFC 6749, 2.3)",
             ));
         }
-        let in_body = client_id.map(|id| vec![id]);
+        let in_body = client_id.map(|id| vec![id.into_owned()]);
         let (secret, name) = if let Some(line) = lines.authorization.first() {
             authorization(line)?
         } else if let Some(line) = lines.api_key.first() {
@@ -85,7 +86,7 @@ impl Client {
                     "client_id is required beside client_secret",
                 ));
             }
-            (UnparsedKey::new(secret), None)
+            (UnparsedKey::new(secret.into_owned()), None)
         } else if assertion {
             return Err(Refusal::new(
                 ErrorCode::InvalidClient,
@@ -245,31 +246,17 @@ mod tests {
 
     #[test]
     fn a_client_authenticates_in_one_way_alone() {
-        let form = |pairs: &[(&str, &str)]| {
-            Form::new(
-                pairs
-                    .iter()
-                    .map(|(n, v)| ((*n).to_owned(), (*v).to_owned())),
-            )
-            .unwrap()
-        };
+        fn form<'a>(pairs: &[(&'a str, &'a str)]) -> Form<'a> {
+            let pairs = pairs.iter();
+            Form::new(pairs.map(|(n, v)| ((*n).into(), (*v).into())).collect()).unwrap()
+        }
         let basic = encoded("x:y");
-        let header = Lines {
-            authorization: vec![basic.as_bytes()],
-            api_key: Vec::new(),
+        let lines = |authorization: usize, api_key: usize| Lines {
+            authorization: SmallVec::from_elem(basic.as_bytes(), authorization),
+            api_key: SmallVec::from_elem(&b"ks_live_x"[..], api_key),
         };
-        let key = Lines {
-            authorization: Vec::new(),
-            api_key: vec![b"ks_live_x"],
-        };
-        let both = Lines {
-            authorization: vec![basic.as_bytes()],
-            api_key: vec![b"ks_live_x"],
-        };
-        let twice = Lines {
-            authorization: vec![basic.as_bytes(); 2],
-            api_key: Vec::new(),
-        };
+        let (header, key) = (lines(1, 0), lines(0, 1));
+        let (both, twice) = (lines(1, 1), lines(2, 0));
         let none = Lines::default();
         let secret = &[("client_id", "x"), ("client_secret", "y")][..];
         for (lines, pairs) in [

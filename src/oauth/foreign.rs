@@ -101,7 +101,8 @@ impl Oauth {
         match actors {
             Some((act, may_act)) if is_active => {
                 let told = told(vouched, act, may_act);
-                self.tell(asker, &told, written, now)
+                let told = serde_json::to_string(&told).map_err(Refusal::unavailable)?;
+                self.tell(asker, told, written, now)
             }
             Some(_) | None => self.tell_inactive(asker, written, now),
         }

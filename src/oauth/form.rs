@@ -1,7 +1,7 @@
 //! The parameters of a request to an OAuth endpoint (RFC 6749 §3.2): one without a value counts as left
 //! out, unknown ones are ignored, and none may be given twice but those that may be.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use super::refusal::Refusal;
@@ -12,41 +12,46 @@ const REPEATABLE: [&str; 2] = ["audience", "resource"];
 /// The most values of one that may be repeated.
 const VALUES_MAX: usize = 10;
 
-/// Parameters by name. Some are secrets, so it shows none.
-pub struct Form(BTreeMap<String, Vec<String>>);
+/// Parameters, sorted by name and value. Some are secrets, so it shows none.
+pub struct Form<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
 
-impl Form {
+impl<'a> Form<'a> {
     /// # Errors
     /// `invalid_request` for a parameter that is repeated.
-    pub fn new(pairs: impl IntoIterator<Item = (String, String)>) -> Result<Self, Refusal> {
-        let mut all: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for (name, value) in pairs {
-            all.entry(name).or_default().push(value);
-        }
-        for (name, values) in &all {
-            if values.len() > 1 && !REPEATABLE.contains(&name.as_str()) {
+    pub fn new(mut pairs: Vec<(Cow<'a, str>, Cow<'a, str>)>) -> Result<Self, Refusal> {
+        pairs.sort_unstable();
+        for same in pairs.chunk_by(|(one, _), (other, _)| one == other) {
+            let is_repeatable = same
+                .first()
+                .is_some_and(|(name, _)| REPEATABLE.contains(&name.as_ref()));
+            if same.len() > 1 && !is_repeatable {
                 // The name is somebody's text: it is not repeated.
                 return Err(Refusal::invalid_request(
                     "a parameter is given more than once",
                 ));
             }
-            if values.len() > VALUES_MAX {
+            if same.len() > VALUES_MAX {
                 return Err(Refusal::invalid_request("a parameter is given too often"));
             }
         }
-        Ok(Self(all))
+        Ok(Self(pairs))
     }
 
     /// Takes a parameter out; `None` also for one without a value.
-    pub fn take(&mut self, name: &str) -> Option<String> {
-        self.take_all(name).pop()
+    pub fn take(&mut self, name: &str) -> Option<Cow<'a, str>> {
+        self.taken(name).next()
     }
 
     /// Takes out all values of one that may be repeated.
-    pub fn take_all(&mut self, name: &str) -> Vec<String> {
-        let mut values = self.0.remove(name).unwrap_or_default();
-        values.retain(|value| !value.is_empty());
-        values
+    pub fn take_all(&mut self, name: &str) -> Vec<Cow<'a, str>> {
+        self.taken(name).collect()
+    }
+
+    fn taken(&mut self, name: &str) -> impl Iterator<Item = Cow<'a, str>> {
+        let begin = self.0.partition_point(|(this, _)| &**this < name);
+        let end = self.0.partition_point(|(this, _)| &**this <= name);
+        let values = self.0.drain(begin..end).map(|(_, value)| value);
+        values.filter(|value| !value.is_empty())
     }
 
     /// Takes out who presented something, as far as the caller says.
@@ -65,7 +70,7 @@ impl Form {
 
     /// # Errors
     /// `invalid_request` for one that is missing.
-    pub fn require(&mut self, name: &'static str) -> Result<String, Refusal> {
+    pub fn require(&mut self, name: &'static str) -> Result<Cow<'a, str>, Refusal> {
         self.take(name)
             .ok_or_else(|| Refusal::invalid_request(&format!("{name} is required")))
     }
@@ -75,11 +80,12 @@ impl Form {
 mod tests {
     use super::*;
 
-    fn form(pairs: &[(&str, &str)]) -> Result<Form, Refusal> {
+    fn form<'a>(pairs: &[(&'a str, &'a str)]) -> Result<Form<'a>, Refusal> {
+        let pairs = pairs.iter();
         Form::new(
             pairs
-                .iter()
-                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
+                .map(|(name, value)| ((*name).into(), (*value).into()))
+                .collect(),
         )
     }
 
@@ -91,6 +97,7 @@ mod tests {
         assert_eq!(good.take("b").as_deref(), Some("x"));
         assert_eq!(good.take("b"), None);
         assert_eq!(good.take_all("audience"), ["m", "n"]);
+        assert_eq!(good.take_all("audience"), [""; 0]);
         for bad in [
             &[("scope", "a"), ("scope", "a")][..],
             &[("scope", ""), ("scope", "a")],

@@ -10,6 +10,7 @@
 //!
 //! Nothing is granted that the key does not hold: a scope that it does not cover refuses the request.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use super::Oauth;
@@ -19,6 +20,7 @@ use super::embedded;
 use super::form::Form;
 use super::mint::{ACCESS_TOKEN, Claims, Life, MintError, Provenance, SignedToken, asked_for};
 use super::refusal::{ErrorCode, Refusal, of_outcome};
+use crate::clock::Reading;
 use crate::id::TokenId;
 use crate::scope::{RequiredScope, Scope};
 use crate::services::tokens::is_resource;
@@ -40,8 +42,8 @@ pub struct Origin<'a> {
     pub ip: IpAddr,
     pub request_id: &'a str,
     pub user_agent: Option<&'a str>,
-    /// See [`Clock::uptime_us`](crate::clock::Clock::uptime_us).
-    pub began_us: u64,
+    /// When all of it was there.
+    pub at: Reading,
 }
 
 /// What a client asks a token for.
@@ -56,18 +58,18 @@ pub struct Wanted {
 impl Wanted {
     /// # Errors
     /// `invalid_scope`, or `invalid_target`.
-    pub fn of(form: &mut Form) -> Result<Self, Refusal> {
+    pub fn of(form: &mut Form<'_>) -> Result<Self, Refusal> {
         let scopes = form
             .take("scope")
             .map(|text| parse_scopes(&text))
             .transpose()?;
-        let one = |name: &str, mut values: Vec<String>| {
+        let one = |name: &str, mut values: Vec<Cow<'_, str>>| {
             values.dedup();
             if values.len() > 1 {
                 let detail = format!("a token has one audience: give one {name}");
                 return Err(Refusal::invalid_target(&detail));
             }
-            Ok(values.pop())
+            Ok(values.pop().map(Cow::into_owned))
         };
         let audience = one("audience", form.take_all("audience"))?;
         let resource = one("resource", form.take_all("resource"))?;
@@ -136,7 +138,7 @@ impl Oauth {
     pub async fn client_credentials(
         &self,
         client: &Client,
-        form: &mut Form,
+        form: &mut Form<'_>,
         origin: &Origin<'_>,
     ) -> Result<Granted, Refusal> {
         let wanted = Wanted::of(form)?;
@@ -179,7 +181,7 @@ impl Oauth {
             path: None,
             user_agent: origin.user_agent,
             context: None,
-            began_us: origin.began_us,
+            began_us: origin.at.uptime_us,
             // That of an upstream is shared by many uses, and names none of them.
             token: target.is_ours.then_some(TokenNamed {
                 id: id.as_str(),
@@ -349,10 +351,9 @@ mod tests {
     use super::*;
 
     fn wanted(pairs: &[(&str, &str)]) -> Result<Wanted, ErrorCode> {
-        let pairs = pairs
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        let mut form = Form::new(pairs).unwrap();
+        let pairs = pairs.iter();
+        let pairs = pairs.map(|(name, value)| ((*name).into(), (*value).into()));
+        let mut form = Form::new(pairs.collect()).unwrap();
         Wanted::of(&mut form).map_err(|refusal| refusal.code)
     }
 

@@ -15,11 +15,12 @@
 
 use std::borrow::Cow;
 use std::net::IpAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use serde::Serialize;
-use serde_json::{Map, Value};
-use utoipa::ToSchema;
+use serde_json::Map;
+use serde_json::value::RawValue;
 
 use super::Oauth;
 use super::client::Client;
@@ -29,11 +30,12 @@ use super::form::Form;
 use super::grant::{NO_SERVICE, Origin};
 use super::mint::{Provenance, SignedToken, asked_for};
 use super::own::{Bearer, OwnToken};
-use super::phantom::{Phantom, scope_of};
+use super::phantom::Phantom;
 use super::refusal::{ErrorCode, Refusal, of_outcome};
+use super::told::{Active, INACTIVE};
 use crate::auth::jwt;
 use crate::keys::secret::UnparsedKey;
-use crate::rights::{Permission, Reach};
+use crate::rights::Permission;
 use crate::text::Slug;
 use crate::time::Timestamp;
 use crate::usage::record::Operation;
@@ -70,8 +72,8 @@ pub struct Question {
 impl Question {
     /// # Errors
     /// `invalid_request`. The hint is not looked at: what a token is shows when it is looked at.
-    pub fn of(form: &mut Form) -> Result<Self, Refusal> {
-        let token = UnparsedKey::new(form.require("token")?);
+    pub fn of(form: &mut Form<'_>) -> Result<Self, Refusal> {
+        let token = UnparsedKey::new(form.require("token")?.into_owned());
         let _hint = form.take("token_type_hint");
         let mut audiences = form.take_all("audience");
         audiences.dedup();
@@ -80,88 +82,19 @@ impl Question {
         }
         Ok(Self {
             token,
-            audience: audiences.pop(),
+            audience: audiences.pop().map(Cow::into_owned),
             ip: form.take_ip()?,
         })
     }
 }
 
-/// What is active (RFC 7662 §2.2).
-#[derive(Debug, Serialize, ToSchema)]
-#[schema(example = json!({
-    "active": true,
-    "scope": "invoice:read",
-    "client_id": "con_01jd8k3v9we5m8t7q2x4z6y0ab",
-    "token_type": "api_key",
-    "exp": 1_800_000_000,
-    "sub": "con_01jd8k3v9we5m8t7q2x4z6y0ab",
-    "aud": "billing",
-    "iss": "https://keys.example.com",
-    "keystead": {
-        "tenant": "default", "environment": "live", "service": "billing",
-        "key_id": "key_01jd8k3v9we5m8t7q2x4z6y0ab", "secret_id": "sec_01jd8k3v9we5m8t7q2x4z6y0ab"
-    }
-}))]
-#[expect(clippy::struct_field_names, reason = "`active` is the word of the RFC")]
-pub struct Active<'a> {
-    #[schema(example = true)]
-    active: bool,
-    /// What holds now: never more than the key does, whatever a token says.
-    scope: &'a str,
-    client_id: &'a str,
-    /// `api_key`, or `Bearer` for an access token.
-    #[schema(example = "api_key")]
-    token_type: &'static str,
-    /// In seconds since 1970, as the others; left out for a key without an end.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false)]
-    exp: Option<i64>,
-    /// Of a token.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false)]
-    iat: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false)]
-    nbf: Option<i64>,
-    sub: &'a str,
-    /// The service by its slug, or by the resource that the token was asked for by.
-    aud: &'a str,
-    iss: &'a str,
-    /// Of a token.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false)]
-    jti: Option<&'a str>,
-    #[serde(flatten)]
-    delegation: &'a Delegation,
-    #[schema(value_type = BTreeMap<String, String>)]
-    keystead: Provenance<'a>,
-    /// What the service asks for in `tokens.claims`.
-    #[serde(flatten)]
-    #[schema(value_type = BTreeMap<String, serde_json::Value>)]
-    more: Map<String, Value>,
-    /// If the service asks for it: a token for it that says the same.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false)]
-    jwt: Option<&'a str>,
-}
-
-/// All that is told of what is not active.
-#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
-#[schema(example = json!({"active": false}))]
-pub struct Inactive {
-    #[schema(example = false)]
-    active: bool,
-}
-
-const INACTIVE: Inactive = Inactive { active: false };
-
 /// RFC 9701 §5. Neither `sub` nor `exp` stand beside these, so that nobody takes it for a token.
 #[derive(Serialize)]
-struct IntrospectionClaims<'a, T> {
+struct IntrospectionClaims<'a> {
     iss: &'a str,
     aud: &'a str,
     iat: i64,
-    token_introspection: T,
+    token_introspection: Box<RawValue>,
 }
 
 /// An answer, ready to send.
@@ -176,7 +109,7 @@ pub enum Told {
 #[derive(Debug)]
 pub struct Asker<'a> {
     client: &'a Client,
-    pub(super) subject: Subject,
+    pub(super) subject: Rc<Subject>,
     /// Where its own limits stand.
     pub limits: Option<LimitHeaders>,
 }
@@ -217,10 +150,16 @@ impl Oauth {
             ));
         }
         let secret = client.secret.expose_secret();
-        let held = self
-            .validation
-            .holder(secret, Some(origin.ip), Asked::Management);
-        let (subject, limits) = match held.await {
+        let known = self.validation.holder_now(secret, origin.ip, &origin.at);
+        let held = if let Some(subject) = known {
+            Ok((subject, None))
+        } else {
+            let ip = Some(origin.ip);
+            let held = self.validation.holder(secret, ip, Asked::Management);
+            held.await
+                .map(|(subject, limits)| (Rc::new(subject), limits))
+        };
+        let (subject, limits) = match held {
             Ok(held) => held,
             Err(AuthFailure::Invalid | AuthFailure::NoManagementKey(_)) => {
                 return Err(Refusal::unknown_client());
@@ -262,7 +201,7 @@ impl Oauth {
         origin: &Origin<'_>,
     ) -> Result<(Told, Option<jwt::Refusal>), Refusal> {
         let text = question.token.expose_secret();
-        let (presented, forged) = match self.own.read(text, self.clock.now()) {
+        let (presented, forged) = match self.own.read(text) {
             Bearer::Own(token) => (Presented::Own(token), None),
             Bearer::Forged(refusal) => (Presented::Nonsense, Some(refusal)),
             Bearer::NotOurs => match self.foreign(text).await? {
@@ -270,7 +209,7 @@ impl Oauth {
                 Some(Foreign::Forged(refusal)) => (Presented::Nonsense, Some(refusal)),
                 Some(Foreign::Vouched(vouched)) => {
                     let service = self.named_service(asker, question).await?;
-                    let service = service.or_else(|| only_service(asker));
+                    let service = service.or_else(|| only_service(asker).cloned());
                     let service = service.as_ref().map(Slug::as_str);
                     let told = self.tell_foreign(asker, &vouched, service, written).await?;
                     return Ok((told, None));
@@ -326,7 +265,7 @@ impl Oauth {
             path: None,
             user_agent: origin.user_agent,
             context: None,
-            began_us: origin.began_us,
+            began_us: origin.at.uptime_us,
             token: named,
         };
         self.validation
@@ -336,12 +275,12 @@ impl Oauth {
     }
 
     /// Step 2: [`NO_SERVICE`] if the caller may not ask about it.
-    async fn asked_service(
+    async fn asked_service<'a>(
         &self,
-        asker: &Asker<'_>,
+        asker: &'a Asker<'_>,
         question: &Question,
         presented: &Presented<'_>,
-    ) -> Result<String, Refusal> {
+    ) -> Result<Cow<'a, str>, Refusal> {
         let (tenant, rights) = (&asker.subject.tenant.id, asker.subject.rights());
         let named = self.named_service(asker, question).await?;
         let key = match presented {
@@ -353,17 +292,17 @@ impl Oauth {
                         let may_ask = rights.allows(Permission::Introspect, its_own);
                         its_own.filter(|_| may_ask).cloned()
                     })
-                    .or_else(|| only_service(asker));
-                return Ok(service.map_or_else(|| NO_SERVICE.to_owned(), |slug| slug.to_string()));
+                    .or_else(|| only_service(asker).cloned());
+                return Ok(service.map_or(NO_SERVICE.into(), |slug| slug.to_string().into()));
             }
-            Presented::Nonsense => return Ok(NO_SERVICE.to_owned()),
+            Presented::Nonsense => return Ok(NO_SERVICE.into()),
             Presented::Key(key) => key,
         };
         if let Some(named) = named {
-            return Ok(named.to_string());
+            return Ok(named.to_string().into());
         }
         if let Some(one) = only_service(asker) {
-            return Ok(one.to_string());
+            return Ok(one.as_str().into());
         }
         // One that may ask for several: the key tells which of them it is for.
         let request = asker.request(question);
@@ -373,7 +312,7 @@ impl Oauth {
             .await?;
         // What is not active is told as what is unknown, however many services it was for.
         if !decision.outcome.is_valid() {
-            return Ok(NO_SERVICE.to_owned());
+            return Ok(NO_SERVICE.into());
         }
         let mut found = None;
         for grant in subject.iter().flat_map(|subject| &subject.key.grants) {
@@ -392,7 +331,7 @@ impl Oauth {
             }
             found = Some(slug.to_string());
         }
-        Ok(found.unwrap_or_else(|| NO_SERVICE.to_owned()))
+        Ok(found.map_or(NO_SERVICE.into(), Cow::Owned))
     }
 
     /// The service that the caller names.
@@ -415,11 +354,11 @@ impl Oauth {
         })
     }
 
-    /// What is active, for which there is no token to stand in for the answer.
-    pub(super) fn tell<T: Serialize>(
+    /// What is told, as JSON, where there is no token to stand in for it.
+    pub(super) fn tell(
         &self,
         asker: &Asker<'_>,
-        told: &T,
+        told: String,
         written: Written,
         now: Timestamp,
     ) -> Result<Told, Refusal> {
@@ -428,10 +367,7 @@ impl Oauth {
                 let aud = asker.client.name(&asker.subject);
                 Ok(Told::IntrospectionJwt(self.sign_told(aud, told, now)?))
             }
-            Written::Json | Written::Phantom => {
-                let told = serde_json::to_string(told).map_err(Refusal::unavailable)?;
-                Ok(Told::Json(told))
-            }
+            Written::Json | Written::Phantom => Ok(Told::Json(told)),
         }
     }
 
@@ -442,7 +378,7 @@ impl Oauth {
         written: Written,
         now: Timestamp,
     ) -> Result<Told, Refusal> {
-        self.tell(asker, &INACTIVE, written, now)
+        self.tell(asker, INACTIVE.to_owned(), written, now)
     }
 
     /// Step 4.
@@ -466,26 +402,21 @@ impl Oauth {
             (Written::Json, token) => token.map(SignedToken::expose_secret),
             (Written::IntrospectionJwt, _) => None,
         };
-        let scope = scope_of(subject);
         let told = Active {
             jwt,
-            ..self.told(subject, own, &scope)
+            ..self.told(subject, own)
         };
-        self.tell(asker, &told, written, now)
+        let told = told.write().map_err(Refusal::unavailable)?;
+        self.tell(asker, told, written, now)
     }
 
-    fn told<'a>(
-        &'a self,
-        subject: &'a Subject,
-        own: Option<&'a OwnToken>,
-        scope: &'a str,
-    ) -> Active<'a> {
+    fn told<'a>(&'a self, subject: &'a Subject, own: Option<&'a OwnToken>) -> Active<'a> {
         let consumer = subject.consumer.id.as_str();
         let seconds = |at: Option<Timestamp>| at.map(Timestamp::unix_seconds);
         let service = subject.service.as_ref();
         Active {
             active: true,
-            scope,
+            scope: subject.scopes(),
             client_id: own.map_or(consumer, |token| token.client.as_str()),
             token_type: if own.is_some() { "Bearer" } else { "api_key" },
             exp: seconds(own.map_or_else(|| subject.end(), |token| Some(token.expires_at))),
@@ -499,7 +430,7 @@ impl Oauth {
             iss: self.mint.issuer(),
             jti: own.map(|token| token.id.as_str()),
             delegation: own.map_or(Delegation::NONE, |token| &token.delegation),
-            keystead: Provenance::of(subject).by(own.and_then(OwnToken::by)),
+            keystead: Provenance::of(subject).bound(own.map(|token| &token.bonds)),
             more: service.map_or_else(Map::new, |entry| {
                 asked_for(&entry.service.settings.tokens.claims, subject)
             }),
@@ -507,17 +438,12 @@ impl Oauth {
         }
     }
 
-    fn sign_told<T: Serialize>(
-        &self,
-        aud: &str,
-        token_introspection: T,
-        now: Timestamp,
-    ) -> Result<SignedToken, Refusal> {
+    fn sign_told(&self, aud: &str, told: String, now: Timestamp) -> Result<SignedToken, Refusal> {
         let claims = IntrospectionClaims {
             iss: self.mint.issuer(),
             aud,
             iat: now.unix_seconds(),
-            token_introspection,
+            token_introspection: RawValue::from_string(told).map_err(Refusal::unavailable)?,
         };
         self.mint
             .sign(INTROSPECTION, &claims)
@@ -526,14 +452,8 @@ impl Oauth {
 }
 
 /// The only service that the caller may introspect for.
-fn only_service(asker: &Asker<'_>) -> Option<Slug> {
-    match asker.subject.rights().services_for(Permission::Introspect) {
-        Reach::Only(services) => match &*services {
-            [one] => Some(one.clone()),
-            _ => None,
-        },
-        Reach::All => None,
-    }
+fn only_service<'a>(asker: &'a Asker<'_>) -> Option<&'a Slug> {
+    asker.subject.rights().only_service(Permission::Introspect)
 }
 
 fn wants_token(subject: &Subject, written: Written) -> bool {

@@ -9,16 +9,17 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
+use super::bonds::Bonds;
 use super::delegation::Delegation;
 use super::keyring::{KeyError, SigningKey};
 use super::{Issuer, Keyring};
 use crate::auth::jwt::TOKEN_BYTES_MAX;
 use crate::clock::Clock;
 use crate::entropy::Entropy;
-use crate::id::{KeyId, SecretId, TokenId};
+use crate::id::TokenId;
 use crate::json;
 use crate::services::tokens::{ClaimSource, TokenClaims};
 use crate::text::Slug;
@@ -69,7 +70,7 @@ impl Inner {
 }
 
 /// What a token was made from.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug)]
 pub struct Provenance<'a> {
     pub tenant: &'a str,
     pub environment: &'a str,
@@ -78,10 +79,10 @@ pub struct Provenance<'a> {
     pub key_id: &'a str,
     pub secret_id: &'a str,
     /// The key of the client that it was exchanged for, if that is another: it dies with that too.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub client_key_id: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub client_secret_id: Option<&'a str>,
+    /// By spaces: whose keys it passed through before, and dies with.
+    pub other_secret_ids: Option<&'a str>,
 }
 
 impl<'a> Provenance<'a> {
@@ -95,17 +96,42 @@ impl<'a> Provenance<'a> {
             secret_id: subject.key.secret.id.as_str(),
             client_key_id: None,
             client_secret_id: None,
+            other_secret_ids: None,
         }
     }
 
-    /// The same, exchanged for the client with this key and secret.
+    /// Its members, by their names.
+    pub(super) fn members(&self) -> impl Iterator<Item = (&'static str, &'a str)> {
+        [
+            ("tenant", Some(self.tenant)),
+            ("environment", Some(self.environment)),
+            ("service", Some(self.service)),
+            ("key_id", Some(self.key_id)),
+            ("secret_id", Some(self.secret_id)),
+            ("client_key_id", self.client_key_id),
+            ("client_secret_id", self.client_secret_id),
+            ("other_secret_ids", self.other_secret_ids),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value?)))
+    }
+
+    /// The same, of a token that dies with these too.
     #[must_use]
-    pub fn by(self, client: Option<(&'a KeyId, &'a SecretId)>) -> Self {
+    pub fn bound(self, bonds: Option<&'a Bonds>) -> Self {
+        let client = bonds.and_then(Bonds::client);
         Self {
+            other_secret_ids: bonds.and_then(Bonds::text),
             client_key_id: client.map(|(key, _)| key.as_str()),
             client_secret_id: client.map(|(_, secret)| secret.as_str()),
             ..self
         }
+    }
+}
+
+impl Serialize for Provenance<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.members())
     }
 }
 

@@ -4,6 +4,7 @@
 //! Read [`grant`] for how, [`mint`] for what a token says, [`keyring`] for what it is signed with, and
 //! docs/architecture.md, "The path of a token", for the whole way.
 
+pub mod bonds;
 pub mod client;
 pub mod delegation;
 mod embedded;
@@ -20,6 +21,7 @@ pub mod own;
 mod phantom;
 pub mod refusal;
 pub mod revocation;
+pub mod told;
 pub mod upstream;
 mod verified;
 
@@ -115,7 +117,11 @@ impl Oauth {
     ) -> Self {
         let issuer = mint.names().clone();
         Self {
-            own: Arc::new(OwnTokens::new(keyring.clone(), issuer.clone())),
+            own: Arc::new(OwnTokens::new(
+                keyring.clone(),
+                issuer.clone(),
+                clock.clone(),
+            )),
             phantoms: Arc::new(Phantoms::new(mint.clone())),
             validation,
             keyring,
@@ -156,7 +162,7 @@ impl Oauth {
     /// What a text is that may be an access token of ours. Whether one counts is for
     /// [`Validation`] to say, by its [`proof`](own::OwnToken::proof).
     pub fn read(&self, token: &str) -> Bearer {
-        self.own.read(token, self.clock.now())
+        self.own.read(token)
     }
 }
 

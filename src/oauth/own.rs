@@ -12,11 +12,13 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::bonds::Bonds;
 use super::delegation::Delegation;
 use super::mint::ACCESS_TOKEN;
 use super::verified::{Name, VerifiedTokens};
 use super::{Issuer, Keyring};
 use crate::auth::jwt::{Refusal, Token, Verified};
+use crate::clock::Clock;
 use crate::id::{ConsumerId, KeyId, SecretId, TokenId};
 use crate::scope::Scope;
 use crate::services::tokens::TOKEN_TTL_MAX;
@@ -37,8 +39,7 @@ pub struct OwnToken {
     pub scopes: Box<[Scope]>,
     pub key: KeyId,
     pub secret: SecretId,
-    /// The key and the secret of the client that it was exchanged for, if that is another.
-    by: Option<(KeyId, SecretId)>,
+    pub(super) bonds: Bonds,
     pub delegation: Delegation,
     pub issued_at: Timestamp,
     pub expires_at: Timestamp,
@@ -68,17 +69,7 @@ impl OwnToken {
             .collect::<Option<_>>()?,
             key: KeyId::parse(text(made_from, "key_id")?)?,
             secret: SecretId::parse(text(made_from, "secret_id")?)?,
-            by: match (
-                made_from.get("client_key_id"),
-                made_from.get("client_secret_id"),
-            ) {
-                (None, None) => None,
-                (Some(key), Some(secret)) => Some((
-                    KeyId::parse(key.as_str()?)?,
-                    SecretId::parse(secret.as_str()?)?,
-                )),
-                (Some(_), None) | (None, Some(_)) => return None,
-            },
+            bonds: Bonds::read(made_from)?,
             delegation: Delegation::read(claims)?,
             issued_at: Timestamp::from_millis(claims.get("iat")?.as_i64()?.checked_mul(1000)?),
             expires_at: verified.expires_at,
@@ -106,7 +97,8 @@ impl OwnToken {
             key: &self.key,
             secret: &self.secret,
             token: &self.id,
-            client: self.by(),
+            client: self.bonds.client(),
+            others: self.bonds.others(),
             service: &self.service,
             audience: &self.audience,
             scopes: &self.scopes,
@@ -114,14 +106,9 @@ impl OwnToken {
         }
     }
 
-    /// The key and the secret of the client that it was exchanged for, if that is another.
-    pub(super) fn by(&self) -> Option<(&KeyId, &SecretId)> {
-        self.by.as_ref().map(|(key, secret)| (key, secret))
-    }
-
     /// Whether its client got it for itself, by its key and for nobody else.
     pub(super) fn is_its_clients(&self) -> bool {
-        self.by.is_none() && self.delegation == *Delegation::NONE
+        self.bonds == Bonds::default() && self.delegation == *Delegation::NONE
     }
 
     /// How a use of it names it.
@@ -152,14 +139,16 @@ pub enum Bearer {
 pub(super) struct OwnTokens {
     keyring: Keyring,
     issuer: Issuer,
+    clock: Clock,
     verified: VerifiedTokens,
 }
 
 impl OwnTokens {
-    pub(super) fn new(keyring: Keyring, issuer: Issuer) -> Self {
+    pub(super) fn new(keyring: Keyring, issuer: Issuer, clock: Clock) -> Self {
         Self {
             keyring,
             issuer,
+            clock,
             verified: VerifiedTokens::new(),
         }
     }
@@ -174,10 +163,11 @@ impl OwnTokens {
         self.verified.len()
     }
 
-    pub(super) fn read(&self, token: &str, now: Timestamp) -> Bearer {
+    pub(super) fn read(&self, token: &str) -> Bearer {
         if !token.contains('.') {
             return Bearer::NotOurs;
         }
+        let now = self.clock.now();
         let name = Name::of(token);
         let ring = self.keyring.ring();
         if let Some(own) = self.verified.find(&name) {

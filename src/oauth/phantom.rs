@@ -140,7 +140,7 @@ impl Phantoms {
             exp: life.exp,
             jti: id.as_str(),
             delegation: of.map_or(Delegation::NONE, |token| &token.delegation),
-            keystead: Provenance::of(subject).by(of.and_then(OwnToken::by)),
+            keystead: Provenance::of(subject).bound(of.map(|token| &token.bonds)),
             embedded: embedded::signed(&self.mint, &inner, consumer, &id, life)?,
             more: asked_for(&settings.claims, subject),
         };

@@ -3,8 +3,10 @@
 //! A budget is a limit (GCRA) that is too small a thing for a counter of its own in Redis or for a
 //! name: this process's alone, bounded in memory, and without any allocation after it was made.
 
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// Keys that share one lock and can take each other's place.
 const WAYS: usize = 8;
@@ -28,6 +30,13 @@ pub struct Budget {
     overflow: Mutex<u64>,
 }
 
+/// A [`Budget`] for each name, such as the id of a client.
+#[derive(Debug)]
+pub struct NamedBudget {
+    budget: Budget,
+    hasher: RandomState,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Rate {
     interval_us: u64,
@@ -44,6 +53,10 @@ struct Slot {
 impl Rate {
     fn new(capacity: u32, refill_per_second: u32) -> Self {
         let interval_us = 1_000_000_u64.div_ceil(u64::from(refill_per_second.max(1)));
+        Self::every(capacity, interval_us)
+    }
+
+    fn every(capacity: u32, interval_us: u64) -> Self {
         Self {
             interval_us,
             capacity_us: interval_us.saturating_mul(u64::from(capacity)),
@@ -95,9 +108,13 @@ impl Allowance {
 
 impl Budget {
     pub fn new(capacity: u32, refill_per_second: u32, keys_max: usize) -> Self {
+        Self::with(Rate::new(capacity, refill_per_second), keys_max)
+    }
+
+    fn with(rate: Rate, keys_max: usize) -> Self {
         let sets = keys_max.div_ceil(WAYS).next_power_of_two();
         Self {
-            rate: Rate::new(capacity, refill_per_second),
+            rate,
             sets: (0..sets).map(|_| Mutex::default()).collect(),
             overflow: Mutex::default(),
         }
@@ -160,6 +177,32 @@ impl Budget {
     }
 }
 
+impl NamedBudget {
+    /// `capacity` at once, and one more each `interval`, for each of at most `names_max` names.
+    pub fn new(capacity: u32, interval: Duration, names_max: usize) -> Self {
+        let interval_us = u64::try_from(interval.as_micros()).unwrap_or(u64::MAX);
+        Self {
+            budget: Budget::with(Rate::every(capacity, interval_us), names_max),
+            hasher: RandomState::new(),
+        }
+    }
+
+    /// See [`Budget::take`].
+    pub fn take(&self, name: &str, now_us: u64) -> bool {
+        self.budget.take(self.hasher.hash_one(name), now_us)
+    }
+
+    /// See [`Budget::has`].
+    pub fn has(&self, name: &str, now_us: u64) -> bool {
+        self.budget.has(self.hasher.hash_one(name), now_us)
+    }
+
+    /// See [`Budget::give_back`].
+    pub fn give_back(&self, name: &str) {
+        self.budget.give_back(self.hasher.hash_one(name));
+    }
+}
+
 impl Slot {
     fn is_of(&self, key: u64) -> bool {
         self.key == key && self.tat_us > 0
@@ -203,6 +246,20 @@ mod tests {
         budget.give_back(1);
         assert!(budget.take(1, now + SECOND / 2));
         assert!(!budget.take(1, now + SECOND / 2));
+    }
+
+    #[test]
+    fn a_name_has_its_own_and_waits_for_the_next() {
+        let budget = NamedBudget::new(2, Duration::from_secs(6), 100);
+        let now = 7 * SECOND;
+        for name in ["one", "other"] {
+            assert!(budget.take(name, now) && budget.take(name, now), "{name}");
+            assert!(!budget.take(name, now + 6 * SECOND - 1), "{name}");
+            assert!(budget.take(name, now + 6 * SECOND), "{name}");
+            assert!(!budget.has(name, now + 6 * SECOND), "{name}");
+            budget.give_back(name);
+            assert!(budget.has(name, now + 6 * SECOND), "{name}");
+        }
     }
 
     #[test]

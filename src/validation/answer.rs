@@ -9,6 +9,7 @@ use super::Answer;
 use super::decide::Outcome;
 use super::snapshot::Subject;
 use super::spend::{nearest_quota, told};
+use crate::json::number;
 use crate::ratelimit::Spent;
 
 /// So long is an answer as a rule; a longer one grows.
@@ -127,9 +128,4 @@ fn list<T>(out: &mut String, name: &str, values: &[T], write: impl Fn(&mut Strin
         out.push('"');
     }
     out.push(']');
-}
-
-/// What `write!` does, without the machinery of formats, which costs more than the rest.
-fn number(out: &mut String, number: u64) {
-    out.push_str(itoa::Buffer::new().format(number));
 }

@@ -190,7 +190,8 @@ impl Validation {
         let caller = if let Some(met) = met {
             met
         } else {
-            let loaded = self.load_now(&print, None, Asked::Management, at.uptime_us)?;
+            let asked = Asked::Management;
+            let loaded = self.load_now(&print, None, None, asked, at.uptime_us)?;
             let caller = Rc::new(loaded.ok()?);
             self.callers.keep(print, &caller);
             caller
@@ -204,6 +205,13 @@ impl Validation {
             .outcome
             .is_valid();
         (is_good && !Charges::has_any(&caller)).then_some(caller)
+    }
+
+    /// As [`Self::holder`] for the administration, of such a caller.
+    pub fn holder_now(&self, presented: &str, peer: IpAddr, at: &Reading) -> Option<Rc<Subject>> {
+        let holder = self.caller_now(presented, peer, at)?;
+        self.used.note(&holder.key, at.wall);
+        Some(holder)
     }
 
     /// As [`Self::validate`] for such a caller, in the tenant of its key, if memory has all that is
@@ -222,7 +230,7 @@ impl Validation {
         let loaded = match lookup_id(presented) {
             Ok(_may_be_a_key) => {
                 let print = self.records.print(presented)?;
-                self.load_now(&print, Some(tenant), asked, at.uptime_us)?
+                self.load_now(&print, Some(&tenant.id), Some(tenant), asked, at.uptime_us)?
             }
             Err(outcome) => Err(outcome),
         };
@@ -429,20 +437,19 @@ impl Validation {
         spent.map_err(|error| Failure::CostExceedsLimit(charges.name(error.index)))
     }
 
-    /// What [`Self::load`] loads, from memory alone; `None` if something is to be asked for. `tenant` was found
-    /// at the same instant.
+    /// What [`Self::load`] loads, from memory alone; `None` if something is to be asked for. `known` is the
+    /// entry of the tenant, if that was found at the same instant.
     fn load_now(
         &self,
         print: &Fingerprint,
-        tenant: Option<&Arc<Entry<TenantSnapshot>>>,
+        tenant: Option<&TenantId>,
+        known: Option<&Arc<Entry<TenantSnapshot>>>,
         asked: Asked<'_>,
         now_us: u64,
     ) -> Option<Result<Subject, Outcome>> {
         match self.records.key_now(print, now_us) {
-            Now::Known(key) if tenant.is_none_or(|tenant| tenant.id == key.tenant_id) => {
-                let subject = self
-                    .records
-                    .join_now(key, tenant, asked.service(), now_us)?;
+            Now::Known(key) if tenant.is_none_or(|tenant| *tenant == key.tenant_id) => {
+                let subject = self.records.join_now(key, known, asked.service(), now_us)?;
                 Some(Ok(subject))
             }
             Now::Known(_) | Now::Unknown => Some(Err(Outcome::Unknown)),
@@ -462,6 +469,12 @@ impl Validation {
             Ok(lookup_id) => lookup_id,
             Err(outcome) => return Ok(Err(outcome)),
         };
+        // As a rule memory has all of it.
+        if let Some(print) = self.records.print(presented)
+            && let Some(loaded) = self.load_now(&print, tenant, None, asked, Clock::uptime_us())
+        {
+            return Ok(loaded);
+        }
         let key = ApiKey::copy_of(presented);
         for _ in 0..TRIES {
             let subject = match self.records.key(&key, lookup_id.as_ref(), client).await? {

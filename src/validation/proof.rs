@@ -4,7 +4,8 @@
 //! What a token was made from is loaded by the id of its secret and judged like a key: it dies with the
 //! key, the secret, the consumer and the tenant, and may never do more than the key does now. Beside it
 //! stands what ends the token alone: its own end, its audience, and that it was revoked. A token that was
-//! exchanged for another client ends with the key of that client too, and does no more than both do.
+//! exchanged for another client ends with the key of that client too, and does no more than both do; and it ends
+//! with the keys of whoever exchanged it before.
 
 use std::cmp::min;
 use std::sync::Arc;
@@ -38,6 +39,8 @@ pub struct Proof<'a> {
     pub token: &'a TokenId,
     /// The key and the secret of the client that it was exchanged for, if that is another.
     pub client: Option<(&'a KeyId, &'a SecretId)>,
+    /// Further secrets that it dies with, whatever their keys grant.
+    pub others: &'a [SecretId],
     /// The service that it was made for.
     pub service: &'a Slug,
     /// The slug or a resource of that service.
@@ -110,16 +113,24 @@ impl Validation {
         asked: Asked<'_>,
     ) -> Result<Option<Proved>, Failure> {
         for _ in 0..TRIES {
-            let Some(subject) = self.proved(proof.key, proof.secret, tenant, asked).await? else {
+            let (key, secret) = (Some(proof.key), proof.secret);
+            let Some(subject) = self.proved(key, secret, tenant, asked).await? else {
                 return Ok(None);
             };
             let client = match proof.client {
                 None => None,
-                Some((key, secret)) => match self.proved(key, secret, tenant, asked).await? {
+                Some((key, secret)) => match self.proved(Some(key), secret, tenant, asked).await? {
                     Some(client) => Some(client),
                     None => return Ok(None),
                 },
             };
+            let mut others = Vec::new();
+            for secret in proof.others {
+                match self.proved(None, secret, tenant, Asked::None).await? {
+                    Some(other) => others.push(other),
+                    None => return Ok(None),
+                }
+            }
             let token = self.records.token(proof.token).await?;
             let made_for = match &subject.service {
                 Some(asked) if asked.service.slug == *proof.service => Some(Arc::clone(asked)),
@@ -130,7 +141,10 @@ impl Validation {
             };
             // One of them may have changed while another was waited for.
             let all_hold = self.records.holds(&subject)
-                && client.iter().all(|client| self.records.holds(client))
+                && client
+                    .iter()
+                    .chain(&others)
+                    .all(|it| self.records.holds(it))
                 && made_for
                     .iter()
                     .all(|entry| self.records.holds_service(entry))
@@ -143,6 +157,7 @@ impl Validation {
                 return Ok(Some(Proved {
                     subject,
                     client,
+                    others,
                     is_revoked: token.value,
                     made_for,
                 }));
@@ -151,16 +166,19 @@ impl Validation {
         Err(Failure::Busy)
     }
 
-    /// The key, as its secret proves it; `None` if there is no such secret of this key in the tenant.
+    /// The key, as its secret proves it; `None` if there is no such secret, of this key if one is given, in
+    /// the tenant.
     async fn proved(
         &self,
-        key: &KeyId,
+        key: Option<&KeyId>,
         secret: &SecretId,
         tenant: &TenantId,
         asked: Asked<'_>,
     ) -> Result<Option<Subject>, Failure> {
         match self.records.key_of_secret(secret).await? {
-            Some(found) if found.tenant_id == *tenant && found.key_id == *key => {
+            Some(found)
+                if found.tenant_id == *tenant && key.is_none_or(|key| found.key_id == *key) =>
+            {
                 Ok(Some(self.records.join(found, asked.service()).await?))
             }
             Some(_) | None => Ok(None),
@@ -173,6 +191,7 @@ struct Proved {
     /// Narrowed to what the token says.
     subject: Subject,
     client: Option<Subject>,
+    others: Vec<Subject>,
     is_revoked: bool,
     made_for: Option<Arc<Entry<ServiceEntry>>>,
 }
@@ -180,14 +199,14 @@ struct Proved {
 impl Proof<'_> {
     /// What is wrong with the token itself.
     fn fault(&self, proved: &Proved, now: Timestamp) -> Option<Outcome> {
-        let client = proved.client.as_ref();
-        let faults = [
+        let its_own = [
             proved.is_revoked.then_some(Outcome::Revoked),
             (self.expires_at <= now).then_some(Outcome::Expired),
             (!self.is_for(proved)).then_some(Outcome::WrongService),
-            client.and_then(|client| decide::fault(client, now)),
         ];
-        faults.into_iter().flatten().min()
+        let bound = proved.client.iter().chain(&proved.others);
+        let of_bound = bound.filter_map(|it| decide::fault(it, now));
+        its_own.into_iter().flatten().chain(of_bound).min()
     }
 
     /// Whether it is a token for the service asked for: made for it, or for one that shares its tokens

@@ -186,7 +186,8 @@ async fn identify(req: &HttpRequest) -> Result<CallerIdentity, Problem> {
     };
     let person = person(req, token).await?;
     service.on_behalf_of(person).ok_or_else(|| {
-        refused(req, "jwt", SecurityEvent::InvalidJwt, "tenant", None);
+        let event = SecurityEvent::InvalidJwt;
+        refused(req, &context, "jwt", event, "tenant", None);
         Problem::invalid_credential()
     })
 }
@@ -235,6 +236,7 @@ fn presented(req: &HttpRequest) -> Result<Presented<'_>, Problem> {
         };
         refused(
             req,
+            &RequestContext::of(req),
             kind,
             SecurityEvent::Unauthenticated,
             problem.code().slug(),

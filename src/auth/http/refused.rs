@@ -14,11 +14,14 @@ use crate::validation::decide::Outcome;
 pub(super) fn refuse_person(req: &HttpRequest, error: NotAPerson) -> Problem {
     match error {
         NotAPerson::Refused(refusal) => {
+            let reason = refusal.as_str();
+            let context = RequestContext::of(req);
             refused(
                 req,
+                &context,
                 "jwt",
                 SecurityEvent::InvalidJwt,
-                refusal.as_str(),
+                reason,
                 None,
             );
             Problem::invalid_credential()
@@ -49,18 +52,19 @@ pub(super) fn refuse_key(req: &HttpRequest, failure: AuthFailure) -> Problem {
 }
 
 fn of_key(req: &HttpRequest, event: SecurityEvent, failure: &AuthFailure, key: Option<&KeyId>) {
-    refused(req, "key", event, failure.reason(), key);
+    let context = RequestContext::of(req);
+    refused(req, &context, "key", event, failure.reason(), key);
 }
 
 /// Somebody nobody knows was refused: that is for the log and the metrics, not the audit trail.
 pub fn refused(
     req: &HttpRequest,
+    context: &RequestContext,
     kind: &str,
     event: SecurityEvent,
     reason: &'static str,
     key: Option<&KeyId>,
 ) {
-    let context = RequestContext::of(req);
     let ip = context.ip.to_string();
     count(req, |metrics| {
         metrics.auth_failures.inc(kind);

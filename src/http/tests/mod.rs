@@ -18,7 +18,7 @@ use crate::entropy::Entropy;
 use crate::error;
 use crate::http::context::{self, RequestContext};
 use crate::http::cors::cors;
-use crate::http::direct::Direct;
+use crate::http::direct::{Direct, Reply};
 use crate::http::extract::{
     AuditReason, Body, BulkBody, IdempotencyKey, IfMatch, OptionalBody, Query, etag,
 };
@@ -163,13 +163,13 @@ fn parts() -> Parts {
         direct: vec![Direct::form("/posted", |posted| {
             Box::pin(async move {
                 let pairs = posted.pairs.expect("what was sent is in order");
-                match pairs.first().map(|(name, _)| name.as_str()) {
+                match pairs.first().map(|(name, _)| &**name) {
                     Some("panic") => panic!("table secrets"),
                     Some("slow") => std::future::pending().await,
                     Some("later") => tokio::time::sleep(Duration::from_millis(20)).await,
                     _ => {}
                 }
-                HttpResponse::Ok().json(pairs)
+                Reply::Bare(HttpResponse::Ok().json(pairs))
             })
         })],
     });

@@ -42,12 +42,13 @@ pub(super) struct Exchange {
 impl Exchange {
     /// # Errors
     /// `invalid_request`: nothing is ever taken in the place of what is missing.
-    pub(super) fn of(form: &mut Form) -> Result<Self, Refusal> {
+    pub(super) fn of(form: &mut Form<'_>) -> Result<Self, Refusal> {
         let subject = Typed {
-            text: UnparsedKey::new(form.require("subject_token")?),
+            text: UnparsedKey::new(form.require("subject_token")?.into_owned()),
             kind: token_type(&form.require("subject_token_type")?)?,
         };
-        let actor = form.take("actor_token").map(UnparsedKey::new);
+        let actor = form.take("actor_token");
+        let actor = actor.map(|text| UnparsedKey::new(text.into_owned()));
         let actor = match (actor, form.take("actor_token_type")) {
             (None, None) => None,
             (Some(text), Some(kind)) => Some(Typed {
@@ -98,8 +99,8 @@ mod tests {
 
     fn asked(more: &[(&str, &str)]) -> Result<Exchange, ErrorCode> {
         let pairs = SUBJECT.iter().chain(more);
-        let pairs = pairs.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        let mut form = Form::new(pairs).map_err(|refusal| refusal.code)?;
+        let pairs = pairs.map(|(name, value)| ((*name).into(), (*value).into()));
+        let mut form = Form::new(pairs.collect()).map_err(|refusal| refusal.code)?;
         Exchange::of(&mut form).map_err(|refusal| refusal.code)
     }
 
@@ -126,8 +127,7 @@ mod tests {
             );
         }
         for missing in SUBJECT {
-            let pair = (missing.0.to_owned(), missing.1.to_owned());
-            let mut form = Form::new([pair]).unwrap();
+            let mut form = Form::new(vec![(missing.0.into(), missing.1.into())]).unwrap();
             assert!(Exchange::of(&mut form).is_err());
         }
     }

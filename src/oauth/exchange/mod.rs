@@ -13,7 +13,7 @@
 //!
 //! Nothing widens: the token is for one service on which both keys grant; it does what the subject token,
 //! the key behind it and the client's key all allow, of what was asked for; and it ends with the first of
-//! them.
+//! them. It dies with both, and with the keys of all who exchanged it, or acted, before ([`Bonds`]).
 
 mod asked;
 mod party;
@@ -27,6 +27,7 @@ use asked::Exchange;
 use party::{Party, Role, not_taken};
 
 use super::Oauth;
+use super::bonds::Bonds;
 use super::client::Client;
 use super::delegation::{Actor, Delegation};
 use super::form::Form;
@@ -78,7 +79,7 @@ impl Oauth {
     pub async fn exchange(
         &self,
         client: &Client,
-        form: &mut Form,
+        form: &mut Form<'_>,
         origin: &Origin<'_>,
     ) -> Result<Granted, Refusal> {
         let exchange = Exchange::of(form)?;
@@ -103,7 +104,7 @@ impl Oauth {
             path: None,
             user_agent: origin.user_agent,
             context: None,
-            began_us: origin.began_us,
+            began_us: origin.at.uptime_us,
             token: None,
         };
         let ip = exchange.ip.filter(|_| place.is_actor());
@@ -116,6 +117,7 @@ impl Oauth {
             }
         };
         let act = self.acting(&place, &subject, actor.as_ref())?;
+        let bonds = bonds(&place, &subject, actor.as_ref())?;
 
         let named = TokenNamed {
             id: id.as_str(),
@@ -148,6 +150,7 @@ impl Oauth {
             &granted,
             scopes.unwrap_or(granted.scopes()),
             (&id, &subject.identity.sub, &delegation),
+            &bonds,
             ends.into_iter().flatten().min(),
         )?;
         token.issued_token_type = Some(exchange.issued);
@@ -400,6 +403,7 @@ impl Oauth {
         granted: &Subject,
         scopes: &[Scope],
         (id, sub, delegation): (&TokenId, &str, &Delegation),
+        bonds: &Bonds,
         end: Option<Timestamp>,
     ) -> Result<Granted, Refusal> {
         let (here, settings) = (&place.client, &place.entry.service.settings.tokens);
@@ -410,8 +414,6 @@ impl Oauth {
             .map(Scope::as_str)
             .collect::<Vec<_>>()
             .join(" ");
-        let is_by_another = granted.key.secret.id != here.key.secret.id;
-        let by = (&here.key.key_id, &here.key.secret.id);
         let claims = Claims {
             iss: self.mint.issuer(),
             sub,
@@ -422,7 +424,7 @@ impl Oauth {
             exp: life.exp,
             jti: id.as_str(),
             delegation,
-            keystead: Provenance::of(granted).by(is_by_another.then_some(by)),
+            keystead: Provenance::of(granted).bound(Some(bonds)),
             embedded: Inner::default(),
             more: asked_for(&settings.claims, granted),
         };
@@ -434,6 +436,23 @@ impl Oauth {
             limits: None,
         })
     }
+}
+
+/// What the new token dies with beside the key that it is made from.
+fn bonds(place: &Place, subject: &Known<'_>, actor: Option<&Known<'_>>) -> Result<Bonds, Refusal> {
+    let client = &place.client.key;
+    let made_from = subject.key.as_ref().map_or(client, |key| &key.key);
+    let is_by_another = made_from.secret.id != client.secret.id;
+    let acting = actor.and_then(|actor| actor.key.as_ref());
+    let others = [Some(subject), actor].into_iter().flatten();
+    let others = others
+        .flat_map(|known| known.party.secrets())
+        .chain(acting.map(|acting| &acting.key.secret.id))
+        .filter(|secret| ![&made_from.secret.id, &client.secret.id].contains(secret));
+    let client = is_by_another.then_some((&client.key_id, &client.secret.id));
+    Bonds::new(client, others).ok_or_else(|| {
+        Refusal::invalid_request("too many have exchanged it, or acted, one after the other")
+    })
 }
 
 /// What is recorded beside the new token: the ids of those that it was exchanged for.

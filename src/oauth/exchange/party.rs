@@ -8,8 +8,9 @@ use serde_json::Value;
 
 use super::asked::{TokenType, Typed};
 use crate::auth::jwt;
-use crate::id::ConsumerId;
+use crate::id::{ConsumerId, SecretId};
 use crate::oauth::Oauth;
+use crate::oauth::bonds::Bonds;
 use crate::oauth::delegation::{Actor, Delegation, MayAct, SubjectId};
 use crate::oauth::foreign::{self, scopes};
 use crate::oauth::own::{Bearer, OwnToken};
@@ -100,6 +101,15 @@ impl Party<'_> {
         }
     }
 
+    /// What it dies with beside the key that it was made from.
+    pub(super) fn secrets(&self) -> impl Iterator<Item = &SecretId> {
+        let bonds = match self {
+            Self::Key(_) | Self::Other(_) => None,
+            Self::Own(token) => Some(&token.bonds),
+        };
+        bonds.into_iter().flat_map(Bonds::secrets)
+    }
+
     /// Its `jti`.
     pub(super) fn id(&self) -> Option<&str> {
         match self {
@@ -160,7 +170,7 @@ impl Oauth {
         if typed.kind == TokenType::ApiKey {
             return Ok(Party::Key(text));
         }
-        match (self.own.read(text, self.clock.now()), typed.kind) {
+        match (self.own.read(text), typed.kind) {
             (Bearer::Own(token), _) => Ok(Party::Own(token)),
             (Bearer::Forged(refusal), _) => Err(forged(refusal)),
             (Bearer::NotOurs, TokenType::AccessToken | TokenType::ApiKey) => Err(role.no_good()),

@@ -7,11 +7,12 @@ use super::parameters::IntrospectionRequest;
 use super::{JSON, OauthError, form, lines, origin, refuse};
 use crate::auth::http::refused;
 use crate::http::context::RequestContext;
-use crate::http::direct::Posted;
+use crate::http::direct::{Posted, Reply};
 use crate::http::form::FormBody;
 use crate::oauth::Oauth;
 use crate::oauth::client::Client;
-use crate::oauth::introspection::{Active, Question, Told, Written};
+use crate::oauth::introspection::{Question, Told, Written};
+use crate::oauth::told::Active;
 use crate::telemetry::SecurityEvent;
 
 const INTROSPECTION_JWT: &str = "application/token-introspection+jwt";
@@ -59,18 +60,20 @@ pub async fn introspect_token(
     let posted = Posted {
         req: &req,
         context: &context,
+        at: oauth.clock.read(),
         pairs,
     };
-    introspect(posted, &oauth).await
+    introspect(posted, &oauth).await.into_response()
 }
 
-pub(super) async fn introspect(posted: Posted<'_>, oauth: &Oauth) -> HttpResponse {
+pub(super) async fn introspect(posted: Posted<'_>, oauth: &Oauth) -> Reply {
     let Posted {
         req,
         context,
+        at,
         pairs,
     } = posted;
-    let origin = origin(req, context);
+    let origin = origin(req, context, at);
     let told = async {
         let mut form = form(pairs)?;
         let client = Client::or_bearer(&lines(req), &mut form)?;
@@ -83,11 +86,11 @@ pub(super) async fn introspect(posted: Posted<'_>, oauth: &Oauth) -> HttpRespons
     };
     let (told, forged, limits) = match told.await {
         Ok(told) => told,
-        Err(refusal) => return refuse(req, &refusal, context),
+        Err(refusal) => return Reply::Bare(refuse(req, &refusal, context)),
     };
     if let Some(forged) = forged {
         let reason = forged.as_str();
-        refused(req, "jwt", SecurityEvent::InvalidJwt, reason, None);
+        refused(req, context, "jwt", SecurityEvent::InvalidJwt, reason, None);
     }
     let (body, media_type) = match told {
         Told::Json(text) => (text, JSON),

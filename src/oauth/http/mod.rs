@@ -7,8 +7,10 @@ pub mod introspect;
 mod parameters;
 pub mod revoke;
 
+use std::sync::LazyLock;
+
 use actix_web::http::StatusCode;
-use actix_web::http::header::{self, HeaderValue};
+use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -25,10 +27,11 @@ use super::metadata::{
 use super::refusal::{ErrorCode, Refusal};
 use super::{Issuer, Oauth};
 use crate::auth::http::refused;
-use crate::clock::Clock;
+use crate::clock::Reading;
 use crate::http::context::RequestContext;
-use crate::http::direct::Posted;
+use crate::http::direct::{Posted, Reply};
 use crate::http::form::{FormBody, Pairs};
+use crate::http::headers::X_API_KEY;
 use crate::http::middleware::direct_headers;
 use crate::http::problem::Problem;
 use crate::metrics::Metrics;
@@ -116,8 +119,8 @@ pub struct KeySet {
         (status = 400, description = "`invalid_request`, `invalid_scope`, `invalid_target`, \
             `unauthorized_client` or `unsupported_grant_type`", body = OauthError<'static>),
         (status = 401, description = "`invalid_client`", body = OauthError<'static>),
-        (status = 429, description = "`rate_limited` or `quota_exceeded`: the key's own limits",
-            body = OauthError<'static>),
+        (status = 429, description = "`rate_limited` or `quota_exceeded`: the key's own limits; or it asks \
+            an upstream for too many different scopes", body = OauthError<'static>),
         (status = 503, description = "`temporarily_unavailable`: try again after `Retry-After`",
             body = OauthError<'static>),
     ),
@@ -132,22 +135,24 @@ pub async fn issue_token(
     let posted = Posted {
         req: &req,
         context: &context,
+        at: oauth.clock.read(),
         pairs,
     };
-    token(posted, &oauth).await
+    token(posted, &oauth).await.into_response()
 }
 
-async fn token(posted: Posted<'_>, oauth: &Oauth) -> HttpResponse {
+async fn token(posted: Posted<'_>, oauth: &Oauth) -> Reply {
     let Posted {
         req,
         context,
+        at,
         pairs,
     } = posted;
-    let origin = origin(req, context);
+    let origin = origin(req, context, at);
     let granted = async {
         let mut form = form(pairs)?;
         let grant_type = form.require("grant_type")?;
-        let grant = match grant_type.as_str() {
+        let grant = match &*grant_type {
             GRANT_CLIENT_CREDENTIALS => Grant::ClientCredentials,
             GRANT_TOKEN_EXCHANGE => Grant::TokenExchange,
             _ => {
@@ -164,8 +169,8 @@ async fn token(posted: Posted<'_>, oauth: &Oauth) -> HttpResponse {
         }
     };
     match granted.await.and_then(answer) {
-        Ok(response) => response,
-        Err(refusal) => refuse(req, &refusal, context),
+        Ok(reply) => reply,
+        Err(refusal) => Reply::Bare(refuse(req, &refusal, context)),
     }
 }
 
@@ -225,38 +230,36 @@ fn public<T: Serialize>(body: &T) -> HttpResponse {
         .json(body)
 }
 
-fn origin<'a>(req: &'a HttpRequest, context: &'a RequestContext) -> Origin<'a> {
+fn origin<'a>(req: &'a HttpRequest, context: &'a RequestContext, at: Reading) -> Origin<'a> {
     let user_agent = req.headers().get(header::USER_AGENT);
     Origin {
         ip: context.ip,
         request_id: &context.request_id,
         user_agent: user_agent.and_then(|line| line.to_str().ok()),
-        began_us: Clock::uptime_us(),
+        at,
     }
 }
 
 /// The lines of the headers that may carry a client's credential.
 fn lines(req: &HttpRequest) -> Lines<'_> {
-    let all = |name: &str| {
-        req.headers()
-            .get_all(name)
-            .map(HeaderValue::as_bytes)
-            .collect()
+    let all = |name: HeaderName| {
+        let lines = req.headers().get_all(name);
+        lines.map(HeaderValue::as_bytes).collect()
     };
     Lines {
-        authorization: all("authorization"),
-        api_key: all("x-api-key"),
+        authorization: all(header::AUTHORIZATION),
+        api_key: all(X_API_KEY),
     }
 }
 
-fn form(pairs: Result<Pairs, Problem>) -> Result<Form, Refusal> {
+fn form(pairs: Result<Pairs<'_>, Problem>) -> Result<Form<'_>, Refusal> {
     match pairs {
         Ok(pairs) => Form::new(pairs),
         Err(problem) => Err(Refusal::invalid_request(problem.detail())),
     }
 }
 
-fn answer(granted: Granted) -> Result<HttpResponse, Refusal> {
+fn answer(granted: Granted) -> Result<Reply, Refusal> {
     let answer = TokenAnswer {
         access_token: granted.token.into_exposed(),
         issued_token_type: granted.issued_token_type,
@@ -271,16 +274,22 @@ fn answer(granted: Granted) -> Result<HttpResponse, Refusal> {
 const JSON: &str = "application/json";
 
 /// A token, or what is told of one: nobody may keep it (RFC 6749 §5.1).
-fn told(body: String, media_type: &'static str, limits: Option<&LimitHeaders>) -> HttpResponse {
+fn told(body: String, media_type: &'static str, limits: Option<&LimitHeaders>) -> Reply {
+    static HEADERS: LazyLock<HeaderMap> = LazyLock::new(|| {
+        let mut headers = direct_headers();
+        headers.insert(header::PRAGMA, HeaderValue::from_static("no-cache"));
+        headers
+    });
     let mut response = HttpResponse::with_body(StatusCode::OK, body).map_into_boxed_body();
     let headers = response.headers_mut();
-    *headers = direct_headers();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
-    headers.insert(header::PRAGMA, HeaderValue::from_static("no-cache"));
+    *headers = HEADERS.clone();
+    if media_type != JSON {
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
+    }
     for (name, value) in limits.into_iter().flat_map(limit_headers) {
         headers.insert(name, value);
     }
-    response
+    Reply::Dressed(response)
 }
 
 fn refuse(req: &HttpRequest, refusal: &Refusal, context: &RequestContext) -> HttpResponse {
@@ -291,6 +300,7 @@ fn refuse(req: &HttpRequest, refusal: &Refusal, context: &RequestContext) -> Htt
     if refusal.code == ErrorCode::InvalidClient {
         refused(
             req,
+            context,
             "key",
             SecurityEvent::UnknownKey,
             "invalid_client",
@@ -299,7 +309,7 @@ fn refuse(req: &HttpRequest, refusal: &Refusal, context: &RequestContext) -> Htt
     }
     if let Some(forged) = refusal.forged {
         let reason = forged.as_str();
-        refused(req, "jwt", SecurityEvent::InvalidJwt, reason, None);
+        refused(req, context, "jwt", SecurityEvent::InvalidJwt, reason, None);
     }
     if let Some(cause) = &refusal.cause {
         let request_id = &*context.request_id;

@@ -49,13 +49,13 @@ pub async fn revoke_token(
     context: RequestContext,
     oauth: web::Data<Oauth>,
 ) -> HttpResponse {
-    let origin = origin(&req, &context);
+    let origin = origin(&req, &context, oauth.clock.read());
     let revoked = async {
         let mut form = form(pairs)?;
         let waiting =
             Waiting::of(&req).map_err(|problem| Refusal::invalid_request(problem.detail()))?;
         let client = Client::of(&lines(&req), &mut form)?;
-        let token = UnparsedKey::new(form.require("token")?);
+        let token = UnparsedKey::new(form.require("token")?.into_owned());
         oauth
             .revoke(&client, token.expose_secret(), &origin)
             .await?;

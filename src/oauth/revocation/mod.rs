@@ -3,8 +3,15 @@
 //! A revoked token stands in the database for as long as any token may still live, and is a change of the feed
 //! like any other: true at once on the node that answered, and on the others within the bounds of the
 //! feed. Who verifies tokens by himself hears of it by introspection alone.
+//!
+//! Each is a line of the audit trail for good, and a client whose key has no limits makes tokens as fast as it
+//! likes. So a client ends so many at once and then one a second: what is more is told as not done (RFC 7009
+//! §2.2.1), and ends by itself within minutes.
 
 mod store;
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use super::Oauth;
 use super::client::Client;
@@ -16,6 +23,7 @@ use crate::clock::Clock;
 use crate::db::feed::Kind;
 use crate::db::{self, Conn, Db};
 use crate::keys::secret::Presented;
+use crate::ratelimit::budget::NamedBudget;
 use crate::services::tokens::TOKEN_TTL_MAX;
 use crate::time::Span;
 use crate::validation::snapshot::Subject;
@@ -24,17 +32,30 @@ use crate::validation::{Asked, AuthFailure};
 /// How far the clocks of nodes may be apart.
 const LEEWAY: Span = Span::minutes(1);
 
+/// So many of its tokens a client ends at once, and one more each [`EVERY`].
+const AT_ONCE: u32 = 600;
+const EVERY: Duration = Duration::from_secs(1);
+
+/// So many clients have a budget of their own.
+const CLIENTS_MAX: usize = 4096;
+
 /// Where revoked tokens stand.
 #[derive(Clone)]
 pub struct Revocations {
     db: Db,
     audit: Audit,
     clock: Clock,
+    budget: Arc<NamedBudget>,
 }
 
 impl Revocations {
     pub fn new(db: Db, audit: Audit, clock: Clock) -> Self {
-        Self { db, audit, clock }
+        Self {
+            db,
+            audit,
+            clock,
+            budget: Arc::new(NamedBudget::new(AT_ONCE, EVERY, CLIENTS_MAX)),
+        }
     }
 
     /// Forgets tokens that have ended; answers how many.
@@ -78,7 +99,8 @@ impl Oauth {
     /// # Errors
     /// `invalid_client`; `unauthorized_client` for the token of another client, which stays as it is;
     /// `unsupported_token_type` for an API key, which its holder ends at `/v1/self/revoke`: no client
-    /// library that tidies up after itself may end a key of years.
+    /// library that tidies up after itself may end a key of years; `temporarily_unavailable` if it cannot be
+    /// stored just now, or the client has ended too many.
     pub async fn revoke(
         &self,
         client: &Client,
@@ -86,8 +108,7 @@ impl Oauth {
         origin: &Origin<'_>,
     ) -> Result<(), Refusal> {
         let holder = self.token_holder(client, origin).await?;
-        let now = self.clock.now();
-        let token = match self.own.read(token, now) {
+        let token = match self.own.read(token) {
             Bearer::Own(token) => token,
             Bearer::Forged(_) => return Ok(()),
             Bearer::NotOurs => {
@@ -106,7 +127,7 @@ impl Oauth {
                 "the token was not issued to this client",
             ));
         }
-        if token.expires_at.plus(LEEWAY) <= now {
+        if token.expires_at.plus(LEEWAY) <= self.clock.now() {
             return Ok(());
         }
         let at = Attribution {
@@ -120,6 +141,13 @@ impl Oauth {
             request_id: Some(origin.request_id.to_owned()),
             ip: Some(origin.ip),
         };
+        let budget = &self.revocations.budget;
+        if !budget.take(token.client.as_str(), Clock::uptime_us()) {
+            return Err(Refusal::new(
+                ErrorCode::TemporarilyUnavailable,
+                "this client has ended too many tokens just now: the token still counts, try again",
+            ));
+        }
         self.revocations.revoke(&token, at).await?;
         Ok(())
     }

@@ -9,6 +9,9 @@
 //!    what it is about to ask for, so that the others wait for its token and do not ask too;
 //! 5. then the provider is asked ([`provider`]). While it fails it is left alone, a little longer each
 //!    time: who asks meanwhile is told so at once.
+//!
+//! A key with many scopes may ask for any part of them, and each part is a token of its own. So it has the
+//! provider asked only so often: what is in memory it gets as ever.
 
 mod answer;
 mod provider;
@@ -33,8 +36,9 @@ use crate::cache::flights::{Flights, NoLanding};
 use crate::clock::Clock;
 use crate::config::upstreams::Upstream;
 use crate::entropy::Entropy;
-use crate::id::{ServiceId, TenantId};
+use crate::id::{KeyId, ServiceId, TenantId};
 use crate::metrics::Metrics;
+use crate::ratelimit::budget::NamedBudget;
 use crate::services::UpstreamSettings;
 use crate::text::Slug;
 use crate::time::{Span, Timestamp};
@@ -56,6 +60,13 @@ const SLOTS_MAX: usize = 1000;
 
 /// More fetches are not under way at once.
 const FLIGHTS_MAX: usize = 64;
+
+/// So often at once one key has a provider asked, and once more each [`ASKED_EVERY`].
+const ASKED_AT_ONCE: u32 = 20;
+const ASKED_EVERY: Duration = Duration::from_secs(6);
+
+/// So many keys have a budget of their own.
+const KEYS_MAX: usize = 16_384;
 
 /// Which token is wanted: equal for those who may share one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -146,6 +157,8 @@ struct Inner {
     held: Cache<Slot, Held>,
     flights: Flights<Slot, Result<Arc<UpstreamToken>, UpstreamError>>,
     shared: Shared,
+    /// By the id of a key.
+    budget: NamedBudget,
     clock: Clock,
     entropy: Entropy,
     metrics: Arc<Metrics>,
@@ -173,13 +186,14 @@ impl Upstreams {
             held: Cache::new(SLOTS_MAX),
             flights: Flights::new(runtime, FLIGHTS_MAX),
             shared,
+            budget: NamedBudget::new(ASKED_AT_ONCE, ASKED_EVERY, KEYS_MAX),
             clock,
             entropy,
             metrics,
         })))
     }
 
-    /// A token for the service, that may do what these scopes of the provider's are.
+    /// A token for the service, that may do what these scopes of the provider's are; `key` is for whom.
     ///
     /// # Errors
     /// [`UpstreamError`], in [`WAIT_MAX`] at the latest.
@@ -189,6 +203,7 @@ impl Upstreams {
         service: &ServiceId,
         settings: &UpstreamSettings,
         scopes: &BTreeSet<&str>,
+        key: &KeyId,
     ) -> Result<Arc<UpstreamToken>, UpstreamError> {
         let provider = self
             .0
@@ -211,14 +226,19 @@ impl Upstreams {
             Some(held) if held.token.is_good(now) => Duration::ZERO,
             Some(_) | None => WAIT_MAX,
         };
-        let fetch = {
-            let (inner, provider, slot) = (Arc::clone(&self.0), Arc::clone(provider), slot.clone());
-            || async move { inner.fetch(&provider, &slot, &wanted).await }
-        };
-        // Too late or too many count like any failure: what is held is still good.
-        let fetched = match self.0.flights.join(slot, wait, fetch).await {
-            Ok(fetched) => fetched,
-            Err(NoLanding::Full | NoLanding::Late) => Err(UpstreamError::Late),
+        let fetched = if self.0.budget.has(key.as_str(), Clock::uptime_us()) {
+            let fetch = {
+                let (inner, provider) = (Arc::clone(&self.0), Arc::clone(provider));
+                let (slot, key) = (slot.clone(), key.clone());
+                || async move { inner.fetch(&provider, &slot, &wanted, &key).await }
+            };
+            // Too late or too many count like any failure: what is held is still good.
+            match self.0.flights.join(slot, wait, fetch).await {
+                Ok(fetched) => fetched,
+                Err(NoLanding::Full | NoLanding::Late) => Err(UpstreamError::Late),
+            }
+        } else {
+            Err(UpstreamError::TooOften)
         };
         match (fetched, held) {
             (Ok(token), _) => Ok(token),
@@ -235,6 +255,7 @@ impl Inner {
         provider: &Provider,
         slot: &Slot,
         wanted: &Wanted,
+        key: &KeyId,
     ) -> Result<Arc<UpstreamToken>, UpstreamError> {
         let name = slot.name();
         let newer_than = self.held.get(slot).map(|held| held.token.obtained_at);
@@ -252,7 +273,15 @@ impl Inner {
                 .map(|token| self.hold(slot, token))
                 .ok_or(UpstreamError::Late);
         }
+        // Some may begin at the same moment with the last one that is left: others wait for what they ask for
+        // too, so it is asked for.
+        let is_charged = self.budget.take(key.as_str(), Clock::uptime_us());
         let fetched = provider.fetch(&name, wanted).await;
+        let is_done = matches!(fetched, Ok(_) | Err(UpstreamError::Refused(_)));
+        if is_charged && !is_done {
+            // It is the provider's fault, and that is left alone anyway.
+            self.budget.give_back(key.as_str());
+        }
         self.metrics.upstream_fetches.inc(match &fetched {
             Ok(_) => "good",
             Err(UpstreamError::Refused(_)) => "refused",

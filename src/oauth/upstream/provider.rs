@@ -56,6 +56,8 @@ pub enum UpstreamError {
     Resting(u64),
     #[error("the upstream did not answer in time")]
     Late,
+    #[error("the key has the upstream asked for something else too often")]
+    TooOften,
 }
 
 impl UpstreamError {
@@ -64,6 +66,7 @@ impl UpstreamError {
         match self {
             Self::Resting(seconds) => *seconds,
             Self::NotConfigured | Self::Refused(_) => REFUSED_FOR.as_secs(),
+            Self::TooOften => super::ASKED_EVERY.as_secs(),
             Self::Metadata(_)
             | Self::MetadataContent
             | Self::Unreachable(_)

@@ -23,6 +23,7 @@ impl Oauth {
     ///
     /// # Errors
     /// `invalid_scope` if the provider would be asked for nothing: it might then grant everything.
+    /// `rate_limited` if the key has it asked for another part of its scopes too often.
     /// `temporarily_unavailable` if it gives no token, whatever its reason: that is told in the log.
     pub(in crate::oauth) async fn upstream_token(
         &self,
@@ -47,7 +48,13 @@ impl Oauth {
         let tenant = (&subject.tenant.id, &subject.tenant.slug);
         let token = self
             .upstreams
-            .token(tenant, &service.service.id, settings, &scopes)
+            .token(
+                tenant,
+                &service.service.id,
+                settings,
+                &scopes,
+                &subject.key.key_id,
+            )
             .await?;
         let left = told_life(&token, self.clock.now(), subject.end())
             .ok_or_else(|| Refusal::new(ErrorCode::InvalidClient, "the key has expired"))?;
@@ -82,12 +89,20 @@ fn told_life(token: &UpstreamToken, now: Timestamp, end: Option<Timestamp>) -> O
 
 impl From<UpstreamError> for Refusal {
     fn from(error: UpstreamError) -> Self {
-        let mut refusal = Self::new(
-            ErrorCode::TemporarilyUnavailable,
-            "the upstream of the service gives no token just now, try again",
-        );
+        let mut refusal = if error == UpstreamError::TooOften {
+            Self::new(
+                ErrorCode::RateLimited,
+                "the key asks for too many different scopes: ask for what it got before, or wait",
+            )
+        } else {
+            Self::new(
+                ErrorCode::TemporarilyUnavailable,
+                "the upstream of the service gives no token just now, try again",
+            )
+        };
         refusal.retry_after_seconds = Some(error.retry_after_seconds());
-        refusal.cause = Some(error.into());
+        // Of what the key did to itself nothing is told in the log.
+        refusal.cause = (error != UpstreamError::TooOften).then(|| error.into());
         refusal
     }
 }

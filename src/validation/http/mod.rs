@@ -30,7 +30,7 @@ use crate::http::json_body::{self, RefusesRepeats};
 use crate::http::problem::{Code, Problem, ProblemBody};
 use crate::id::ServiceId;
 use crate::keys::secret::UnparsedKey;
-use crate::rights::{Permission, Reach, Rights};
+use crate::rights::{Permission, Rights};
 use crate::text::{Environment, Slug};
 use crate::usage::record::Operation;
 
@@ -338,11 +338,9 @@ pub fn settle_service<'a>(
                 ))
             }
         }
-        None => match rights.services_for(Permission::Verify) {
-            Reach::Only(mut services) if services.len() == 1 => {
-                Ok(services.remove(0).as_str().to_owned().into())
-            }
-            Reach::Only(_) | Reach::All => Err(Problem::new(
+        None => match rights.only_service(Permission::Verify) {
+            Some(service) => Ok(service.to_string().into()),
+            None => Err(Problem::new(
                 Code::ServiceRequired,
                 "you may verify for more than one service: name it as service",
             )),

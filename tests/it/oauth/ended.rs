@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
+use keystead::clock::Clock;
+
 use super::*;
 use crate::support::redis::OwnRedis;
 use crate::support::{Backend, Fault, Proxy, both, run, setting, tables, until};
@@ -12,6 +15,7 @@ both!(
     what_is_no_token_is_as_good_as_ended,
     a_revoked_token_stays_so_after_a_restart_and_is_forgotten_after_its_end,
     a_token_dies_with_its_key_and_with_its_secret,
+    a_client_ends_tokens_no_faster_than_the_trail_can_bear,
 );
 
 const INACTIVE: &str = r#"{"active":false}"#;
@@ -212,6 +216,55 @@ async fn a_token_dies_with_its_key_and_with_its_secret(home: Home) {
     let path = format!("/v1/keys/{id}/revoke");
     world.owner.post(&path).send().await.expect(200);
     assert!(!active(&of_new).await);
+}
+
+/// 58: it is told as not done, and what is told as done is done. Others are not held up.
+async fn a_client_ends_tokens_no_faster_than_the_trail_can_bear(home: Home) {
+    let world = World::new(&home).await;
+    let asker = world.asker(&["introspect:invoicing"]).await;
+    world
+        .owner
+        .create("/v1/consumers", json!({"slug": "other"}))
+        .await;
+    let of_other = json!({"consumer": "other"});
+    let other = text(&world.issue(&["invoice:read"], of_other).await, "/api_key");
+    // The budget is the client's, whichever of its keys it uses.
+    let keys = [world.key().await, world.key().await];
+    let before = tables::changes(&home).await;
+    let (mut ended, mut refused) = (0, None);
+    let began = Clock::System.monotonic();
+    while refused.is_none() {
+        let made = join_all((0..20).map(|n| world.token(&keys[n % 2], &[]))).await;
+        let answers = join_all(made.iter().map(|token| world.end(&keys[0], token))).await;
+        for (token, answer) in made.into_iter().zip(answers) {
+            match answer.status {
+                200 => ended += 1,
+                _ => refused = Some((token, answer)),
+            }
+        }
+        assert!(ended < 2_000, "there is no end to it");
+    }
+    let more = began.elapsed().as_secs() + 1;
+    assert!((600..=600 + more).contains(&ended), "{ended}");
+    let (token, answer) = refused.unwrap();
+    assert!(answer.headers.contains_key("retry-after"), "{answer}");
+    assert_eq!(answer.expect(503)["error"], "temporarily_unavailable");
+    let told = world.introspect(&asker, &token, &[]).await.expect(200);
+    assert_eq!(told["active"], true, "it still counts");
+    let mut lines = tables::changes_since(&home, &before).await;
+    lines.retain(|line| line == "token.revoke");
+    assert_eq!(lines.len() as u64, ended);
+    // What is to be stored is what is counted: nonsense is as good as ended as ever.
+    world.end(&keys[0], "nonsense").await.expect(200);
+    let of_other = world.token(&other, &[]).await;
+    world.end(&other, &of_other).await.expect(200);
+    until(
+        Duration::from_secs(10),
+        "it may end one again",
+        async || world.end(&keys[1], &token).await.status == 200,
+    )
+    .await;
+    assert_eq!(world.introspect(&asker, &token, &[]).await.text, INACTIVE);
 }
 
 /// 56; E17: on the other node within the bound, and at once where it is said to be known everywhere.

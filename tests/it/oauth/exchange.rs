@@ -16,6 +16,7 @@ both!(
     no_exchange_widens_scope_audience_life_or_tenant,
     no_repetition_extends_a_life,
     an_exchanged_token_ends_with_all_that_it_was_made_from,
+    an_exchanged_token_ends_with_whoever_passed_it_on,
     an_exchange_is_charged_to_both_and_recorded_with_both_sides,
     who_acts_is_nested_and_bounded_and_only_the_last_one_counts,
     only_who_is_let_acts_for_another,
@@ -571,6 +572,146 @@ async fn an_exchanged_token_ends_with_all_that_it_was_made_from(home: Home) {
             }
             let told = hop.world.introspect(&asker, &token, &[]).await.expect(200);
             assert_eq!(told["active"], active, "{path} {overlap}");
+        }
+    }
+}
+
+/// Also where their keys grant nothing on the service any more.
+async fn an_exchanged_token_ends_with_whoever_passed_it_on(home: Home) {
+    let grant = |service: &str, scopes: Value| json!({"service": service, "scopes": scopes});
+    let hop = Hop::new(&home).await;
+    let world = &hop.world;
+    let policy = json!({"from": ["invoicing"], "actors": ["carrier"]});
+    let shipping = json!({
+        "slug": "shipping", "exchange": policy, "tokens": {"accepts": ["key", "jwt"]},
+    });
+    world.owner.create("/v1/services", shipping).await;
+    world
+        .owner
+        .create("/v1/consumers", json!({"slug": "carrier"}))
+        .await;
+    let all = json!([
+        grant("shop", json!(["*"])),
+        grant("invoicing", json!(["invoice:read"])),
+        grant("shipping", json!(["invoice:read"]))
+    ]);
+    for issued in [&hop.customer, &hop.backend] {
+        let path = format!("/v1/keys/{}", text(issued, "/key/id"));
+        world.change(&path, json!({ "grants": all })).await;
+    }
+    let carrier = json!({
+        "consumer": "carrier", "grants": [grant("shipping", json!(["invoice:read"]))],
+    });
+    let carrier = world.issue(&[], carrier).await;
+    let asker = world.asker(&["introspect:shipping"]).await;
+    let gateway = world.asker(&["verify:shipping"]).await;
+    let passed_on = async |from: &str| {
+        let pairs = [
+            ("subject_token", from),
+            ("subject_token_type", ACCESS_TOKEN),
+            ("audience", "shipping"),
+        ];
+        hop.send(&text(&carrier, "/api_key"), &pairs).await
+    };
+    let is_active = async |token: &str| {
+        let told = world.introspect(&asker, token, &[]).await.expect(200);
+        let path = "/gateway/authorize?service=shipping&required_scopes=invoice:read";
+        let request = world.server.client().get(path);
+        let request = request.header("authorization", &format!("Bearer {token}"));
+        let at_gateway = request.header("x-keystead-caller", &gateway).send().await;
+        assert_eq!(told["active"], at_gateway.status == 200, "{at_gateway}");
+        told["active"] == true
+    };
+    let from = hop.at_the_shop().await;
+    let told = hop.swap((&from, ACCESS_TOKEN), &[]).await.expect(200);
+    let between = text(&told, "/access_token");
+    let token = text(&passed_on(&between).await.expect(200), "/access_token");
+    let claims = world.verified(&token, "shipping").await;
+    let backend = &hop.backend["key"];
+    assert_eq!(
+        claims["keystead"]["other_secret_ids"],
+        backend["secrets"][0]["id"]
+    );
+    assert_eq!(
+        claims["keystead"]["client_secret_id"],
+        carrier["key"]["secrets"][0]["id"]
+    );
+    let told = world.introspect(&asker, &token, &[]).await.expect(200);
+    assert_eq!(told["keystead"], claims["keystead"]);
+    assert!(is_active(&token).await);
+    // Whoever exchanges it again passes on all of them, each once.
+    let again = text(&passed_on(&token).await.expect(200), "/access_token");
+    assert_eq!(part(&again, 1)["keystead"], claims["keystead"]);
+    // And so does the token that stands in for it.
+    let request = world.asks(&asker, &token, &[]);
+    let phantom = request.header("accept", "application/jwt").send().await;
+    assert_eq!(part(&phantom.text, 1)["keystead"], claims["keystead"]);
+
+    let (key, consumer) = (text(&hop.backend, "/key/id"), "backend");
+    for path in [
+        format!("/v1/keys/{key}"),
+        format!("/v1/consumers/{consumer}"),
+    ] {
+        for (verb, active) in [("disable", false), ("enable", true)] {
+            let path = format!("{path}/{verb}");
+            world.owner.post(&path).send().await.expect(200);
+            for token in [&token, &again, &phantom.text] {
+                assert_eq!(is_active(token).await, active, "{path}");
+            }
+        }
+    }
+    // What its key grants is no matter here.
+    let less = json!({"grants": [grant("shop", json!(["*"]))]});
+    world.change(&format!("/v1/keys/{key}"), less).await;
+    assert!(is_active(&token).await);
+    let rotate = world.owner.post(&format!("/v1/keys/{key}/rotate"));
+    rotate
+        .json(json!({"overlap": "0s"}))
+        .send()
+        .await
+        .expect(200);
+    for token in [&token, &again, &phantom.text] {
+        assert!(!is_active(token).await);
+    }
+    let refused = passed_on(&token).await.expect(400);
+    assert_eq!(refused["error"], "invalid_request", "{refused}");
+
+    // So does who acts by a key or a token of his own.
+    let eve = json!({"consumer": "eve", "grants": [grant("invoicing", json!(["invoice:read"]))]});
+    let eve = world.issue(&[], eve).await;
+    let policy = json!({"exchange": {"actors": ["carrier", "eve"], "from": ["shop", A]}});
+    world.change("/v1/services/invoicing", policy).await;
+    let on_invoicing = json!({
+        "consumer": "carrier", "grants": [grant("invoicing", json!(["invoice:read"]))],
+    });
+    let client = text(&world.issue(&[], on_invoicing).await, "/api_key");
+    let may_act = json!({"sub": id(&eve)});
+    let subject = hop.vouched(json!({"may_act": may_act, "scope": "invoice:read"}));
+    let of_eve = world.token(&text(&eve, "/api_key"), &[]).await;
+    let asker = hop.asker().await;
+    let mut made = Vec::new();
+    for (actor, kind) in [(text(&eve, "/api_key"), API_KEY), (of_eve, ACCESS_TOKEN)] {
+        let pairs = [
+            ("subject_token", &*subject),
+            ("subject_token_type", JWT),
+            ("actor_token", &*actor),
+            ("actor_token_type", kind),
+            ("audience", "invoicing"),
+        ];
+        let told = hop.send(&client, &pairs).await.expect(200);
+        let token = text(&told, "/access_token");
+        let secret = &eve["key"]["secrets"][0]["id"];
+        assert_eq!(part(&token, 1)["keystead"]["other_secret_ids"], *secret);
+        made.push(token);
+    }
+    let path = format!("/v1/keys/{}/revoke", text(&eve, "/key/id"));
+    for active in [true, false] {
+        for token in &made {
+            let told = world.introspect(&asker, token, &[]).await.expect(200);
+            assert_eq!(told["active"], active, "{told}");
+        }
+        if active {
+            world.owner.post(&path).send().await.expect(200);
         }
     }
 }

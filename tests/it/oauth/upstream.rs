@@ -17,6 +17,7 @@ both!(
     a_key_is_swapped_for_the_token_of_a_real_provider_while_it_is_killed_and_comes_back,
     a_token_is_fetched_anew_before_it_ends_and_nobody_waits_for_that,
     however_many_ask_the_provider_is_asked_once,
+    no_key_drains_the_provider_by_the_parts_of_its_scopes,
     tenants_and_services_share_no_token,
     nodes_share_tokens_that_redis_cannot_read,
     a_provider_that_fails_costs_two_seconds_at_most_and_then_nothing,
@@ -241,6 +242,61 @@ async fn however_many_ask_the_provider_is_asked_once(home: Home) {
     let tokens: HashSet<String> = join_all(asked).await.into_iter().collect();
     assert_eq!(tokens.len(), 1);
     assert_eq!(provider.issued().len(), 1);
+}
+
+async fn no_key_drains_the_provider_by_the_parts_of_its_scopes(home: Home) {
+    const NAMES: [&str; 6] = ["p0", "p1", "p2", "p3", "p4", "p5"];
+    let provider = Provider::start(json!({
+        "jwks": [provider_key("k1")],
+        "clients": [{"client_id": CLIENT_ID, "client_secret": PROVIDER_SECRET}],
+        "resources": {RESOURCE: NAMES.join(" ")},
+    }))
+    .await;
+    let setting = upstreams(&provider.issuer(), &["default"]);
+    let world = World::with(&home, &[("UPSTREAMS", &setting)]).await;
+    let scopes: Vec<Value> = NAMES.iter().map(|name| json!({"name": name})).collect();
+    let upstream = json!({"provider": "company", "resource": RESOURCE});
+    patch(
+        &world.owner,
+        json!({"scopes": scopes, "upstream": upstream}),
+    )
+    .await;
+    let key = text(&world.issue(&NAMES, json!({})).await, "/api_key");
+    let other = text(&world.issue(&NAMES, json!({})).await, "/api_key");
+    let part = |bits: usize| {
+        let held = (0..NAMES.len()).filter(|n| bits >> n & 1 == 1);
+        held.map(|n| NAMES[n]).collect::<Vec<_>>().join(" ")
+    };
+    let began = Clock::System.monotonic();
+    let (mut got, mut refused) = (Vec::new(), Vec::new());
+    for bits in 1..64 {
+        let scope = part(bits);
+        let answer = world.ask(&key, &[("scope", &scope)]).await;
+        if answer.status == 200 {
+            let body = answer.expect(200);
+            assert_eq!(words(&body["scope"]), words(&json!(scope)));
+            got.push((scope, text(&body, "/access_token")));
+            continue;
+        }
+        assert_eq!(answer.headers["retry-after"], "6", "{answer}");
+        assert_eq!(answer.expect(429)["error"], "rate_limited");
+        refused.push(scope);
+    }
+    let later = usize::try_from(began.elapsed().as_secs() / 6).unwrap() + 1;
+    assert!((20..=20 + later).contains(&got.len()), "{}", got.len());
+    assert_eq!(provider.issued().len(), got.len());
+    // What it got it gets again, and others are not held up: by what they ask for a part is there for all.
+    for (scope, token) in &got {
+        assert_eq!(world.token(&key, &[("scope", scope)]).await, *token);
+    }
+    let scope = refused.last().expect("some are refused");
+    let token = world.token(&other, &[("scope", scope)]).await;
+    assert_eq!(world.token(&key, &[("scope", scope)]).await, token);
+    let scope = &refused[0];
+    until(Duration::from_secs(20), "it may ask again", async || {
+        world.ask(&key, &[("scope", scope)]).await.status == 200
+    })
+    .await;
 }
 
 /// E14.
