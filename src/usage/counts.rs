@@ -14,6 +14,9 @@ pub const DAY_MS: i64 = 24 * HOUR_MS;
 /// So many uses, or rows, are added up in some ten microseconds.
 const USES_A_TURN: u32 = 16;
 
+/// In the place of an address: those of a key beyond as many as are told apart.
+pub const OTHER: &str = "other";
+
 /// A row of uses by minute or hour. The order of the members is the order in which rows are locked.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct UseKey {
@@ -45,6 +48,7 @@ pub struct IpKey {
     pub tenant_id: String,
     pub day: i64,
     pub key_id: String,
+    /// Or [`OTHER`].
     pub ip: String,
 }
 
@@ -285,7 +289,7 @@ impl Uses {
 }
 
 impl Seen {
-    fn add(&mut self, other: Self) {
+    pub(super) fn add(&mut self, other: Self) {
         self.uses = self.uses.saturating_add(other.uses);
         self.first_at = self.first_at.min(other.first_at);
         self.last_at = self.last_at.max(other.last_at);

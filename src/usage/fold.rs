@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
+use super::counts::OTHER;
 use super::record::{CountLine, Identified, Operation, Record};
 use crate::time::Timestamp;
 
 const MINUTE_MS: i64 = 60_000;
 
-/// Beyond so many lines addresses are left out, so that what there is to count takes fewer.
+/// Beyond so many lines addresses are no longer told apart, so that what there is to count takes fewer.
 const LINES_MAX: usize = 100_000;
 
 /// Beyond so many there is none for what would be another one.
@@ -54,7 +55,9 @@ impl Folded {
 
     fn count(&mut self, mut line: Line, uses: u64) {
         if self.lines.len() >= LINES_MAX && !self.lines.contains_key(&line) {
-            line.ip = None;
+            // A use of a key from an address stays one: only which it was is gone.
+            let is_from_one = line.key.is_some() && line.ip.is_some();
+            line.ip = is_from_one.then(|| OTHER.to_owned());
         }
         if self.lines.len() >= LINES_WITHOUT_IP_MAX && !self.lines.contains_key(&line) {
             self.lost = self.lost.saturating_add(uses);
@@ -164,5 +167,45 @@ impl From<Line> for Record {
             request_id: String::new(),
             latency_us: 0,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::usage::counts::tests::record;
+    use crate::usage::counts::{Counts, DAY_MS};
+    use crate::usage::record::Batch;
+
+    #[test]
+    fn a_full_journal_tells_addresses_apart_no_more_and_counts_each_use_from_one() {
+        let from = |n: usize| Record {
+            ip: Some(format!("2001:db8::{n:x}")),
+            ..record(DAY_MS)
+        };
+        let mut folded = Folded::default();
+        for n in 0..LINES_MAX + 50 {
+            folded.add(from(n));
+        }
+        folded.add(Record {
+            key: None,
+            ..from(LINES_MAX + 50)
+        });
+        // A line that is there stays what it is.
+        folded.add(from(7));
+        let uses = folded.uses();
+        let batch = Batch {
+            node: "a".to_owned(),
+            number: 1,
+            records: Vec::new(),
+            shed: uses,
+            counts_only: folded.lines(),
+        };
+        let counts = Counts::of(&[batch]);
+        let of_keys: u64 = counts.ips.values().map(|seen| seen.uses).sum();
+        assert_eq!(of_keys + 1, uses);
+        let other = counts.ips.iter().find(|(row, _)| row.ip == OTHER);
+        assert_eq!(other.map(|(_, seen)| seen.uses), Some(50));
+        assert!(counts.strangers.keys().all(|row| row.ip.is_empty()));
     }
 }

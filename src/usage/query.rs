@@ -255,7 +255,8 @@ pub enum Bucket {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct SummaryQuery {
-    /// May be repeated. `ip` goes with `key` alone, `scope` with `key` and `service`.
+    /// May be repeated. `ip` goes with `key` alone, `scope` with `key` and `service`. Of a key's day (UTC) at
+    /// most 500 addresses are told apart: `other` stands for the rest.
     #[serde(default)]
     #[param(required = false)]
     pub group_by: Vec<Dimension>,

@@ -30,8 +30,9 @@ pub struct SummaryBody {
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(title = "UsageGroup")]
 pub struct GroupBody {
-    /// By the names of `group_by`. An empty text where there was none: no key was identified, or no
-    /// address was given.
+    /// By the names of `group_by`. An empty text where there was none: no key was identified. As `ip`,
+    /// `other` stands for all addresses of a key beyond the 500 that are told apart in a day (UTC); their
+    /// uses are counted exactly, together. Uses for which no address was given are in no group then.
     #[schema(value_type = Object, example = json!({"outcome": "valid"}))]
     pub group: BTreeMap<Dimension, String>,
     pub uses: i64,

@@ -21,7 +21,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::partition;
 use super::rows::{Kind, Rows, Table, bounded};
-use super::{seal, strangers};
+use super::{addresses, seal, strangers};
 use crate::db::schema::{usage_batch, usage_head};
 use crate::db::{self, Conn};
 use crate::each;
@@ -172,7 +172,7 @@ impl Group {
                 partition::ensure(conn, hour).await?;
             }
             EVENT.put(conn, self.events).await?;
-            put_counts(conn, &self.counts).await?;
+            put_counts(conn, &mut self.counts).await?;
             numbers = number(conn, &self.batches).await?;
             let last = numbers.values().max().copied().unwrap_or_default();
             LATE.put(conn, late_rows(&self.counts.hours, sealed_to, last))
@@ -372,11 +372,12 @@ fn detail(record: &Record) -> db::Result<String> {
         .map_err(|error| db::Error::Corrupt(format!("the detail of a use: {error}")))
 }
 
-async fn put_counts(conn: &mut Conn, counts: &Counts) -> db::Result<()> {
+async fn put_counts(conn: &mut Conn, counts: &mut Counts) -> db::Result<()> {
     MINUTE.put(conn, use_rows(&counts.minutes)).await?;
     HOUR.put(conn, use_rows(&counts.hours)).await?;
     let mut rows = Rows::default();
-    for (row, seen) in &counts.ips {
+    let ips = std::mem::take(&mut counts.ips);
+    for (row, seen) in &addresses::fold(conn, ips).await? {
         rows.text(&row.tenant_id)
             .number(row.day)
             .text(&row.key_id)

@@ -1,6 +1,7 @@
 //! The ledger in the database: batches are written whole and once, and read again by lists,
 //! summaries and exports.
 
+mod addresses;
 pub mod batch;
 pub mod events;
 pub mod journal;

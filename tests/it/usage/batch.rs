@@ -21,6 +21,7 @@ both!(
     batches_of_many_nodes_take_numbers_without_gaps,
     every_use_is_counted_whatever_events_a_service_keeps,
     strangers_fill_a_bounded_number_of_rows,
+    addresses_of_one_key_fill_a_bounded_number_of_rows,
     a_text_that_a_database_cannot_hold_keeps_no_batch_out,
     an_address_and_a_scope_keep_their_first_and_last_use,
 );
@@ -232,6 +233,54 @@ async fn strangers_fill_a_bounded_number_of_rows(home: Home) {
     assert_eq!(number(&home, EVENTS).await, 0);
     let rows = "SELECT COUNT(*) FROM usage_hour";
     assert_eq!(number(&home, rows).await, 1);
+}
+
+async fn addresses_of_one_key_fill_a_bounded_number_of_rows(home: Home) {
+    let db = home.usage_db();
+    let from = |at: i64, key: &str, ip: String| Record {
+        ip: Some(ip),
+        ..record(HOUR + at, key)
+    };
+    for number in 0..3 {
+        let mut records: Vec<Record> = (0..300)
+            .map(|i| from(i, "key_1", format!("2001:db8::{number}:{i:x}")))
+            .collect();
+        records.push(from(0, "key_2", "192.0.2.1".to_owned()));
+        // Of each day, and of each tenant, as many.
+        records.push(Record {
+            tenant_id: "ten_2".to_owned(),
+            ..from(0, "key_1", format!("2001:db8::{number}"))
+        });
+        records.push(from(24 * 3_600_000, "key_1", format!("2001:db8::{number}")));
+        let batch = batch("a", number, records);
+        store(&db, &batch, &Rules::default()).await;
+    }
+    let of = |what: &str, more: &str| {
+        format!(
+            "SELECT {what} FROM usage_ip WHERE tenant_id = 'ten_1' AND day = {} AND \
+             key_id = 'key_1'{more}",
+            HOUR - HOUR % (24 * 3_600_000)
+        )
+    };
+    assert_eq!(number(&home, &of("COUNT(*)", "")).await, 501);
+    assert_eq!(number(&home, &of("SUM(uses)", "")).await, 900);
+    let other = " AND ip = 'other'";
+    assert_eq!(number(&home, &of("uses", other)).await, 400);
+    assert_eq!(number(&home, &of("last_at", other)).await, HOUR + 299);
+    let others = "SELECT COUNT(*) FROM usage_ip WHERE ip <> 'other'";
+    assert_eq!(number(&home, others).await, 500 + 1 + 3 + 3);
+    // Who was told apart stays so, and the same batch adds nothing.
+    let known = batch("a", 3, vec![from(7, "key_1", "2001:db8::0:5".to_owned())]);
+    for _ in 0..2 {
+        store(&db, &known, &Rules::default()).await;
+    }
+    let known = " AND ip = '2001:db8::0:5'";
+    assert_eq!(number(&home, &of("uses", known)).await, 2);
+    assert_eq!(number(&home, &of("SUM(uses)", "")).await, 901);
+    assert_eq!(
+        number(&home, "SELECT SUM(uses) FROM usage_ip").await,
+        number(&home, USES).await
+    );
 }
 
 async fn a_text_that_a_database_cannot_hold_keeps_no_batch_out(home: Home) {
