@@ -105,11 +105,16 @@ impl Export {
     pub async fn next(&mut self) -> db::Result<Option<String>> {
         let (tenant, filter) = (self.tenant.clone(), self.filter.clone());
         let stretch = (self.after, self.to);
+        let whose = tenant.to_string();
         let lines = self
             .db
-            .read(async move |conn: &mut Conn| {
-                export::stretch_of(conn, &tenant, &filter, stretch, PAGE).await
-            })
+            .long(
+                &whose,
+                db::DOWNLOAD_WAIT_MAX,
+                async move |conn: &mut Conn| {
+                    export::stretch_of(conn, &tenant, &filter, stretch, PAGE).await
+                },
+            )
             .await?;
         let is_first = !std::mem::replace(&mut self.begun, true);
         let Some(last) = lines.last() else {

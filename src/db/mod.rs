@@ -11,6 +11,7 @@ pub mod nodes;
 mod postgres;
 pub mod schema;
 mod sqlite;
+mod turns;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -29,8 +30,20 @@ use tokio::sync::Barrier;
 
 use self::sqlite::Content;
 
+pub use turns::{Turn, Turns};
+
 /// The longest anybody waits for the database on behalf of an administrative request.
 pub(crate) const WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// The longest that who asks for what takes long waits for a turn, and then for the answer: both together
+/// less than the edge gives an answer.
+pub(crate) const LONG_WAIT_MAX: Duration = Duration::from_secs(4);
+
+/// The longest that a download, which has begun, waits for its next page.
+pub(crate) const DOWNLOAD_WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// So much of what takes long is done at once for one tenant.
+const LONG_OF_ONE: usize = 2;
 
 pub(crate) type SqliteConn = SyncConnectionWrapper<SqliteConnection>;
 
@@ -202,6 +215,7 @@ enum Pools {
         readers: Pool<SqliteConn>,
         loads: Pool<SqliteConn>,
         looks: Pool<SqliteConn>,
+        longs: Pool<SqliteConn>,
         path: PathBuf,
         content: Content,
     },
@@ -209,6 +223,7 @@ enum Pools {
         pool: Pool<AsyncPgConnection>,
         loads: Pool<AsyncPgConnection>,
         looks: Pool<AsyncPgConnection>,
+        longs: Pool<AsyncPgConnection>,
     },
 }
 
@@ -219,6 +234,7 @@ enum Lane {
     Read,
     Load,
     Look,
+    Long,
 }
 
 /// The name of the file beside an embedded database that the usage ledger is in.
@@ -229,6 +245,7 @@ const USAGE_FILE: &str = "usage.db";
 pub struct Db {
     pools: Pools,
     runtime: Arc<OwnRuntime>,
+    turns: Turns,
     wait_max: Duration,
 }
 
@@ -309,9 +326,10 @@ impl Db {
                 sqlite::create_private_file(path)?;
                 Pools::Sqlite {
                     writer: sqlite::writer(path, content),
-                    readers: sqlite::readers(path),
-                    loads: sqlite::readers(path),
-                    looks: sqlite::readers(path),
+                    readers: sqlite::readers(path, sqlite::READERS),
+                    loads: sqlite::readers(path, sqlite::READERS),
+                    looks: sqlite::readers(path, sqlite::READERS),
+                    longs: sqlite::readers(path, sqlite::LONG_READERS),
                     path: path.clone(),
                     content,
                 }
@@ -320,9 +338,11 @@ impl Db {
                 pool: postgres::pool(url, postgres::connections(content))?,
                 loads: postgres::pool(url, postgres::LOAD_CONNECTIONS)?,
                 looks: postgres::pool(url, 1)?,
+                longs: postgres::pool(url, postgres::LONG_CONNECTIONS)?,
             },
         };
         Ok(Self {
+            turns: Turns::new(pools.long_connections(), LONG_OF_ONE),
             pools,
             runtime: Arc::new(OwnRuntime(Some(runtime))),
             wait_max: WAIT_MAX,
@@ -413,6 +433,32 @@ impl Db {
         self.on(Lane::Look, limit, work).await
     }
 
+    /// As [`Self::read`], for what takes long, such as a summary or a page of an export for the tenant
+    /// `whose`: on connections of its own and in [`Turns`], so that neither what is short nor what another
+    /// tenant asks stands behind it. Waits `turn_max` for a turn.
+    pub async fn long<T, E, F>(
+        &self,
+        whose: &str,
+        turn_max: Duration,
+        work: F,
+    ) -> std::result::Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+        F: OnConn<std::result::Result<T, E>>,
+    {
+        // Who stops waiting for a turn has none any more.
+        let turn = self.turns.take(whose, turn_max).await?;
+        let db = self.clone();
+        self.spawn(Some(LONG_WAIT_MAX), async move {
+            // As long as it runs, whoever waits.
+            let _turn = turn;
+            let mut conn = db.pools.lease(Lane::Long, LONG_WAIT_MAX).await?;
+            work(&mut conn).await
+        })
+        .await
+    }
+
     async fn on<T, E, F>(&self, lane: Lane, limit: Duration, work: F) -> std::result::Result<T, E>
     where
         T: Send + 'static,
@@ -438,15 +484,25 @@ impl Db {
     {
         let db = self.clone();
         self.spawn(None, async move {
-            let mut conn = db.pools.lease(Lane::Read, db.wait_max).await?;
-            let begin = match conn {
-                Conn::Sqlite(_) => "BEGIN",
-                Conn::Postgres(_) => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
-            };
-            conn.batch(begin).await?;
-            let mut tx = Tx(Some(conn));
-            let done = work(tx.conn()).await;
-            tx.end(done).await
+            let conn = db.pools.lease(Lane::Read, db.wait_max).await?;
+            in_one_picture(conn, work).await
+        })
+        .await
+    }
+
+    /// As [`Self::snapshot`], for what takes long: as [`Self::long`].
+    pub async fn long_snapshot<T, E, F>(&self, whose: &str, work: F) -> std::result::Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+        F: OnConn<std::result::Result<T, E>>,
+    {
+        let turn = self.turns.take(whose, LONG_WAIT_MAX).await?;
+        let db = self.clone();
+        self.spawn(None, async move {
+            let _turn = turn;
+            let conn = db.pools.lease(Lane::Long, db.wait_max).await?;
+            in_one_picture(conn, work).await
         })
         .await
     }
@@ -558,6 +614,22 @@ pub async fn migrate_all(main: &Db, usage: &Db) -> Result<Vec<String>> {
     Ok(applied)
 }
 
+/// Runs `work` in a transaction that only reads.
+async fn in_one_picture<T, E, F>(mut conn: Conn, work: F) -> std::result::Result<T, E>
+where
+    E: From<Error>,
+    F: OnConn<std::result::Result<T, E>>,
+{
+    let begin = match conn {
+        Conn::Sqlite(_) => "BEGIN",
+        Conn::Postgres(_) => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+    };
+    conn.batch(begin).await?;
+    let mut tx = Tx(Some(conn));
+    let done = work(tx.conn()).await;
+    tx.end(done).await
+}
+
 /// An open transaction. Dropped unfinished, by a panic, it closes its connection.
 pub(crate) struct Tx(Option<Conn>);
 
@@ -606,6 +678,13 @@ impl Pools {
         }
     }
 
+    fn long_connections(&self) -> usize {
+        match self {
+            Self::Sqlite { .. } => sqlite::LONG_READERS,
+            Self::Postgres { .. } => postgres::LONG_CONNECTIONS,
+        }
+    }
+
     async fn lease(&self, lane: Lane, wait: Duration) -> Result<Conn> {
         match self {
             Self::Sqlite {
@@ -613,6 +692,7 @@ impl Pools {
                 readers,
                 loads,
                 looks,
+                longs,
                 ..
             } => {
                 let pool = match lane {
@@ -620,14 +700,21 @@ impl Pools {
                     Lane::Read => readers,
                     Lane::Load => loads,
                     Lane::Look => looks,
+                    Lane::Long => longs,
                 };
                 lease(pool, wait).await.map(Conn::Sqlite)
             }
-            Self::Postgres { pool, loads, looks } => {
+            Self::Postgres {
+                pool,
+                loads,
+                looks,
+                longs,
+            } => {
                 let pool = match lane {
                     Lane::Write | Lane::Read => pool,
                     Lane::Load => loads,
                     Lane::Look => looks,
+                    Lane::Long => longs,
                 };
                 lease(pool, wait).await.map(Conn::Postgres)
             }

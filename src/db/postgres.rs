@@ -44,6 +44,9 @@ pub(super) fn connections(content: Content) -> usize {
     }
 }
 
+/// For what takes long: summaries, exports, reviews.
+pub(super) const LONG_CONNECTIONS: usize = 4;
+
 /// For what validations wait for.
 pub(super) const LOAD_CONNECTIONS: usize = 8;
 

@@ -69,6 +69,9 @@ impl Content {
 
 pub(super) const READERS: usize = 4;
 
+/// For what takes long, beside the others: so few that they leave time to those that answer.
+pub(super) const LONG_READERS: usize = 3;
+
 /// `SQLite` gives its WAL and SHM files the mode of the database file.
 ///
 /// A file that is there is not opened: closing it would end the POSIX locks that other connections
@@ -115,8 +118,8 @@ pub(super) fn writer(path: &Path, content: Content) -> Pool<SqliteConn> {
     pool(path, 1, format!("{page} {SETUP} {more}"))
 }
 
-pub(super) fn readers(path: &Path) -> Pool<SqliteConn> {
-    pool(path, READERS, format!("{SETUP} PRAGMA query_only=ON;"))
+pub(super) fn readers(path: &Path, count: usize) -> Pool<SqliteConn> {
+    pool(path, count, format!("{SETUP} PRAGMA query_only=ON;"))
 }
 
 fn pool(path: &Path, size: usize, setup: String) -> Pool<SqliteConn> {

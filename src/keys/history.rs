@@ -162,24 +162,29 @@ impl History {
     /// Step 2.
     async fn told_by_lines(&self, after: String) -> db::Result<(Vec<Past>, At)> {
         let (tenant, to, as_of) = (self.tenant.id.clone(), self.audit_seq, self.as_of);
+        let whose = self.tenant.id.as_str();
         let (page, last) = self
             .keys
             .db
-            .read(async move |conn: &mut Conn| {
-                let events = history::states(conn, &tenant, LINES, to, &after, PAGE).await?;
-                let is_last = i64::try_from(events.len()).is_ok_and(|count| count < PAGE);
-                let last = events.last().map(|event| event.target.id.clone());
-                let mut page = Vec::with_capacity(events.len());
-                for event in events {
-                    let seq = event.seq;
-                    let after = after_line(conn, &tenant, event).await?;
-                    page.extend(after.map(|key| Past {
-                        key: at(key, as_of),
-                        audit_seq: Some(seq),
-                    }));
-                }
-                db::Result::Ok((page, last.filter(|_| !is_last)))
-            })
+            .long(
+                whose,
+                db::DOWNLOAD_WAIT_MAX,
+                async move |conn: &mut Conn| {
+                    let events = history::states(conn, &tenant, LINES, to, &after, PAGE).await?;
+                    let is_last = i64::try_from(events.len()).is_ok_and(|count| count < PAGE);
+                    let last = events.last().map(|event| event.target.id.clone());
+                    let mut page = Vec::with_capacity(events.len());
+                    for event in events {
+                        let seq = event.seq;
+                        let after = after_line(conn, &tenant, event).await?;
+                        page.extend(after.map(|key| Past {
+                            key: at(key, as_of),
+                            audit_seq: Some(seq),
+                        }));
+                    }
+                    db::Result::Ok((page, last.filter(|_| !is_last)))
+                },
+            )
             .await?;
         let next = match (last, self.cut) {
             (Some(last), _) => At::Lines(last),
@@ -192,36 +197,41 @@ impl History {
     /// Step 3.
     async fn told_by_rows(&self, after: Option<KeyId>) -> db::Result<(Vec<Past>, At)> {
         let (tenant, to, as_of) = (self.tenant.clone(), self.audit_seq, self.as_of);
+        let whose = self.tenant.id.as_str();
         let (page, last) = self
             .keys
             .db
-            .read(async move |conn: &mut Conn| {
-                let all = KeyFilter::default();
-                let (id, after) = (&tenant.id, after.as_ref());
-                let keys = store::matching_after(conn, id, &all, after, PAGE, as_of).await?;
-                let is_last = i64::try_from(keys.len()).is_ok_and(|count| count < PAGE);
-                let last = keys.last().map(|key| key.id.clone());
-                let ids: Vec<String> = keys.iter().map(|key| key.id.to_string()).collect();
-                let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
-                let told = history::newest_to(conn, id, LINES, to, &ids).await?;
-                let mut behind = history::first_behind(conn, id, LINES, to, &ids).await?;
-                let mut page = Vec::new();
-                for key in keys {
-                    let name = key.id.as_str();
-                    if told.contains_key(name) || key.created_at > as_of {
-                        continue;
+            .long(
+                whose,
+                db::DOWNLOAD_WAIT_MAX,
+                async move |conn: &mut Conn| {
+                    let all = KeyFilter::default();
+                    let (id, after) = (&tenant.id, after.as_ref());
+                    let keys = store::matching_after(conn, id, &all, after, PAGE, as_of).await?;
+                    let is_last = i64::try_from(keys.len()).is_ok_and(|count| count < PAGE);
+                    let last = keys.last().map(|key| key.id.clone());
+                    let ids: Vec<String> = keys.iter().map(|key| key.id.to_string()).collect();
+                    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+                    let told = history::newest_to(conn, id, LINES, to, &ids).await?;
+                    let mut behind = history::first_behind(conn, id, LINES, to, &ids).await?;
+                    let mut page = Vec::new();
+                    for key in keys {
+                        let name = key.id.as_str();
+                        if told.contains_key(name) || key.created_at > as_of {
+                            continue;
+                        }
+                        let before = match behind.remove(name) {
+                            Some(line) => before_line(&key, &tenant, line),
+                            None => Some(row(&key, &tenant, as_of)),
+                        };
+                        page.extend(before.map(|key| Past {
+                            key: at(key, as_of),
+                            audit_seq: None,
+                        }));
                     }
-                    let before = match behind.remove(name) {
-                        Some(line) => before_line(&key, &tenant, line),
-                        None => Some(row(&key, &tenant, as_of)),
-                    };
-                    page.extend(before.map(|key| Past {
-                        key: at(key, as_of),
-                        audit_seq: None,
-                    }));
-                }
-                db::Result::Ok((page, last.filter(|_| !is_last)))
-            })
+                    db::Result::Ok((page, last.filter(|_| !is_last)))
+                },
+            )
             .await?;
         Ok((page, last.map_or(At::End, |last| At::Rows(Some(last)))))
     }
@@ -234,12 +244,17 @@ impl History {
             ..KeyFilter::default()
         };
         let (tenant, now) = (self.tenant.id.clone(), self.as_of);
+        let whose = self.tenant.id.as_str();
         let mut keys: VecDeque<Key> = self
             .keys
             .db
-            .read(async move |conn: &mut Conn| {
-                store::matching_after(conn, &tenant, &filter, None, PAGE, now).await
-            })
+            .long(
+                whose,
+                db::DOWNLOAD_WAIT_MAX,
+                async move |conn: &mut Conn| {
+                    store::matching_after(conn, &tenant, &filter, None, PAGE, now).await
+                },
+            )
             .await?
             .into();
         for past in page {

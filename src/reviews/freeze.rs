@@ -70,9 +70,10 @@ impl Reviews {
 
     /// Step 2.
     async fn take(&self, tenant: &TenantRef, review: &Review, filter: KeyFilter) -> Result<Taken> {
+        let whose = tenant.id.as_str();
         let (this, tenant, review) = (self.clone(), tenant.clone(), review.clone());
         self.db
-            .snapshot(async move |conn: &mut Conn| {
+            .long_snapshot(whose, async move |conn: &mut Conn| {
                 let as_of = this.clock.now();
                 let mut taken = Taken {
                     as_of,

@@ -58,6 +58,7 @@ pub struct Decide {
 /// An export under way.
 pub struct Export {
     reviews: Reviews,
+    tenant: TenantId,
     review: ReviewId,
     after: Option<KeyId>,
     is_over: bool,
@@ -360,6 +361,7 @@ impl Reviews {
 
     /// Records that somebody exports the keys of a review, and begins.
     pub async fn export(&self, by: By, id: String, format: Value) -> Result<Export> {
+        let tenant = by.at.tenant.id.clone();
         let review = self
             .audit
             .change(by.at.clone(), async move |change: &mut Change| {
@@ -380,6 +382,7 @@ impl Reviews {
             .await?;
         Ok(Export {
             reviews: self.clone(),
+            tenant,
             review,
             after: None,
             is_over: false,
@@ -397,9 +400,13 @@ impl Export {
         let items: Vec<Item> = self
             .reviews
             .db
-            .read(async move |conn: &mut Conn| {
-                store::some_items(conn, &review, after.as_ref(), EXPORT_PAGE).await
-            })
+            .long(
+                self.tenant.as_str(),
+                db::DOWNLOAD_WAIT_MAX,
+                async move |conn: &mut Conn| {
+                    store::some_items(conn, &review, after.as_ref(), EXPORT_PAGE).await
+                },
+            )
             .await?;
         self.after = items.last().map(|item| item.key_id.clone());
         self.is_over = i64::try_from(items.len()).is_ok_and(|count| count < EXPORT_PAGE);

@@ -102,11 +102,16 @@ impl Usage {
         after: Option<Position>,
         limit: i64,
     ) -> db::Result<Walked> {
+        let tenant = wanted.tenant_id.clone();
         self.db
-            .read(async move |conn: &mut Conn| {
-                let pause_after = events::PAUSE_AFTER;
-                events::walk(conn, &wanted, after.as_ref(), limit, pause_after).await
-            })
+            .long(
+                &tenant,
+                db::DOWNLOAD_WAIT_MAX,
+                async move |conn: &mut Conn| {
+                    let pause_after = events::PAUSE_AFTER;
+                    events::walk(conn, &wanted, after.as_ref(), limit, pause_after).await
+                },
+            )
             .await
     }
 
@@ -143,9 +148,14 @@ impl Usage {
         Ok(uses.collect())
     }
 
+    /// # Errors
+    /// [`db::Error::Busy`] while as much is summed up already.
     pub async fn sum(&self, what: Sum) -> db::Result<Vec<SumRow>> {
+        let tenant = what.tenant_id.clone();
         self.db
-            .read(async move |conn: &mut Conn| store::summary::sum(conn, &what).await)
+            .long(&tenant, db::LONG_WAIT_MAX, async move |conn: &mut Conn| {
+                store::summary::sum(conn, &what).await
+            })
             .await
     }
 }

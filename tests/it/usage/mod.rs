@@ -8,6 +8,7 @@ mod read;
 mod recorded;
 mod retention;
 mod seals;
+mod turns;
 
 use std::collections::BTreeMap;
 
