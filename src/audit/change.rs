@@ -13,20 +13,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::sync::Semaphore;
 
 use super::actor::Attribution;
 use super::chain::{AuditOutcome, Event, Head, HeadKeys, Target, link, recordable};
 use super::signing::Outlet;
 use super::signing::span::SigningKeys;
 use super::store::{self, Sealed};
-use super::verify::Report;
+use super::verify::{Report, TURNS};
 use crate::cache::Changes;
 use crate::cache::changes::Committing;
 use crate::cache::relay::Relay;
 use crate::clock::Clock;
 use crate::db::feed::{self, Kind};
-use crate::db::{self, Conn, Db, Work};
+use crate::db::{self, Conn, Db, Turns, Work};
 use crate::entropy::Entropy;
 use crate::id::{AuditId, TenantId};
 use crate::master::MasterKeys;
@@ -53,8 +52,8 @@ pub struct Audit {
     /// Where other nodes are woken; they read the database, not the message.
     relay: Option<Relay>,
     wait_max: Duration,
-    /// One verification for a waiting caller at a time.
-    pub(super) verifying: Arc<Semaphore>,
+    /// Verifications for waiting callers.
+    pub(super) verifying: Turns,
 }
 
 /// A change under way: the connection to work on, and what it leaves behind.
@@ -177,7 +176,7 @@ impl Audit {
             changes: None,
             relay: None,
             wait_max: db::WAIT_MAX,
-            verifying: Arc::new(Semaphore::new(1)),
+            verifying: Turns::new(TURNS, 1),
         }
     }
 

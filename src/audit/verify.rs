@@ -208,18 +208,23 @@ pub(super) async fn checks(
 }
 
 /// How long a verification for a waiting caller runs before it answers how far it came.
-pub const TURN: Duration = Duration::from_secs(5);
+pub const TURN: Duration = Duration::from_secs(3);
+
+/// How long a caller waits for others' turns to end: the longest of those that run, and with its own turn
+/// less than the edge gives an answer.
+pub const TURN_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// So many verifications run at once on a node, for as many tenants.
+pub const TURNS: usize = 2;
 
 impl Audit {
     /// Verifies the chain of one tenant for a caller who waits: from the line `from`, for at most
-    /// some seconds, one at a time. [`Report::next_seq`] says where to go on.
+    /// some seconds, one of the tenant at a time. [`Report::next_seq`] says where to go on.
     ///
     /// # Errors
-    /// [`db::Error::Busy`] while another one runs.
+    /// [`db::Error::Busy`] when others run for longer than the caller waits.
     pub async fn verify(&self, tenant: &TenantId, from: i64) -> db::Result<Report> {
-        let Ok(_one_at_a_time) = self.verifying.try_acquire() else {
-            return Err(db::Error::Busy);
-        };
+        let _turn = self.verifying.take(tenant.as_str(), TURN_WAIT_MAX).await?;
         let id = tenant.clone();
         let slug = self
             .db

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use super::counts::HOUR_MS;
 use super::seal::{CUT, Counted, SEALED, Seal, Seals, look, name, nothing, read};
 use super::store::seal;
-use crate::audit::verify::{TURN, tenants_of};
+use crate::audit::verify::{TURN, TURN_WAIT_MAX, tenants_of};
 use crate::audit::{Chains, TenantRef, origin};
 use crate::db::{self, Conn, Db};
 use crate::telemetry::SecurityEvent;
@@ -103,14 +103,13 @@ pub async fn verify(
 
 impl Seals {
     /// Verifies the hours of one tenant for a caller who waits: from `from` on, for at most some seconds,
-    /// one at a time. [`HoursReport::next_hour`] says where to go on.
+    /// one of the tenant at a time. [`HoursReport::next_hour`] says where to go on.
     ///
     /// # Errors
-    /// [`db::Error::Busy`] while another one runs.
+    /// [`db::Error::Busy`] when others run for longer than the caller waits.
     pub async fn verify(&self, tenant: &TenantRef, from: Timestamp) -> db::Result<HoursReport> {
-        let Ok(_one_at_a_time) = self.verifying.try_acquire() else {
-            return Err(db::Error::Busy);
-        };
+        let whose = tenant.id.as_str();
+        let _turn = self.verifying.take(whose, TURN_WAIT_MAX).await?;
         let until = self.clock.monotonic() + TURN;
         let may_go_on = || self.clock.monotonic() < until;
         let said = said(&self.main, tenant).await?;

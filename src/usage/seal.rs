@@ -20,16 +20,15 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
-use tokio::sync::Semaphore;
 
 use super::Usage;
 use super::counts::{HOUR_MS, start};
 use super::retention::counts_from;
 use super::store::seal::{self, HourRow, LateRow};
-use crate::audit::verify::tenants_of;
+use crate::audit::verify::{TURNS, tenants_of};
 use crate::audit::{Actor, Attribution, Audit, Chains, Change, TenantRef, origin};
 use crate::clock::Clock;
-use crate::db::{self, Conn, Db};
+use crate::db::{self, Conn, Db, Turns};
 use crate::id::TenantId;
 use crate::telemetry::SecurityEvent;
 use crate::time::{Span, Timestamp};
@@ -55,7 +54,7 @@ pub struct Seals {
     pub(super) ledger: Db,
     pub(super) audit: Audit,
     pub(super) clock: Clock,
-    pub(super) verifying: Arc<Semaphore>,
+    pub(super) verifying: Turns,
     /// All tenants' hours before this are sealed, as far as this node knows.
     done_to: Arc<AtomicI64>,
 }
@@ -245,7 +244,7 @@ impl Seals {
             ledger,
             audit,
             clock,
-            verifying: Arc::new(Semaphore::new(1)),
+            verifying: Turns::new(TURNS, 1),
             done_to: Arc::default(),
         }
     }

@@ -175,7 +175,7 @@ pub struct VerifyAudit {
 /// Recomputes the hash chain of the caller's tenant and names the first event that was altered,
 /// removed or inserted. A check of a long trail answers after some seconds how far it came: then
 /// `next_seq` says where to go on, and `valid` holds for what was checked, which `covers` says. One check
-/// runs at a time. Whether counts of uses are what was sealed in it, `POST /v1/usage/verify` tells, and
+/// of a tenant runs at a time, and few on a node: who waits for others in vain is told `busy`. Whether counts of uses are what was sealed in it, `POST /v1/usage/verify` tells, and
 /// whether it fits the checkpoints that left the database, `keystead audit verify`.
 #[utoipa::path(
     post, path = "/v1/audit/verify", tag = "audit", operation_id = "verify_audit",

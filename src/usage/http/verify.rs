@@ -26,7 +26,8 @@ pub struct VerifyUsage {
 /// Holds the counts of each hour against what was sealed of them in the audit trail of the caller's
 /// tenant, and names hours that were altered, removed or inserted since. It takes the trail as it is:
 /// verify that first. A check of many hours answers after some seconds how far it came: then `next_hour`
-/// says where to go on, and all else holds for what was checked. One check runs at a time.
+/// says where to go on, and all else holds for what was checked. One check of a tenant
+/// runs at a time, and few on a node: who waits for others in vain is told `busy`.
 #[utoipa::path(
     post, path = "/v1/usage/verify", tag = "usage", operation_id = "verify_usage",
     request_body(content = Option<VerifyUsage>),

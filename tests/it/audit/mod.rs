@@ -11,6 +11,7 @@ mod served;
 mod signed;
 mod size;
 mod tamper;
+mod turns;
 
 use std::sync::Arc;
 
