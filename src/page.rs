@@ -60,3 +60,31 @@ impl<T> Page<T> {
         }
     }
 }
+
+/// How many of the rows that have these sizes, in their order, go within `bytes_max`.
+pub fn fitting(sizes: &[i64], bytes_max: i64) -> usize {
+    let mut left = bytes_max;
+    let fit = sizes.iter().take_while(|size| {
+        left = left.saturating_sub(**size);
+        left >= 0
+    });
+    fit.count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_fit_up_to_the_first_that_does_not() {
+        for (sizes, bytes_max, fit) in [
+            (&[][..], 10, 0),
+            (&[4, 6], 10, 2),
+            (&[4, 7, 1], 10, 1),
+            (&[11, 1], 10, 0),
+            (&[i64::MAX, 1], i64::MAX, 1),
+        ] {
+            assert_eq!(fitting(sizes, bytes_max), fit, "{sizes:?}");
+        }
+    }
+}

@@ -15,11 +15,15 @@ use super::store::{self, Stored, export};
 use super::{Actor, Attribution, Audit, Change};
 use crate::db::{self, Conn, Db};
 use crate::id::TenantId;
+use crate::page::fitting;
 use crate::telemetry::escape;
 use crate::text::without_formulas;
 
 /// Lines that are held in memory at a time.
 const PAGE: i64 = 500;
+
+/// Bytes of them, of which one line alone may take more.
+const PAGE_BYTES_MAX: i64 = 4 * 1024 * 1024;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -112,7 +116,11 @@ impl Export {
                 &whose,
                 db::DOWNLOAD_WAIT_MAX,
                 async move |conn: &mut Conn| {
-                    export::stretch_of(conn, &tenant, &filter, stretch, PAGE).await
+                    // Before they are read: a change of a large catalogue is as much as many others.
+                    let sizes = export::sizes_of(conn, &tenant, &filter, stretch, PAGE).await?;
+                    let fit = fitting(&sizes, PAGE_BYTES_MAX).max(1);
+                    let fit = i64::try_from(fit).unwrap_or(PAGE);
+                    export::stretch_of(conn, &tenant, &filter, stretch, fit).await
                 },
             )
             .await?;

@@ -32,7 +32,7 @@ use crate::page::{Page, PageRequest, Position};
 use crate::time::{Span, Timestamp};
 
 use query::Order;
-use store::events::{self, StoredEvent, Walked, Wanted};
+use store::events::{self, Most, StoredEvent, Walked, Wanted};
 use store::summary::{Sum, SumRow};
 
 pub use leave::Outlets;
@@ -95,12 +95,12 @@ impl Usage {
             .await
     }
 
-    /// Up to `limit` events behind `after`, newest first, or fewer and where to go on.
+    /// Up to `most` of the events behind `after`, newest first, or fewer and where to go on.
     pub async fn some_events(
         &self,
         wanted: Wanted,
         after: Option<Position>,
-        limit: i64,
+        most: Most,
     ) -> db::Result<Walked> {
         let tenant = wanted.tenant_id.clone();
         self.db
@@ -109,7 +109,7 @@ impl Usage {
                 db::DOWNLOAD_WAIT_MAX,
                 async move |conn: &mut Conn| {
                     let pause_after = events::PAUSE_AFTER;
-                    events::walk(conn, &wanted, after.as_ref(), limit, pause_after).await
+                    events::walk(conn, &wanted, after.as_ref(), most, pause_after).await
                 },
             )
             .await

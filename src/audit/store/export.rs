@@ -1,6 +1,8 @@
 //! Lines in the order of the chain, for exports and for cuts.
 
+use diesel::dsl::sql;
 use diesel::prelude::*;
+use diesel::sql_types::BigInt;
 use diesel_async::RunQueryDsl;
 
 use super::Stored;
@@ -10,6 +12,9 @@ use crate::db::{self, Conn};
 use crate::each;
 use crate::id::TenantId;
 use crate::time::Timestamp;
+
+/// What a line takes beside its record, about.
+const BYTES_BESIDE_RECORD: i64 = 1024;
 
 /// At most `limit` lines that meet the filter, with numbers above `after` and up to `to`.
 pub(in crate::audit) async fn stretch_of(
@@ -32,6 +37,33 @@ pub(in crate::audit) async fn stretch_of(
             .load(c)
             .await
     })?)
+}
+
+/// How many bytes each of these lines takes in memory, about.
+pub(in crate::audit) async fn sizes_of(
+    conn: &mut Conn,
+    tenant: &TenantId,
+    filter: &EventFilter,
+    (after, to): (i64, i64),
+    limit: i64,
+) -> db::Result<Vec<i64>> {
+    let records: Vec<i64> = each!(conn, c => {
+        let query = audit_event::table
+            .filter(audit_event::tenant_id.eq(tenant))
+            .filter(audit_event::seq.gt(after))
+            .filter(audit_event::seq.le(to))
+            .into_boxed();
+        matching!(query, filter)
+            .order(audit_event::seq)
+            .limit(limit)
+            .select(sql::<BigInt>("CAST(OCTET_LENGTH(record) AS BIGINT)"))
+            .load(c)
+            .await
+    })?;
+    let records = records.into_iter();
+    Ok(records
+        .map(|record| record.saturating_add(BYTES_BESIDE_RECORD))
+        .collect())
 }
 
 /// The number of the first line that is not older than `at`.

@@ -16,10 +16,13 @@ use crate::text::spreadsheet_cell;
 use crate::usage::Usage;
 use crate::usage::event::UsageEventBody;
 use crate::usage::query::{EventFilter, ExportQuery, Format};
-use crate::usage::store::events::{Walked, Wanted};
+use crate::usage::store::events::{Most, Walked, Wanted};
 
 /// How many events are read at once.
 const CHUNK: i64 = 2_000;
+
+/// How many bytes of them.
+const CHUNK_BYTES_MAX: i64 = 4 * 1024 * 1024;
 
 /// The parameter of an export alone.
 #[derive(utoipa::IntoParams)]
@@ -126,7 +129,11 @@ async fn chunk(
     format: Format,
     is_first: bool,
 ) -> db::Result<(Bytes, Option<Position>)> {
-    let Walked { events, paused } = usage.some_events(wanted.clone(), after, CHUNK).await?;
+    let most = Most {
+        events: CHUNK,
+        bytes: Some(CHUNK_BYTES_MAX),
+    };
+    let Walked { events, paused } = usage.some_events(wanted.clone(), after, most).await?;
     let is_full = i64::try_from(events.len()).unwrap_or(i64::MAX) >= CHUNK;
     let last = events.last().filter(|_| is_full).map(|event| Position {
         at: event.at,

@@ -12,14 +12,14 @@ use std::time::Duration;
 
 use diesel::dsl::sql;
 use diesel::prelude::*;
-use diesel::sql_types::{Bool, Text};
+use diesel::sql_types::{BigInt, Bool, Text};
 use diesel_async::RunQueryDsl;
 
 use crate::clock::Clock;
 use crate::db::schema::{usage_batch, usage_event, usage_hour};
 use crate::db::{self, Conn};
 use crate::each;
-use crate::page::{Page, PageRequest, Position};
+use crate::page::{Page, PageRequest, Position, fitting};
 use crate::time::Timestamp;
 use crate::usage::counts::HOUR_MS;
 use crate::usage::query::EventFilter;
@@ -34,6 +34,9 @@ const HOURS_MAX: i64 = 256;
 /// A window takes at most some times as long as those before it together, so what has not paused until then
 /// ends before who asks stops waiting.
 pub const PAUSE_AFTER: Duration = Duration::from_millis(400);
+
+/// What an event takes beside its detail, about.
+const BYTES_BESIDE_DETAIL: i64 = 1024;
 
 /// How many events of a batch are read at once.
 const EVENTS_OF_BATCH: i64 = 2_000;
@@ -105,6 +108,14 @@ enum Part<'a> {
     },
 }
 
+/// How much is read at once.
+#[derive(Clone, Copy, Debug)]
+pub struct Most {
+    pub events: i64,
+    /// Bytes, of which one event alone may take more; `None` where so many events are few.
+    pub bytes: Option<i64>,
+}
+
 /// Events newest first, and where a walk that paused goes on.
 #[derive(Clone, Debug)]
 pub struct Walked {
@@ -119,7 +130,11 @@ pub async fn newest(
     page: &PageRequest,
 ) -> db::Result<Page<StoredEvent>> {
     let after = page.after.as_ref();
-    let walked = walk(conn, wanted, after, page.fetch(), PAUSE_AFTER).await?;
+    let most = Most {
+        events: page.fetch(),
+        bytes: None,
+    };
+    let walked = walk(conn, wanted, after, most, PAUSE_AFTER).await?;
     let page = page.page(walked.events, StoredEvent::position);
     Ok(Page {
         next: page.next.or(walked.paused),
@@ -127,18 +142,19 @@ pub async fn newest(
     })
 }
 
-/// Up to `limit` events behind `after`, newest first; fewer when there are no more, or when it pauses: that
-/// is after the first window that ends later than `pause_after`.
+/// Up to `most` of the events behind `after`, newest first; fewer when there are no more, or when it pauses:
+/// that is when they are as many bytes, and after the first window that ends later than `pause_after`.
 pub async fn walk(
     conn: &mut Conn,
     wanted: &Wanted,
     after: Option<&Position>,
-    limit: i64,
+    most: Most,
     pause_after: Duration,
 ) -> db::Result<Walked> {
     let began_us = Clock::uptime_us();
     let mut paused = None;
-    let mut rows = Vec::new();
+    let mut rows: Vec<StoredEvent> = Vec::new();
+    let mut bytes_left = most.bytes;
     let oldest = wanted.filter.from.map_or(0, Timestamp::millis);
     let oldest = oldest.max(wanted.oldest.millis());
     // A clock that is ahead may have stamped what is not yet.
@@ -152,7 +168,7 @@ pub async fn walk(
     let mut is_first = true;
     while high > oldest {
         let low = end.saturating_sub(span).max(oldest);
-        let left = limit.saturating_sub(i64::try_from(rows.len()).unwrap_or(i64::MAX));
+        let mut left = most.events.saturating_sub(count(&rows));
         let hours = match &wanted.filter.key {
             Some(key) if !is_first => hours_of_use(conn, wanted, key, (low, high)).await?,
             Some(_) | None => None,
@@ -163,10 +179,27 @@ pub async fn walk(
             after,
             hours,
         };
+        let mut is_full = false;
+        if let Some(bytes) = &mut bytes_left {
+            // Before they are read: a few that are large are as much as many that are not.
+            let sizes = sizes(conn, wanted, &part, left).await?;
+            let fit = fitting(&sizes, *bytes).max(usize::from(rows.is_empty()));
+            is_full = fit < sizes.len();
+            *bytes = sizes
+                .iter()
+                .take(fit)
+                .fold(*bytes, |left, size| left - size);
+            left = left.min(i64::try_from(fit).unwrap_or(i64::MAX));
+        }
         let found = load(conn, wanted, &part, left).await?;
         let is_empty = found.is_empty();
         rows.extend(found);
-        if i64::try_from(rows.len()).unwrap_or(i64::MAX) >= limit {
+        if is_full {
+            let last = rows.last().map(StoredEvent::position);
+            paused = Some(last.unwrap_or_else(|| before_all_at(high)));
+            break;
+        }
+        if count(&rows) >= most.events {
             break;
         }
         high = low;
@@ -180,11 +213,7 @@ pub async fn walk(
         is_first = false;
         let took = Duration::from_micros(Clock::uptime_us().saturating_sub(began_us));
         if high > oldest && took >= pause_after {
-            // Before all events of this instant: none of them was looked at.
-            paused = Some(Position {
-                at: Timestamp::from_millis(high),
-                id: String::new(),
-            });
+            paused = Some(before_all_at(high));
             break;
         }
     }
@@ -192,6 +221,18 @@ pub async fn walk(
         events: rows,
         paused,
     })
+}
+
+fn count(rows: &[StoredEvent]) -> i64 {
+    i64::try_from(rows.len()).unwrap_or(i64::MAX)
+}
+
+/// Before all events of this instant: none of them was looked at.
+fn before_all_at(millis: i64) -> Position {
+    Position {
+        at: Timestamp::from_millis(millis),
+        id: String::new(),
+    }
 }
 
 /// Behind `before` there is no event of `key` at this time or later, as its counts say. What is older than
@@ -404,29 +445,50 @@ fn member(is_sqlite: bool, name: &str) -> Cow<'_, str> {
     }
 }
 
-async fn load(
-    conn: &mut Conn,
-    wanted: &Wanted,
-    part: &Part<'_>,
-    limit: i64,
-) -> db::Result<Vec<StoredEvent>> {
-    let filter = &wanted.filter;
-    let context = match conn {
-        Conn::Sqlite(_) => "(detail -> 'context' ->> ",
-        Conn::Postgres(_) => "(detail::json -> 'context' ->> ",
-    };
-    let is_sqlite = matches!(conn, Conn::Sqlite(_));
-    // Both are found by an index of their own, which no planner shall pass by for the tenant's.
-    let is_narrow = filter.key.is_some() || filter.request_id.is_some();
-    Ok(each!(conn, c => {
+/// How a query is written for a database, and for what is asked.
+#[derive(Clone, Copy)]
+struct Form {
+    is_sqlite: bool,
+    /// Asked for by a key or a request: both are found by an index of their own, which no planner shall
+    /// pass by for the tenant's.
+    is_narrow: bool,
+}
+
+impl Form {
+    fn of(conn: &Conn, wanted: &Wanted) -> Self {
+        Self {
+            is_sqlite: matches!(conn, Conn::Sqlite(_)),
+            is_narrow: wanted.filter.key.is_some() || wanted.filter.request_id.is_some(),
+        }
+    }
+
+    fn context(self) -> &'static str {
+        if self.is_sqlite {
+            "(detail -> 'context' ->> "
+        } else {
+            "(detail::json -> 'context' ->> "
+        }
+    }
+}
+
+/// The events that are wanted in this part, in its order.
+macro_rules! found {
+    ($wanted:expr, $part:expr, $form:expr) => {{
+        let (wanted, form): (&Wanted, Form) = ($wanted, $form);
+        let filter = &wanted.filter;
         let mut query = usage_event::table.into_boxed();
-        if is_narrow && matches!(part, Part::Window { .. }) {
+        if form.is_narrow && matches!($part, Part::Window { .. }) {
             query = query.filter(usage_event::tenant_id.concat("").eq(&wanted.tenant_id));
         } else {
             query = query.filter(usage_event::tenant_id.eq(&wanted.tenant_id));
         }
-        match part {
-            Part::Window { low, high, after, hours } => {
+        match $part {
+            Part::Window {
+                low,
+                high,
+                after,
+                hours,
+            } => {
                 query = query
                     .filter(usage_event::at.ge(*low))
                     .filter(usage_event::at.lt(*high))
@@ -441,7 +503,13 @@ async fn load(
                     );
                 }
             }
-            Part::Batch { node, number, low, high, after } => {
+            Part::Batch {
+                node,
+                number,
+                low,
+                high,
+                after,
+            } => {
                 query = query
                     .filter(usage_event::at.between(*low, *high))
                     .filter(usage_event::node.eq(*node))
@@ -500,12 +568,41 @@ async fn load(
         }
         for (name, value) in &filter.context {
             query = query.filter(
-                sql::<Bool>(context)
-                    .bind::<Text, _>(member(is_sqlite, name))
+                sql::<Bool>(form.context())
+                    .bind::<Text, _>(member(form.is_sqlite, name))
                     .sql(") = ")
                     .bind::<Text, _>(value),
             );
         }
-        query.limit(limit).load(c).await
-    })?)
+        query
+    }};
+}
+
+async fn load(
+    conn: &mut Conn,
+    wanted: &Wanted,
+    part: &Part<'_>,
+    limit: i64,
+) -> db::Result<Vec<StoredEvent>> {
+    let form = Form::of(conn, wanted);
+    Ok(each!(conn, c => found!(wanted, part, form).limit(limit).load(c).await)?)
+}
+
+/// How many bytes each of these events takes in memory, about.
+async fn sizes(
+    conn: &mut Conn,
+    wanted: &Wanted,
+    part: &Part<'_>,
+    limit: i64,
+) -> db::Result<Vec<i64>> {
+    let form = Form::of(conn, wanted);
+    let sizes: Vec<i64> = each!(conn, c => found!(wanted, part, form)
+        .select(sql::<BigInt>("CAST(OCTET_LENGTH(detail) AS BIGINT)"))
+        .limit(limit)
+        .load(c)
+        .await)?;
+    let sizes = sizes.into_iter();
+    Ok(sizes
+        .map(|detail| detail.saturating_add(BYTES_BESIDE_DETAIL))
+        .collect())
 }

@@ -10,6 +10,7 @@ use crate::support::{Home, both};
 both!(
     an_export_holds_every_line_as_it_is_stored_and_itself,
     an_export_is_narrowed_by_a_filter_and_says_so,
+    a_page_of_an_export_is_bounded_by_bytes,
     what_stands_in_an_event_is_no_line_and_no_formula,
     a_service_finds_its_events,
 );
@@ -48,6 +49,31 @@ async fn an_export_holds_every_line_as_it_is_stored_and_itself(home: Home) {
     let last: Value = serde_json::from_str(&lines[1100].record).unwrap();
     assert_eq!(last["action"], "audit.export");
     assert_eq!(last["after"], json!({"format": "ndjson", "filter": {}}));
+}
+
+async fn a_page_of_an_export_is_bounded_by_bytes(home: Home) {
+    const LARGE: usize = 1_500_000;
+    let trail = Trail::of(&home, 3).await;
+    for _ in 0..7 {
+        let large = async |change: &mut Change| {
+            let after = json!({"scopes": "a".repeat(LARGE)});
+            change.record("service.update", ("service", "svc_1"), None, Some(after));
+            db::Result::Ok(())
+        };
+        trail.audit.change(at(&trail.ours), large).await.unwrap();
+    }
+    trail.change(&trail.ours, 2).await.unwrap();
+    let export = trail.audit.export(
+        at(&trail.ours),
+        EventFilter::default(),
+        ExportFormat::Ndjson,
+    );
+    let (mut export, mut lines) = (export.await.unwrap(), 0);
+    while let Some(page) = export.next().await.unwrap() {
+        assert!(page.len() < 3 * LARGE, "{}", page.len());
+        lines += page.lines().count();
+    }
+    assert_eq!(lines, 3 + 7 + 2 + 1);
 }
 
 async fn an_export_is_narrowed_by_a_filter_and_says_so(home: Home) {

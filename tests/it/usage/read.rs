@@ -11,7 +11,7 @@ use keystead::page::Position;
 use keystead::time::{Span, Timestamp};
 use keystead::usage::query::EventFilter;
 use keystead::usage::store::batch as stored;
-use keystead::usage::store::events::{self, Walked, Wanted};
+use keystead::usage::store::events::{self, Most, Walked, Wanted};
 use keystead::usage::{Batch, CountLine, Operation, Record, Rules};
 use serde_json::{Value, json};
 
@@ -25,6 +25,7 @@ both!(
     newest_first_a_walk_holds_all_that_stood_before_it_while_slow_writers_write,
     a_key_that_was_idle_for_weeks_is_found,
     a_walk_that_pauses_goes_on_where_it_was,
+    a_page_of_an_export_is_bounded_by_bytes,
     a_list_without_a_beginning_goes_as_far_back_as_events_are_kept,
     a_summary_counts_by_what_is_asked_and_fills_gaps,
     who_may_read_of_one_service_reads_of_no_other,
@@ -378,7 +379,11 @@ async fn a_walk_that_pauses_goes_on_where_it_was(home: Home) {
         let walk = async |after: Option<Position>, pause_after: Duration| {
             let wanted = wanted.clone();
             let walk = async move |conn: &mut Conn| {
-                events::walk(conn, &wanted, after.as_ref(), 100, pause_after).await
+                let most = Most {
+                    events: 100,
+                    bytes: None,
+                };
+                events::walk(conn, &wanted, after.as_ref(), most, pause_after).await
             };
             let walked: db::Result<Walked> = home.usage_eyes().read(walk).await;
             walked.unwrap()
@@ -399,6 +404,60 @@ async fn a_walk_that_pauses_goes_on_where_it_was(home: Home) {
         assert_eq!(found, ids(&whole));
         assert!(pauses > 3, "{pauses}");
     }
+}
+
+/// However large the events are, a page holds few bytes, and all pages together each event once.
+async fn a_page_of_an_export_is_bounded_by_bytes(home: Home) {
+    const MAX: usize = 200_000;
+    let ledger = Ledger::new(&home).await;
+    let sized = |number: i64, bytes: usize| Record {
+        user_agent: Some("a".repeat(bytes)),
+        request_id: format!("r{number}"),
+        // Some in the same millisecond, some in another window.
+        ..ledger.record((number / 3) * 600_000, KEY)
+    };
+    let mut records: Vec<Record> = (0..30).map(|n| sized(n, 30_000)).collect();
+    records.extend((30..34).map(|n| sized(n, MAX + 1)));
+    records.extend((34..60).map(|n| sized(n, 10)));
+    ledger.store(&batch("a", 1, records)).await;
+    let now = ledger.server.clock.now();
+    let wanted = Wanted {
+        tenant_id: ledger.tenant.clone(),
+        services: None,
+        filter: EventFilter::default(),
+        oldest: now.minus(Span::days(1)),
+        now,
+    };
+    let (mut seen, mut pages, mut after) = (Vec::new(), Vec::new(), None);
+    loop {
+        let (wanted, behind) = (wanted.clone(), after.take());
+        let most = Most {
+            events: 100,
+            bytes: Some(MAX as i64),
+        };
+        let walk = async move |conn: &mut Conn| {
+            events::walk(conn, &wanted, behind.as_ref(), most, Duration::MAX).await
+        };
+        let walked: db::Result<Walked> = home.usage_eyes().read(walk).await;
+        let walked = walked.unwrap();
+        let bytes: usize = walked.events.iter().map(|event| event.detail.len()).sum();
+        assert!(bytes <= MAX || walked.events.len() == 1, "{bytes}");
+        pages.push(walked.events.len());
+        seen.extend(walked.events.iter().map(|event| event.request_id.clone()));
+        match walked.paused {
+            Some(position) => after = Some(position),
+            None => break,
+        }
+    }
+    assert_eq!(
+        pages.iter().filter(|events| **events == 1).count(),
+        4,
+        "{pages:?}"
+    );
+    let distinct: BTreeSet<&String> = seen.iter().collect();
+    assert_eq!((seen.len(), distinct.len()), (60, 60), "{pages:?}");
+    let export = ledger.owner.get("/v1/usage/export").send().await;
+    assert_eq!(export.text.lines().count(), 60);
 }
 
 async fn a_list_without_a_beginning_goes_as_far_back_as_events_are_kept(home: Home) {
