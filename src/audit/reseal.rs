@@ -82,9 +82,6 @@ impl Audit {
                 .await?;
             reports.push(report);
         }
-        if *chains == Chains::All {
-            self.adopt_keys(by.clone()).await?;
-        }
         Ok(reports)
     }
 

@@ -1,5 +1,6 @@
 //! `keystead audit`: is the trail whole? And what is signed of it, and cut off it.
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use super::maintenance::{Maintenance, wait_for};
@@ -70,9 +71,11 @@ pub(super) fn run(command: AuditCommand, sources: &Sources) -> Result<(), Failur
             AuditCommand::Reseal {
                 tenant,
                 checkpoints,
+                adopt_key,
                 reason,
             } => {
                 let by = maintenance.attribution(Some(&reason)).await?;
+                require_unknown(&maintenance, &adopt_key).await?;
                 let mut found = read_all(&checkpoints)?;
                 found.extend(own_files(&maintenance)?);
                 let chains = chains(&maintenance, tenant).await?;
@@ -80,10 +83,46 @@ pub(super) fn run(command: AuditCommand, sources: &Sources) -> Result<(), Failur
                     .audit
                     .reseal_against(&chains, &by, &found)
                     .await?;
-                show(&reports, false)
+                show(&reports, false)?;
+                for kid in maintenance.audit.adopt_keys(by, &adopt_key).await? {
+                    print(&format!(
+                        "audit key {kid}: adopted, what it signed counts\n"
+                    ))?;
+                }
+                show_unknown_keys(&maintenance).await
             }
         }
     })?
+}
+
+/// What is to be adopted must be there, before anything is done.
+async fn require_unknown(maintenance: &Maintenance, kids: &[String]) -> Result<(), Failure> {
+    let unknown = maintenance.audit.unknown_keys().await?;
+    let is_unknown = |kid: &&String| unknown.iter().any(|key| key.public.kid() == **kid);
+    match kids.iter().find(|kid| !is_unknown(kid)) {
+        None => Ok(()),
+        Some(kid) => Err(Failure::Usage(format!(
+            "--adopt-key {kid}: the database has no such audit key that is not known already"
+        ))),
+    }
+}
+
+/// Names the audit keys that nothing vouches for, and how one is adopted.
+pub(super) async fn show_unknown_keys(maintenance: &Maintenance) -> Result<(), Failure> {
+    let mut text = String::new();
+    for key in maintenance.audit.unknown_keys().await? {
+        let until = key.until.map_or("now".to_owned(), |at| at.to_string());
+        // Infallible for a String.
+        let _infallible = writeln!(
+            text,
+            "audit key {kid}, from {from} until {until}: no listed master key vouches for it, so what \
+             it signed proves nothing\n  if it is in your copy of /v1/audit/keys: \
+             keystead audit reseal --adopt-key {kid} --reason \"...\"",
+            kid = key.public.kid(),
+            from = key.from,
+        );
+    }
+    print(&text)
 }
 
 /// The first master key may be one that no server has started with.

@@ -164,9 +164,12 @@ pub enum AuditCommand {
     },
     /// Take chains that do not verify back into use, once you know why they do not.
     ///
-    /// Records what was found and who accepted it; that stays in every later report.
-    #[command(after_help = "Example:\n  \
-        keystead audit reseal --tenant acme --reason \"restored from a damaged disk, see OPS-12\"")]
+    /// Records what was found and who accepted it; that stays in every later report. It names the audit
+    /// keys that no listed master key vouches for, and takes none of them for yours unless you name it.
+    #[command(after_help = "Examples:\n  \
+        keystead audit reseal --tenant acme --reason \"restored from a damaged disk, see OPS-12\"\n  \
+        keystead audit reseal --adopt-key kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k \\\n    \
+        --reason \"the master key is lost; compared with our copy of /v1/audit/keys\"")]
     Reseal {
         /// The slug of one tenant, instead of all
         #[arg(long, value_name = "SLUG")]
@@ -174,6 +177,9 @@ pub enum AuditCommand {
         /// A file of checkpoints that a chain rolled back does not fit; may be repeated
         #[arg(long, value_name = "FILE")]
         checkpoints: Vec<PathBuf>,
+        /// The kid of an audit key whose master key is lost, and that you know; may be repeated
+        #[arg(long, value_name = "KID", conflicts_with = "tenant")]
+        adopt_key: Vec<String>,
         /// Why it is accepted; for the audit trail
         #[arg(long, value_name = "TEXT")]
         reason: String,

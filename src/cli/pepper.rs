@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use super::audit::show_unknown_keys;
 use super::maintenance::{Maintenance, wait_for};
 use super::run::print;
 use super::{Failure, PepperCommand};
@@ -114,6 +115,7 @@ async fn lost(at: &Maintenance, reason: &str) -> Result<(), Failure> {
     for report in at.audit.reseal(&Chains::All, &by).await? {
         print(&format!("{report}\n"))?;
     }
+    show_unknown_keys(at).await?;
     let master = at.master.clone();
     let lost = at
         .audit

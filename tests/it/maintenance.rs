@@ -21,6 +21,7 @@ const OTHER_KEY: &str = "00112233445566778899aabbccddeeff0f1e2d3c4b5a69788796a5b
 both!(
     a_whole_trail_is_proved_and_a_broken_one_is_named,
     a_broken_trail_is_taken_back_with_a_reason,
+    an_audit_key_of_a_lost_master_key_is_named_and_adopted_by_its_name,
     another_master_key_is_refused_before_anything_is_written,
     a_pepper_is_rotated_and_shown,
     a_lost_master_key_is_given_up_only_if_it_is_lost,
@@ -126,6 +127,50 @@ async fn a_broken_trail_is_taken_back_with_a_reason(home: Home) {
         stdout(&output).contains("1 faults accepted by a reseal"),
         "{output:?}"
     );
+}
+
+async fn an_audit_key_of_a_lost_master_key_is_named_and_adopted_by_its_name(home: Home) {
+    let place = Place::new(home).await;
+    let said = place.done(&["audit", "checkpoint"]);
+    let said: serde_json::Value = serde_json::from_slice(&said.stdout).unwrap();
+    let kid = said["kid"].as_str().unwrap();
+    let under_another = |arguments: &[&str]| {
+        let mut command = place.command(arguments);
+        command.env("KEYSTEAD__SECRETS__MASTER_KEY", OTHER_KEY);
+        command.output().unwrap()
+    };
+    let because = ["--reason", "the master key is lost"];
+    let reseal = |more: &[&str]| under_another(&[&["audit", "reseal"], more, &because].concat());
+    let output = reseal(&["--adopt-key", "nobody"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(
+        complaint(&output).starts_with("--adopt-key nobody: "),
+        "{output:?}"
+    );
+    let output = reseal(&[]);
+    assert!(output.status.success(), "{output:?}");
+    let text = stdout(&output);
+    assert!(
+        text.contains("default: BROKEN") && text.contains(&format!("audit key {kid}, from ")),
+        "{text}"
+    );
+    let output = under_another(&["audit", "verify"]);
+    assert_eq!(
+        output.status.code(),
+        Some(1),
+        "it proves nothing: {output:?}"
+    );
+
+    let output = reseal(&["--adopt-key", kid]);
+    assert!(output.status.success(), "{output:?}");
+    let text = stdout(&output);
+    let adopted = format!("audit key {kid}: adopted");
+    assert!(
+        text.contains(&adopted) && !text.contains("no listed"),
+        "{text}"
+    );
+    let output = under_another(&["audit", "verify"]);
+    assert!(output.status.success(), "{output:?}");
 }
 
 async fn another_master_key_is_refused_before_anything_is_written(home: Home) {

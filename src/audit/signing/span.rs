@@ -127,15 +127,33 @@ impl Audit {
 }
 
 impl Audit {
-    /// Takes the rows that no listed master key sealed for ours: their master key is lost, and an
-    /// operator has said so. Each leaves a line that tells which key it was.
-    pub(in crate::audit) async fn adopt_keys(&self, at: Attribution) -> db::Result<()> {
-        let keys = self.signing.clone();
+    /// The keys that no listed master key sealed: of a master key that is lost, or of somebody who writes to
+    /// the database. What they signed proves nothing.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn unknown_keys(&self) -> db::Result<Vec<KeySpan>> {
+        let rows = self
+            .db
+            .read(async move |conn: &mut Conn| key::all(conn).await)
+            .await?;
+        let unknown = rows.iter().filter(|row| !self.signing.opens(row));
+        Ok(unknown.filter_map(named).collect())
+    }
+
+    /// Takes those of [`Self::unknown_keys`] that are called `kids` for ours: their master key is lost, and
+    /// an operator knows them. Each leaves a line that tells which key it was. Answers which those were.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn adopt_keys(&self, at: Attribution, kids: &[String]) -> db::Result<Vec<String>> {
+        let (keys, kids) = (self.signing.clone(), kids.to_vec());
         self.change(at, async move |change: &mut Change| {
             let own = keys.signer.public().kid();
+            let mut adopted = Vec::new();
             for mut row in key::all(change.conn()).await? {
-                let is_key = row.span().is_some_and(|span| span.public.kid() == row.kid);
-                if keys.opens(&row) || !is_key {
+                let is_meant = kids.contains(&row.kid) && named(&row).is_some();
+                if keys.opens(&row) || !is_meant {
                     continue;
                 }
                 if row.kid != own {
@@ -151,11 +169,17 @@ impl Audit {
                     None,
                     Some(after),
                 );
+                adopted.push(row.kid);
             }
-            db::Result::Ok(())
+            db::Result::Ok(adopted)
         })
         .await
     }
+}
+
+/// The key of a row, if its name is that of the key.
+fn named(row: &KeyRow) -> Option<KeySpan> {
+    row.span().filter(|span| span.public.kid() == row.kid)
 }
 
 async fn begin(change: &mut Change, keys: &SigningKeys) -> db::Result<()> {

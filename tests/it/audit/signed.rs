@@ -18,7 +18,7 @@ use crate::support::{Home, both};
 
 both!(
     the_next_master_key_begins_a_span_and_the_former_ends,
-    the_key_of_a_lost_master_key_is_adopted_by_a_reseal,
+    the_key_of_a_lost_master_key_is_adopted_by_its_name_alone,
     a_key_that_somebody_else_wrote_is_none_of_ours,
     an_end_is_signed_once_by_several_nodes,
     a_checkpoint_leaves_the_database,
@@ -71,6 +71,20 @@ impl Trail {
             .await
             .unwrap()
             .remove(0)
+    }
+
+    /// Puts the key of `forger` beside the only one there is, as who writes to the database can.
+    async fn insert_key(&self, home: &Home, forger: &Signer) {
+        let public_key = hex::encode(forger.public().as_bytes());
+        let public_key = match home.backend {
+            crate::support::Backend::Sqlite => format!("x'{public_key}'"),
+            crate::support::Backend::Postgres => format!("'\\x{public_key}'::bytea"),
+        };
+        self.sql(&format!(
+            "INSERT INTO audit_key SELECT '{}', {public_key}, \"from\", until, mac FROM audit_key",
+            forger.public().kid()
+        ))
+        .await;
     }
 
     /// Takes a backup of everything about the trail, or puts it in place again.
@@ -129,16 +143,38 @@ async fn the_next_master_key_begins_a_span_and_the_former_ends(home: Home) {
     assert_eq!(later.keys().await, keys);
 }
 
-async fn the_key_of_a_lost_master_key_is_adopted_by_a_reseal(home: Home) {
+async fn the_key_of_a_lost_master_key_is_adopted_by_its_name_alone(home: Home) {
     let (lost, file) = Trail::signing(&home, 4).await;
     lost.sign().await;
+    let known = lost.keys().await.remove(0).public.kid();
+    // Somebody has put his beside it, and signed the very end of the chain with it.
+    let forger = Signer::new(&MasterKey::new([66; 32]));
+    lost.insert_key(&home, &forger).await;
     let new = lost.with_master(master(8, &[]));
     let by = at(&new.ours);
     new.audit.reseal(&Chains::All, &by).await.unwrap();
-    new.audit.begin_key(by).await.unwrap();
-    let actions: Vec<Value> = new.records().await;
-    assert_eq!(actions[5]["action"], "audit_key.adopt");
+    new.audit.begin_key(by.clone()).await.unwrap();
+    let unknown = new.audit.unknown_keys().await.unwrap();
+    let named: Vec<String> = unknown.iter().map(|key| key.public.kid()).collect();
+    let forged = forger.public().kid();
+    assert!(named.len() == 2 && named.contains(&known) && named.contains(&forged));
+    assert_eq!(new.keys().await.len(), 1, "a reseal adopts none");
+    let report = new.against(&file).await;
+    assert!(report.checkpoints == 0 && !report.valid, "{report}");
+
+    let adopt = async |kid: &str| {
+        let adopted = new.audit.adopt_keys(by.clone(), &[kid.to_owned()]).await;
+        adopted.unwrap()
+    };
+    assert!(adopt("kid").await.is_empty());
+    assert_eq!(adopt(&known).await, std::slice::from_ref(&known));
+    assert!(adopt(&known).await.is_empty(), "it is known by now");
+    let line = new.records().await.pop().unwrap();
+    assert_eq!(line["action"], "audit_key.adopt");
+    assert_eq!(line["target"]["id"], known);
     assert_eq!(new.keys().await.len(), 2);
+    let unknown = new.audit.unknown_keys().await.unwrap();
+    assert_eq!((unknown.len(), unknown[0].public.kid()), (1, forged));
     let report = new.against(&file).await;
     assert!(report.valid && report.checkpoints == 1, "{report}");
 }
@@ -153,17 +189,7 @@ async fn a_key_that_somebody_else_wrote_is_none_of_ours(home: Home) {
     };
     let said = Statement::checkpoint(&forger, "default", &head, trail.clock.now()).unwrap();
     let (id, text) = (trail.ours.id.as_str(), said.canonical().unwrap());
-    let public_key = hex::encode(forger.public().as_bytes());
-    let public_key = match home.backend {
-        crate::support::Backend::Sqlite => format!("x'{public_key}'"),
-        crate::support::Backend::Postgres => format!("'\\x{public_key}'::bytea"),
-    };
-    trail
-        .sql(&format!(
-            "INSERT INTO audit_key SELECT '{}', {public_key}, \"from\", until, mac FROM audit_key",
-            forger.public().kid()
-        ))
-        .await;
+    trail.insert_key(&home, &forger).await;
     trail
         .sql(&format!(
             "INSERT INTO audit_checkpoint VALUES ('{id}', 4, 'checkpoint', 0, '{text}')"
