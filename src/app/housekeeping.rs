@@ -15,6 +15,7 @@ use crate::db::{self, Conn, feed};
 use crate::http::health::{CUT_OFF, Phase};
 use crate::idempotency;
 use crate::keys::pepper_store;
+use crate::telemetry::SecurityEvent;
 use crate::time::Span;
 use crate::usage::ledger::{FLUSH_EVERY, STORE_EVERY};
 use crate::usage::retention::Keep;
@@ -25,7 +26,7 @@ const LAST_USED_EVERY: Duration = Duration::from_secs(10);
 /// A next pepper is known for 60 s before it is current, so every node knows it by then.
 const PEPPERS_EVERY: Duration = Duration::from_secs(10);
 
-/// How often it is asked whether a checkpoint is due, or lines are older than they are kept.
+/// How often it is asked whether a checkpoint is due.
 const TRAIL_LOOK_EVERY: Duration = Duration::from_mins(1);
 
 /// How often it is asked whether a signing key is due, and what other nodes did: often enough that each
@@ -153,6 +154,10 @@ async fn sweep(app: App) {
         let swept = app.reviews.sweep().await;
         report("reviews without their keys are swept later", swept);
         report("old uses are cut later", app.cut_uses().await);
+        if let Some(retention) = app.config.audit.retention {
+            let cut = app.audit.cut_due(retention).await;
+            report("old audit lines are cut later", cut.map(drop));
+        }
         let taken = app.seals.take_in_late().await;
         report("what came late is sealed later", taken.map(drop));
     }
@@ -169,7 +174,7 @@ async fn seal_hours(app: App) {
     }
 }
 
-/// Signs the audit trail and cuts off what is old, when either is due.
+/// Signs the audit trail when that is due.
 async fn keep_trail(app: App) {
     let settings = &app.config.audit;
     app.started().await;
@@ -180,11 +185,6 @@ async fn keep_trail(app: App) {
         timer.tick().await;
         let signed = app.audit.checkpoint_due(settings.checkpoint_every).await;
         report("the audit trail is signed later", signed.map(drop));
-        if let Some(retention) = settings.retention {
-            let before = app.clock.now().minus(retention);
-            let cut = app.audit.cut_due(before).await;
-            report("old audit lines are cut later", cut.map(drop));
-        }
     }
 }
 
@@ -350,15 +350,24 @@ impl App {
     /// audit trail.
     pub async fn cut_uses(&self) -> db::Result<()> {
         self.usage.prepare_hours().await?;
-        self.seals.announce_cut(&self.usage).await?;
+        let counts_since = self.seals.announce_cut(&self.usage).await?;
         let settings = &self.config.usage;
         let cut = self
             .usage
             .cut(Keep {
                 events: settings.events_retention,
                 bytes_max: settings.events_bytes_max,
+                counts_since,
             })
             .await?;
+        let tenant = self.tenants.default().await?;
+        if cut.is_held {
+            let told = "kept events and counts that seem to be old: nothing was counted for weeks before the \
+                        time that the clocks show";
+            let event = SecurityEvent::ClockJumped;
+            self.audit
+                .security_event(event, tenant.slug.as_str(), told.to_owned());
+        }
         let Some(until) = cut.until else {
             return Ok(());
         };
@@ -370,7 +379,6 @@ impl App {
             "cut old events of uses"
         );
         // It cuts for all tenants, so its line stands in the tenant of those who run the server.
-        let tenant = self.tenants.default().await?;
         let at = start::system(tenant, Actor::System);
         self.audit
             .change(at, async move |change: &mut Change| -> db::Result<()> {

@@ -13,10 +13,11 @@ use serde_json::json;
 use super::chain::Head;
 use super::signing::{Statement, StatementKind};
 use super::store::{self, checkpoint, export, key};
-use super::verify::{Chains, tenants};
-use super::{Actor, Attribution, Audit, Change, TenantRef};
+use super::verify::{Chains, tenants, tenants_of};
+use super::{Actor, Attribution, Audit, Change, TenantRef, age};
 use crate::db::{self, Conn};
 use crate::id::TenantId;
+use crate::telemetry::SecurityEvent;
 use crate::text::Slug;
 use crate::time::{Span, Timestamp};
 
@@ -59,22 +60,38 @@ impl Audit {
         Ok(statements)
     }
 
-    /// The same for retention, once a chain has enough that is older.
-    pub async fn cut_due(&self, before: Timestamp) -> db::Result<usize> {
-        let mut cut = 0;
-        for (id, slug) in tenants(&self.db, &Chains::All).await? {
-            let Some(Ok(slug)) = slug.as_deref().map(Slug::parse) else {
-                continue;
-            };
+    /// The same for retention, once a chain has enough that is older than it is kept. What is older is not
+    /// judged by the clock of this node alone (`age.rs`).
+    ///
+    /// # Errors
+    /// As [`Self::cut`].
+    pub async fn cut_due(&self, retention: Span) -> db::Result<usize> {
+        let now = self.db.bounded_by_clock(self.clock.now()).await?;
+        let before = now.minus(retention);
+        let all = tenants_of(&self.db, &Chains::All).await?;
+        let mut due = Vec::new();
+        for tenant in &all {
             let is_due = |at: Timestamp| at < before.minus(OVERDUE);
-            if !self.oldest(&id).await?.is_some_and(is_due) {
-                continue;
+            if self.oldest(&tenant.id).await?.is_some_and(is_due) {
+                due.push(tenant.clone());
             }
+        }
+        let Some(first) = due.first() else {
+            return Ok(0);
+        };
+        if !self.is_believed(now, &all).await? {
+            let told = format!(
+                "kept audit lines from before {before}: the clocks show {now}, but nothing was recorded for \
+                 weeks before that"
+            );
+            self.security_event(SecurityEvent::ClockJumped, first.slug.as_str(), told);
+            return Ok(0);
+        }
+        let mut cut = 0;
+        for tenant in due {
+            let chain = Chains::Of(tenant.id.clone());
             let by = Attribution {
-                tenant: TenantRef {
-                    id: id.clone(),
-                    slug,
-                },
+                tenant,
                 actor: Actor::System,
                 via: None,
                 home: None,
@@ -82,9 +99,26 @@ impl Audit {
                 request_id: None,
                 ip: None,
             };
-            cut += self.cut(&Chains::Of(id), before, &by).await?.len();
+            cut += self.cut(&chain, before, &by).await?.len();
         }
         Ok(cut)
+    }
+
+    /// Whether the lines of any chain speak for this time.
+    async fn is_believed(&self, now: Timestamp, tenants: &[TenantRef]) -> db::Result<bool> {
+        let mut newest = None;
+        for tenant in tenants {
+            let (id, before) = (tenant.id.clone(), age::settled_before(now));
+            let last: Option<Timestamp> = self
+                .db
+                .read(async move |conn: &mut Conn| export::last_before(conn, &id, before).await)
+                .await?;
+            newest = newest.max(last);
+            if newest.is_some() && age::is_believed(now, newest) {
+                return Ok(true);
+            }
+        }
+        Ok(age::is_believed(now, newest))
     }
 
     async fn oldest(&self, tenant: &TenantId) -> db::Result<Option<Timestamp>> {

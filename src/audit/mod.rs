@@ -3,6 +3,7 @@
 //! Read [`change`] first: it is the only way an administrative change reaches the database.
 
 pub mod actor;
+pub mod age;
 pub mod chain;
 pub mod change;
 pub mod checkpoint;

@@ -29,6 +29,7 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::sync::Barrier;
 
 use self::sqlite::Content;
+use crate::time::Timestamp;
 
 pub use turns::{Turn, Turns};
 
@@ -368,6 +369,20 @@ impl Db {
             .expect("it lives as long as this handle")
             .handle()
             .clone()
+    }
+
+    /// `now`, or the time by the database's own clock if that is earlier. `SQLite` has none of its own.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn bounded_by_clock(&self, now: Timestamp) -> Result<Timestamp> {
+        let own = self
+            .read(async move |conn: &mut Conn| match conn {
+                Conn::Sqlite(_) => Ok(None),
+                Conn::Postgres(c) => postgres::clock(&mut **c).await.map(Some),
+            })
+            .await?;
+        Ok(own.map_or(now, |own| now.min(own)))
     }
 
     /// Brings the schema up to date, under a lock that several nodes starting together survive.

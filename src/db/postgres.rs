@@ -10,12 +10,14 @@ use std::io;
 use std::str::FromStr as _;
 use std::sync::Arc;
 
+use diesel::dsl::sql;
+use diesel::sql_types::BigInt;
 use diesel::{ConnectionError, ConnectionResult};
 use diesel_async::pooled_connection::deadpool::Pool;
 use diesel_async::pooled_connection::{
     AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod,
 };
-use diesel_async::{AsyncPgConnection, SimpleAsyncConnection as _};
+use diesel_async::{AsyncPgConnection, RunQueryDsl as _, SimpleAsyncConnection as _};
 use futures_util::FutureExt as _;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
@@ -23,6 +25,7 @@ use tokio_postgres::config::SslMode;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::sqlite::Content;
+use crate::time::Timestamp;
 
 /// Two seconds for a statement or a lock; a transaction whose client went away holds nothing long.
 /// For summaries: no statement is compiled, which takes longer than to run it; what an index leads to is
@@ -151,6 +154,13 @@ async fn connect(
         .await
         .map_err(ConnectionError::CouldntSetupConfiguration)?;
     Ok(conn)
+}
+
+/// The time by the clock of the server's machine.
+pub(super) async fn clock(conn: &mut AsyncPgConnection) -> super::Result<Timestamp> {
+    const NOW: &str = "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)";
+    let millis: i64 = diesel::select(sql::<BigInt>(NOW)).get_result(conn).await?;
+    Ok(Timestamp::from_millis(millis))
 }
 
 fn tls(url: &PgUrl) -> io::Result<MakeRustlsConnect> {

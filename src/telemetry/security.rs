@@ -38,11 +38,12 @@ pub enum SecurityEvent {
     AuditBroken,
     AuditNotWritten,
     UsageBroken,
+    ClockJumped,
     Panic,
 }
 
 impl SecurityEvent {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Unauthenticated,
         Self::UnknownKey,
         Self::InvalidJwt,
@@ -59,6 +60,7 @@ impl SecurityEvent {
         Self::AuditBroken,
         Self::AuditNotWritten,
         Self::UsageBroken,
+        Self::ClockJumped,
         Self::Panic,
     ];
 
@@ -80,6 +82,7 @@ impl SecurityEvent {
             Self::AuditBroken => "audit_broken",
             Self::AuditNotWritten => "audit_not_written",
             Self::UsageBroken => "usage_broken",
+            Self::ClockJumped => "clock_jumped",
             Self::Panic => "panic",
         }
     }
@@ -105,6 +108,7 @@ impl SecurityEvent {
             Self::UsageBroken => {
                 "the counts of a sealed hour are not what was sealed; look with: keystead audit verify"
             }
+            Self::ClockJumped => "kept what is old, because the clock seems to have jumped",
             Self::Panic => "a request ended in a panic",
         }
     }
@@ -170,6 +174,7 @@ impl Sighting {
             SecurityEvent::AuditBroken
             | SecurityEvent::AuditNotWritten
             | SecurityEvent::UsageBroken
+            | SecurityEvent::ClockJumped
             | SecurityEvent::Panic => {
                 line!(error);
             }

@@ -1,7 +1,11 @@
 //! How long the ledger keeps what: events for a time and within so many bytes, counts for longer.
+//!
+//! What is old is judged by the newest use that is stored, by the clocks of this node and of the database,
+//! whichever is earliest, and only if uses speak for that time (`audit::age`).
 
 use super::Usage;
 use super::store::{partition, retention};
+use crate::audit::age;
 use crate::db::{self, Conn};
 use crate::time::{Span, Timestamp};
 use crate::usage::counts::{self, HOUR_MS};
@@ -24,6 +28,16 @@ pub struct Cut {
     pub hours_for_room: u64,
     /// The end of the last of them.
     pub until: Option<Timestamp>,
+    /// There is something that seems to be old, but nothing speaks for the time: it was kept.
+    pub is_held: bool,
+}
+
+/// What age is judged by.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Judged {
+    pub(super) now: Timestamp,
+    /// Otherwise nothing is old.
+    pub(super) is_believed: bool,
 }
 
 /// Counts before this are not kept: whole days, so that the trail has a line a day of it and no more.
@@ -36,6 +50,8 @@ pub(super) fn counts_from(now: Timestamp) -> i64 {
 pub struct Keep {
     pub events: Span,
     pub bytes_max: u64,
+    /// Counts from this time on, however old they are: the audit trail does not say of them that they went.
+    pub counts_since: Timestamp,
 }
 
 impl Usage {
@@ -61,11 +77,15 @@ impl Usage {
     /// The database's; what was cut until then is cut.
     pub async fn cut(&self, keep: Keep) -> db::Result<Cut> {
         let mut cut = Cut::default();
-        let Some(now) = self.newest().await? else {
+        let Some(Judged { now, is_believed }) = self.judged().await? else {
             return Ok(cut);
         };
         let old = now.minus(keep.events).millis();
         while let Some(hour) = self.oldest_hour(old).await? {
+            if !is_believed {
+                cut.is_held = true;
+                break;
+            }
             self.drop_hour(hour, &mut cut).await?;
         }
         while self.bytes().await? > keep.bytes_max {
@@ -75,31 +95,46 @@ impl Usage {
             self.drop_hour(hour, &mut cut).await?;
             cut.hours_for_room += 1;
         }
-        self.cut_counts(now, old).await?;
+        if is_believed {
+            self.cut_counts(now, keep).await?;
+        }
         Ok(cut)
     }
 
     /// Deletes counts that are old, and batches whose events are; each part by itself, so that what is
     /// stored meanwhile waits for one part alone.
-    async fn cut_counts(&self, now: Timestamp, old_events: i64) -> db::Result<()> {
-        let (minutes, counts) = (now.minus(MINUTES_KEPT).millis(), counts_from(now));
+    async fn cut_counts(&self, now: Timestamp, keep: Keep) -> db::Result<()> {
+        let minutes = now.minus(MINUTES_KEPT).millis();
+        let counts = counts_from(now).min(keep.counts_since.millis());
         for table in retention::COUNTS {
             let before = if table.is_by_minute { minutes } else { counts };
             let cut = async move |conn: &mut Conn| retention::cut_counts(conn, table, before).await;
             while self.db.write(cut).await? {}
         }
-        let before = old_events.min(minutes);
+        let before = now.minus(keep.events).millis().min(minutes);
         let cut = async move |conn: &mut Conn| retention::cut_batches(conn, before).await;
         while self.db.write(cut).await? {}
         Ok(())
     }
 
-    /// What age is judged by; a clock that jumped ahead makes nothing old. `None` for an empty ledger.
-    pub(super) async fn newest(&self) -> db::Result<Option<Timestamp>> {
+    /// `None` for an empty ledger.
+    pub(super) async fn judged(&self) -> db::Result<Option<Judged>> {
         let newest = async move |conn: &mut Conn| retention::newest(conn).await;
         let newest: Option<i64> = self.db.read(newest).await?;
-        let clock = self.clock.now();
-        Ok(newest.map(|newest| clock.min(Timestamp::from_millis(newest))))
+        let Some(newest) = newest.map(Timestamp::from_millis) else {
+            return Ok(None);
+        };
+        let clocks = self.db.bounded_by_clock(self.clock.now()).await?;
+        let now = clocks.min(newest);
+        let before = age::settled_before(now).millis();
+        let settled: Option<i64> = self
+            .db
+            .read(async move |conn: &mut Conn| retention::newest_day_before(conn, before).await)
+            .await?;
+        Ok(Some(Judged {
+            now,
+            is_believed: age::is_believed(now, settled.map(Timestamp::from_millis)),
+        }))
     }
 
     async fn oldest_hour(&self, before_ms: i64) -> db::Result<Option<i64>> {

@@ -413,15 +413,16 @@ impl Seals {
         Ok(looked.late_to > late_to)
     }
 
-    /// Step 4, to be called before [`Usage::cut`].
+    /// Step 4, to be called before [`Usage::cut`]: answers since when counts must be kept, because nothing
+    /// says that they go.
     ///
     /// # Errors
     /// What cannot be said must not be done.
-    pub async fn announce_cut(&self, usage: &Usage) -> db::Result<()> {
-        let Some(now) = usage.newest().await? else {
-            return Ok(());
+    pub async fn announce_cut(&self, usage: &Usage) -> db::Result<Timestamp> {
+        let Some(judged) = usage.judged().await?.filter(|judged| judged.is_believed) else {
+            return Ok(Timestamp::from_millis(0));
         };
-        let before = counts_from(now);
+        let before = counts_from(judged.now);
         for tenant in tenants_of(&self.main, &Chains::All).await? {
             let id = tenant.id.to_string();
             let oldest: Option<i64> = self
@@ -442,7 +443,7 @@ impl Seals {
                 })
                 .await?;
         }
-        Ok(())
+        Ok(Timestamp::from_millis(before))
     }
 }
 

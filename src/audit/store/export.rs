@@ -82,6 +82,22 @@ pub(in crate::audit) async fn first_since(
         .optional())?)
 }
 
+/// The time of the last line that is older than `at`.
+pub(in crate::audit) async fn last_before(
+    conn: &mut Conn,
+    tenant: &TenantId,
+    at: Timestamp,
+) -> db::Result<Option<Timestamp>> {
+    Ok(each!(conn, c => audit_event::table
+        .filter(audit_event::tenant_id.eq(tenant))
+        .filter(audit_event::at.lt(at))
+        .order(audit_event::seq.desc())
+        .select(audit_event::at)
+        .first(c)
+        .await
+        .optional())?)
+}
+
 /// The time of the first line there is.
 pub(in crate::audit) async fn oldest(
     conn: &mut Conn,

@@ -1,13 +1,10 @@
 //! What is old goes: events by whole hours, counts by their beginnings.
-//!
-//! What is old is judged by the newest event that is stored, if that is before the clock: a clock that
-//! jumped ahead deletes nothing.
 
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Nullable};
 use diesel_async::RunQueryDsl;
 
-use crate::db::schema::usage_batch;
+use crate::db::schema::{usage_batch, usage_day};
 use crate::db::{self, Conn};
 use crate::each;
 use crate::usage::counts::HOUR_MS;
@@ -45,6 +42,16 @@ pub async fn newest(conn: &mut Conn) -> db::Result<Option<i64>> {
     use diesel::dsl::max;
     Ok(each!(conn, c => usage_batch::table
         .select(max(usage_batch::last_at))
+        .first(c)
+        .await)?)
+}
+
+/// The beginning of the newest day before `before` with uses, of any tenant.
+pub async fn newest_day_before(conn: &mut Conn, before: i64) -> db::Result<Option<i64>> {
+    use diesel::dsl::max;
+    Ok(each!(conn, c => usage_day::table
+        .filter(usage_day::start.lt(before))
+        .select(max(usage_day::start))
         .first(c)
         .await)?)
 }

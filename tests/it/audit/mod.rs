@@ -7,6 +7,7 @@ mod noted;
 mod offline;
 mod refused;
 mod reseal;
+mod retention;
 mod served;
 mod signed;
 mod size;

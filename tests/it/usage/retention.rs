@@ -1,19 +1,24 @@
 //! What is old goes, and what is not stays, whatever the clock says.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
+
 use keystead::clock::Clock;
 use keystead::time::{Span, Timestamp};
 use keystead::usage::retention::Keep;
 use keystead::usage::store::retention::CHUNK;
 use keystead::usage::{Record, Rules, Usage};
 
-use super::{batch, lines, number, record, store};
-use crate::support::{Home, both};
+use super::{DAY_MS, batch, lines, number, record, speak_for, store};
+use crate::support::tables::execute_on;
+use crate::support::{Backend, Home, both};
 
 both!(
     old_hours_go_and_counts_stay,
     old_counts_go_to_the_last_however_many_they_are,
     beyond_its_bytes_the_oldest_hours_go,
     a_clock_that_jumps_deletes_nothing,
+    a_node_whose_clock_is_ahead_takes_nothing_with_it,
 );
 
 const HOUR_MS: i64 = 3_600_000;
@@ -42,7 +47,11 @@ async fn events(home: &Home) -> i64 {
 }
 
 fn keep(events: Span, bytes_max: u64) -> Keep {
-    Keep { events, bytes_max }
+    Keep {
+        events,
+        bytes_max,
+        counts_since: Timestamp::MAX,
+    }
 }
 
 async fn old_hours_go_and_counts_stay(home: Home) {
@@ -102,7 +111,18 @@ async fn old_counts_go_to_the_last_however_many_they_are(home: Home) {
         let rows = number(&home, &format!("SELECT COUNT(*) FROM {table}")).await;
         before.push(rows);
     }
+    speak_for(&home, clock.now()).await;
+    // What the trail does not say of stays.
+    let unsaid = Keep {
+        counts_since: Timestamp::from_millis(0),
+        ..keep(Span::days(30), u64::MAX)
+    };
+    usage.cut(unsaid).await.unwrap();
+    let hours = "SELECT COUNT(*) FROM usage_hour";
+    assert_eq!(number(&home, hours).await, before[1]);
     usage.cut(keep(Span::days(30), u64::MAX)).await.unwrap();
+    let speaks = "DELETE FROM usage_day WHERE tenant_id = 'ten_of_time'";
+    execute_on(home.usage_eyes(), speaks).await;
     for (table, before) in tables.into_iter().zip(before) {
         let left = number(&home, &format!("SELECT COUNT(*) FROM {table}")).await;
         // One of the two days.
@@ -140,4 +160,40 @@ async fn a_clock_that_jumps_deletes_nothing(home: Home) {
             "{days}"
         );
     }
+}
+
+/// Also when it has recorded by that clock, and goes on to.
+async fn a_node_whose_clock_is_ahead_takes_nothing_with_it(home: Home) {
+    let db = home.usage_eyes().clone();
+    let now = Clock::System.now().millis();
+    let ahead = 5 * 365 * DAY_MS;
+    let clock = Clock::Shifted(Arc::new(AtomicI64::new(ahead)));
+    let days = [60, 20, 1];
+    let records = days.map(|days| record(now - days * DAY_MS, "key_1"));
+    store(&db, &batch("a", 1, records.into()), &Rules::default()).await;
+    for number in 1..4 {
+        let used = record(now + ahead + number * HOUR_MS, "key_1");
+        store(&db, &batch("b", number, vec![used]), &Rules::default()).await;
+    }
+    let wrong = Usage::new(db.clone(), clock);
+    let cut = wrong.cut(keep(Span::days(30), u64::MAX)).await.unwrap();
+    // PostgreSQL knows the time; with SQLite all that is known is that this cannot be it.
+    let knows = home.backend == Backend::Postgres;
+    assert_eq!((cut.hours, cut.is_held), (u64::from(knows), !knows));
+    assert_eq!(events(&home).await, 6 - i64::from(knows));
+    let counted =
+        async |table: &str| number(&home, &format!("SELECT SUM(uses) FROM usage_{table}")).await;
+    for table in ["hour", "day", "ip"] {
+        assert_eq!(counted(table).await, 6, "{table}");
+    }
+    // What there is no room for goes all the same.
+    let cut = wrong.cut(keep(Span::days(30), 1)).await.unwrap();
+    assert!(cut.hours_for_room > 0, "{cut:?}");
+
+    // By a clock that is right what is old goes as ever.
+    let records = vec![record(now - 59 * DAY_MS, "key_1"), record(now, "key_1")];
+    store(&db, &batch("a", 2, records), &Rules::default()).await;
+    let right = Usage::new(db, Clock::System);
+    let cut = right.cut(keep(Span::days(30), u64::MAX)).await.unwrap();
+    assert_eq!((cut.hours, cut.is_held), (1, false));
 }

@@ -15,7 +15,7 @@ use keystead::usage::proof::{self, HourFault, HoursReport};
 use keystead::usage::retention::Keep;
 use keystead::usage::{Record, Rules, Seals, Usage};
 
-use super::{batch, number, record, store};
+use super::{batch, number, record, speak_for, store};
 use crate::support::tables::{execute_on, lines_of};
 use crate::support::{Backend, Home, both, run};
 
@@ -350,16 +350,18 @@ async fn a_mark_that_lies_far_ahead_keeps_no_hour_from_its_seal(home: Home) {
 async fn counts_that_are_no_longer_kept_leave_a_line_that_says_so(home: Home) {
     let mut sealing = Sealing::new(&home).await;
     let usage = Usage::new(home.usage_eyes().clone(), sealing.clock.clone());
-    let keep = Keep {
-        events: Span::days(30),
-        bytes_max: u64::MAX,
-    };
     let (old, recent) = (sealing.hour(401 * 24 + 24), sealing.hour(6));
     sealing.uses(old, &["key_1"], 3).await;
     sealing.uses(recent, &["key_1"], 2).await;
     sealing.seals.seal_due().await.unwrap();
     assert_eq!(sealing.sealed().await.len(), 2);
-    sealing.seals.announce_cut(&usage).await.unwrap();
+    speak_for(&home, sealing.clock.now()).await;
+    let counts_since = sealing.seals.announce_cut(&usage).await.unwrap();
+    let keep = Keep {
+        events: Span::days(30),
+        bytes_max: u64::MAX,
+        counts_since,
+    };
     usage.cut(keep).await.unwrap();
     let report = sealing.report().await;
     assert!(report.valid, "{report}");
