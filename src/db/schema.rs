@@ -226,6 +226,16 @@ diesel::table! {
 }
 
 diesel::table! {
+    /// Batches whose rows are gone.
+    usage_stored (node, from_number) {
+        node -> Text,
+        from_number -> BigInt,
+        /// Inclusive.
+        to_number -> BigInt,
+    }
+}
+
+diesel::table! {
     usage_event (tenant_id, at, id) {
         tenant_id -> Text,
         at -> BigInt,

@@ -1,7 +1,7 @@
 //! Storing batches: their events and their counts, all of it or nothing, and each batch once.
 //!
-//! 1. The batches' own rows come first: those that stand there were stored before and nothing is written
-//!    of them. Two who send the same one wait for each other here.
+//! 1. The batches' own rows come first: those that stand there, or are remembered when their rows are gone
+//!    (`stored.rs`), were stored before and nothing is written of them. Two who send the same one wait for each other here.
 //! 2. Events are added, then each table of counts, always in this order and each sorted.
 //! 3. What is added to hours that were sealed before is noted, so that a further seal takes it in.
 //! 4. The numbers of the batches come last, because their row lock is held to the commit: so numbers are
@@ -21,6 +21,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::partition;
 use super::rows::{Kind, Rows, Table, bounded};
+use super::stored::{self, Name};
 use super::{addresses, seal, strangers};
 use crate::db::schema::{usage_batch, usage_head};
 use crate::db::{self, Conn};
@@ -157,8 +158,9 @@ impl Group {
     /// The database's; nothing may be committed then, and the caller sends the same batches again, in
     /// whatever groups, until it is answered.
     pub async fn write(mut self, conn: &mut Conn, now: Timestamp) -> db::Result<Vec<Written>> {
-        let claimed = claim(conn, &self.batches, &self.spans, now).await?;
-        let sent: Vec<(String, i64)> = self.batches.iter().map(name).collect();
+        let mut claimed = claim(conn, &self.batches, &self.spans, now).await?;
+        stored::unclaim(conn, &mut claimed).await?;
+        let sent: Vec<Name> = self.batches.iter().map(name).collect();
         if claimed.len() < sent.len() {
             // Some were stored before. It is rare that they are sent again.
             let mut new = self.batches;
@@ -198,7 +200,7 @@ impl Span {
     }
 }
 
-fn name(batch: &Batch) -> (String, i64) {
+fn name(batch: &Batch) -> Name {
     (batch.node.clone(), batch.number)
 }
 
@@ -208,7 +210,7 @@ async fn claim(
     batches: &[Batch],
     spans: &[Span],
     now: Timestamp,
-) -> db::Result<BTreeSet<(String, i64)>> {
+) -> db::Result<BTreeSet<Name>> {
     let mut rows: Vec<_> = batches.iter().zip(spans).collect();
     // So that two who send the same ones do not wait for each other in a circle.
     rows.sort_by_key(|(batch, _)| (&batch.node, batch.number));
@@ -228,7 +230,7 @@ async fn claim(
         Conn::Sqlite(c) => {
             let mut new = BTreeSet::new();
             for row in rows {
-                let name: Option<(String, i64)> = diesel::insert_into(usage_batch::table)
+                let name: Option<Name> = diesel::insert_into(usage_batch::table)
                     .values(row)
                     .on_conflict_do_nothing()
                     .returning((usage_batch::node, usage_batch::number))
@@ -240,7 +242,7 @@ async fn claim(
             Ok(new)
         }
         Conn::Postgres(c) => {
-            let new: Vec<(String, i64)> = diesel::insert_into(usage_batch::table)
+            let new: Vec<Name> = diesel::insert_into(usage_batch::table)
                 .values(rows.collect::<Vec<_>>())
                 .on_conflict_do_nothing()
                 .returning((usage_batch::node, usage_batch::number))
@@ -252,7 +254,7 @@ async fn claim(
 }
 
 /// Gives the batches the next numbers, in their order; answers each one's.
-async fn number(conn: &mut Conn, batches: &[Batch]) -> db::Result<BTreeMap<(String, i64), i64>> {
+async fn number(conn: &mut Conn, batches: &[Batch]) -> db::Result<BTreeMap<Name, i64>> {
     let count = i64::try_from(batches.len()).unwrap_or(i64::MAX);
     let last: i64 = each!(&mut *conn, c => diesel::update(usage_head::table.find(1))
         .set(usage_head::seq.eq(usage_head::seq + count))

@@ -11,5 +11,6 @@ pub mod retention;
 mod rows;
 pub mod scopes;
 pub mod seal;
+mod stored;
 mod strangers;
 pub mod summary;

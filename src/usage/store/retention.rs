@@ -1,7 +1,7 @@
 //! What is old goes: events by whole hours, counts by their beginnings.
 
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Nullable};
+use diesel::sql_types::{BigInt, Nullable, Text};
 use diesel_async::RunQueryDsl;
 
 use crate::db::schema::{usage_batch, usage_day};
@@ -9,13 +9,21 @@ use crate::db::{self, Conn};
 use crate::each;
 use crate::usage::counts::HOUR_MS;
 
-use super::partition;
+use super::{partition, stored};
 
 /// So many rows go in one transaction, so that no batch waits long, and none runs into a time limit.
 pub const CHUNK: i64 = 5_000;
 
 #[derive(diesel::QueryableByName)]
 struct Number {
+    #[diesel(sql_type = BigInt)]
+    number: i64,
+}
+
+#[derive(diesel::QueryableByName)]
+struct Batch {
+    #[diesel(sql_type = Text)]
+    node: String,
     #[diesel(sql_type = BigInt)]
     number: i64,
 }
@@ -198,14 +206,25 @@ pub async fn cut_counts(conn: &mut Conn, what: Counted, before: i64) -> db::Resu
     Ok(deleted(conn, query, before).await? >= CHUNK)
 }
 
-/// Deletes batches whose events ended before `before`, of at most [`CHUNK`] that were stored first;
-/// answers whether there may be more.
+/// Deletes batches whose events ended before `before`, of at most [`CHUNK`] that were stored first, and
+/// remembers that they were stored; answers whether there may be more.
 pub async fn cut_batches(conn: &mut Conn, before: i64) -> db::Result<bool> {
     // They were stored about in the order of their events: the first that are left are read, not all.
     let query = "DELETE FROM usage_batch WHERE last_at < $1 AND seq IN ( \
-                 SELECT seq FROM usage_batch WHERE seq IS NOT NULL ORDER BY seq LIMIT $2)";
-    let query = query.to_owned();
-    Ok(deleted(conn, query, before).await? > 0)
+                 SELECT seq FROM usage_batch WHERE seq IS NOT NULL ORDER BY seq LIMIT $2) \
+                 RETURNING node, number";
+    stored::hold(conn).await?;
+    let gone: Vec<Batch> = each!(&mut *conn, c => diesel::sql_query(query)
+        .bind::<BigInt, _>(before)
+        .bind::<BigInt, _>(CHUNK)
+        .load(c)
+        .await)?;
+    let gone: Vec<stored::Name> = gone
+        .into_iter()
+        .map(|batch| (batch.node, batch.number))
+        .collect();
+    stored::remember(conn, &gone).await?;
+    Ok(!gone.is_empty())
 }
 
 /// `$1` is `before` and `$2` is [`CHUNK`], and the text has them in this order: to `SQLite` they are the

@@ -3,9 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 
+use futures_util::future::join_all;
 use keystead::clock::Clock;
+use keystead::db::{self, Conn};
 use keystead::time::{Span, Timestamp};
 use keystead::usage::retention::Keep;
+use keystead::usage::store::batch::{Group, Written};
 use keystead::usage::store::retention::CHUNK;
 use keystead::usage::{Record, Rules, Usage};
 
@@ -19,6 +22,7 @@ both!(
     beyond_its_bytes_the_oldest_hours_go,
     a_clock_that_jumps_deletes_nothing,
     a_node_whose_clock_is_ahead_takes_nothing_with_it,
+    a_batch_that_is_sent_again_after_years_counts_once,
 );
 
 const HOUR_MS: i64 = 3_600_000;
@@ -196,4 +200,60 @@ async fn a_node_whose_clock_is_ahead_takes_nothing_with_it(home: Home) {
     let right = Usage::new(db, Clock::System);
     let cut = right.cut(keep(Span::days(30), u64::MAX)).await.unwrap();
     assert_eq!((cut.hours, cut.is_held), (1, false));
+}
+
+/// A node may be away with its journal for however long: what is known of its batches stays.
+async fn a_batch_that_is_sent_again_after_years_counts_once(home: Home) {
+    let db = home.usage_eyes().clone();
+    let now = Clock::System.now().millis();
+    let of = |number: i64| {
+        let at = now - 60 * DAY_MS + number * HOUR_MS;
+        batch("a", number, vec![record(at, "key_1"), record(at, "key_2")])
+    };
+    let rules = Rules::default();
+    // The second was not stored yet, and others of other nodes are.
+    for number in [1, 3, 4, 6] {
+        store(&db, &of(number), &rules).await;
+    }
+    store(&db, &batch("b", 9, vec![record(now, "key_1")]), &rules).await;
+    speak_for(&home, Clock::System.now()).await;
+    let cut = async || {
+        let usage = Usage::new(db.clone(), Clock::System);
+        usage.cut(keep(Span::days(30), u64::MAX)).await.unwrap();
+    };
+    let uses = async || number(&home, "SELECT SUM(uses) FROM usage_hour").await;
+    let batches = async || number(&home, "SELECT COUNT(*) FROM usage_batch").await;
+    let runs = "SELECT node || ' ' || from_number || ' ' || to_number AS line FROM usage_stored \
+                ORDER BY node, from_number";
+    cut().await;
+    assert_eq!((batches().await, uses().await), (1, 9));
+    assert_eq!(lines(&home, runs).await, ["a 1 1", "a 3 4", "a 6 6"]);
+    for number in [1, 3, 4, 6] {
+        assert_eq!(store(&db, &of(number), &rules).await, Written::Again);
+    }
+    assert_eq!((batches().await, uses().await), (1, 9));
+    // Also in one transaction with one that is new, and by a node that sends it at the same time.
+    let group = vec![of(1), of(2), of(3)];
+    let sent = (0..4).map(|_| {
+        let (db, group) = (
+            home.usage_db(),
+            Group::of(group.clone(), &Arc::default()).unwrap(),
+        );
+        async move {
+            let now = Timestamp::from_millis(now);
+            let write = async move |conn: &mut Conn| group.write(conn, now).await;
+            let written: db::Result<Vec<Written>> = db.write(write).await;
+            written.unwrap()
+        }
+    });
+    let written: Vec<Written> = join_all(sent).await.concat();
+    let stored = written.iter().filter(|one| **one != Written::Again);
+    assert_eq!(stored.count(), 1, "{written:?}");
+    assert_eq!((batches().await, uses().await), (2, 11));
+    let other = batch("c", 1, vec![record(now, "key_1")]);
+    assert_ne!(store(&db, &other, &rules).await, Written::Again);
+    cut().await;
+    assert_eq!(lines(&home, runs).await, ["a 1 4", "a 6 6"]);
+    assert_eq!(store(&db, &of(2), &rules).await, Written::Again);
+    assert_eq!(uses().await, 12);
 }
