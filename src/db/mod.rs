@@ -379,7 +379,7 @@ impl Db {
         let own = self
             .read(async move |conn: &mut Conn| match conn {
                 Conn::Sqlite(_) => Ok(None),
-                Conn::Postgres(c) => postgres::clock(&mut **c).await.map(Some),
+                Conn::Postgres(c) => postgres::clock(c).await.map(Some),
             })
             .await?;
         Ok(own.map_or(now, |own| now.min(own)))

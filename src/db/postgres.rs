@@ -48,7 +48,7 @@ pub(super) fn connections(content: Content) -> usize {
 }
 
 /// For what takes long: summaries, exports, reviews.
-pub(super) const LONG_CONNECTIONS: usize = 4;
+pub(super) const LONG_CONNECTIONS: usize = 3;
 
 /// For what validations wait for.
 pub(super) const LOAD_CONNECTIONS: usize = 8;

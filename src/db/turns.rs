@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     const NO_WAIT: Duration = Duration::ZERO;
-    const LONG: Duration = Duration::from_secs(60);
+    const LONG: Duration = Duration::from_mins(1);
 
     #[tokio::test]
     async fn a_tenant_has_its_share_and_others_find_theirs() {

@@ -133,7 +133,8 @@ impl Reviews {
             .await?;
         let (this, at, id) = (self.clone(), by.at.clone(), review.id.clone());
         let freezing = self.db.runtime().spawn(async move {
-            let frozen = this.freeze(at, review, keys, claim).await;
+            // On the heap: it is a large future.
+            let frozen = Box::pin(this.freeze(at, review, keys, claim)).await;
             drop(turn);
             frozen
         });

@@ -18,7 +18,7 @@ use crate::support::{Home, both};
 
 both!(summaries_leave_connections_to_lists_and_validations);
 
-const WAIT: Duration = Duration::from_secs(60);
+const WAIT: Duration = Duration::from_mins(1);
 
 /// Far more than may run, of as many tenants.
 const SUMMARIES: usize = 12;
