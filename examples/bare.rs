@@ -19,8 +19,9 @@ struct Answer {
 
 impl Answer {
     fn parse(text: &[u8]) -> Option<Self> {
-        let head_length = text.windows(2).position(|two| two == b"\n\n")?;
-        let head = std::str::from_utf8(&text[..head_length]).ok()?;
+        let end = text.windows(2).position(|two| two == b"\n\n")?;
+        let (head, body) = text.split_at_checked(end)?;
+        let head = std::str::from_utf8(head).ok()?;
         let headers = head.lines().map(|line| {
             let (name, value) = line.split_once(": ")?;
             let name = HeaderName::try_from(name).ok()?;
@@ -28,7 +29,7 @@ impl Answer {
         });
         Some(Self {
             headers: headers.collect::<Option<_>>()?,
-            body: text[head_length + 2..].to_vec(),
+            body: body.strip_prefix(b"\n\n")?.to_vec(),
         })
     }
 }
