@@ -1,9 +1,11 @@
 //! docs/oauth.md: each of its commands is run as it stands, and each test that it names is there.
 
+use std::path::Path;
 use std::process::Command;
 
 use super::*;
 use crate::auditors::{blocks, holds};
+use crate::support::programs::path_with_python;
 use crate::support::{both, setting};
 
 both!(every_command_of_the_guide_answers_what_is_said);
@@ -31,6 +33,9 @@ async fn every_command_of_the_guide_answers_what_is_said(home: Home) {
     let owner = world.asker(&["*"]).await;
     let folder = home.dir().join("guide");
     std::fs::create_dir(&folder).unwrap();
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    std::os::unix::fs::symlink(examples, folder.join("examples")).unwrap();
+    let path = path_with_python(&setting("PATH").expect("a path"));
     let (first, blocks) = blocks(GUIDE);
     assert!(blocks.len() >= 8, "{}", blocks.len());
     for block in blocks {
@@ -40,7 +45,7 @@ async fn every_command_of_the_guide_answers_what_is_said(home: Home) {
             .args(["-eu", "-c", &script])
             .current_dir(&folder)
             .env_clear()
-            .env("PATH", setting("PATH").expect("a path"))
+            .env("PATH", &path)
             .env("KEYSTEAD", world.issuer())
             .env("KEY", &key)
             .env("SERVICE", &service)

@@ -21,6 +21,12 @@ static INSTALLED: Throwaway = Throwaway::new("clients", "KEYSTEAD_TEST_CLIENTS")
 /// Longer than any of them takes on a machine that has much else to do.
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
+/// `path` with the Python in front that has the libraries, as `python3`.
+pub fn path_with_python(path: &str) -> String {
+    let installed = PathBuf::from(INSTALLED.url());
+    format!("{}:{path}", installed.join("venv/bin").display())
+}
+
 /// A program that runs. Killed when it is dropped.
 struct Program {
     name: &'static str,
