@@ -58,6 +58,11 @@ impl<K: Hash + Eq + Clone + Send + 'static, T: Clone + Send + Sync + 'static> Fl
         }
     }
 
+    /// Whether who asks for it now waits for a load that has begun.
+    pub fn is_under_way(&self, key: &K) -> bool {
+        lock(&self.under_way).contains_key(key)
+    }
+
     fn board<F>(
         &self,
         key: K,
@@ -136,7 +141,16 @@ mod tests {
                 7
             })
         };
-        let answers = join_all((0..500).map(|_| ask())).await;
+        assert!(!flights.is_under_way(&1));
+        let answers = join_all((0..500).map(|_| async {
+            let answer = ask();
+            tokio::pin!(answer);
+            // Nobody can have landed yet.
+            let first = futures_util::FutureExt::now_or_never(answer.as_mut());
+            assert!(first.is_none() && flights.is_under_way(&1));
+            answer.await
+        }))
+        .await;
         assert!(answers.iter().all(|answer| *answer == Ok(7)));
         assert_eq!(loads.load(Ordering::SeqCst), 1);
         assert_eq!(ask().await, Ok(7));

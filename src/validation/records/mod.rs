@@ -219,9 +219,11 @@ impl Records {
         {
             return Ok(None);
         }
-        // What was there before is no guess; what is found is given back.
+        // What was there before is no guess, and who waits for a look-up that is under way makes none; what is
+        // found is given back.
         let attempt = match due {
             Some(_) => None,
+            None if inner.key_flights.is_under_way(&print) => None,
             None => match inner.failures.take(client, lookup_id, now_us) {
                 Some(attempt) => Some(attempt),
                 None => return Err(Failure::Busy),
