@@ -159,7 +159,8 @@ fn ndjson(lines: &[Stored]) -> db::Result<String> {
     Ok(text)
 }
 
-const COLUMNS: [&str; 20] = [
+/// The first line of the CSV.
+pub(super) const COLUMNS: [&str; 20] = [
     "seq",
     "id",
     "at",

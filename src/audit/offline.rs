@@ -14,7 +14,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::chain::{GENESIS, link};
-use super::export::ExportLine;
+use super::export::{COLUMNS, ExportLine};
 use super::fault::{BadRecord, Fault};
 use super::outside::{Checks, Found};
 use super::signing::Statement;
@@ -57,29 +57,24 @@ pub fn read_keys(text: &str) -> Result<Vec<KeySpan>, String> {
 /// # Errors
 /// The file cannot be read.
 pub fn verify(path: &Path, found: &[Found], keys: &[KeySpan]) -> io::Result<OfflineReport> {
-    let (mut tenant, mut numbers) = (None, Vec::new());
+    let (mut tenant, mut numbers, mut first) = (None, Vec::new(), None);
     for line in lines(path)? {
-        let line = Line::parse(&line?);
+        let text = line?;
+        let line = Line::parse(&text);
         if tenant.is_none() {
             tenant.clone_from(&line.tenant);
         }
         numbers.extend(line.said);
+        first.get_or_insert(text);
     }
     numbers.sort_unstable();
     let (checks, strange) = Checks::of(tenant.as_deref(), found, keys);
+    let is_export = first.is_none() || !numbers.is_empty();
     let mut walk = OfflineWalk::new(tenant, checks, numbers);
-    let mut ahead: VecDeque<Line> = VecDeque::new();
-    let mut rest = lines(path)?;
-    loop {
-        while ahead.len() < 3 {
-            let Some(line) = rest.next() else { break };
-            ahead.push_back(Line::parse(&line?));
-        }
-        let Some(line) = ahead.pop_front() else { break };
-        walk.take(&line, ahead.front(), ahead.get(1));
-    }
-    if let Some(bad) = walk.checks.beyond(walk.next - 1) {
-        walk.note(bad);
+    match first {
+        // Said once, and not of each line.
+        Some(first) if !is_export => walk.note_no_export(&first),
+        Some(_) | None => walk.over(lines(path)?)?,
     }
     for bad in strange {
         walk.note(bad);
@@ -176,6 +171,40 @@ impl OfflineWalk {
             faults: Vec::new(),
             bad: 0,
         }
+    }
+
+    /// Steps 2 and 3.
+    fn over(&mut self, mut rest: impl Iterator<Item = io::Result<String>>) -> io::Result<()> {
+        let mut ahead: VecDeque<Line> = VecDeque::new();
+        loop {
+            while ahead.len() < 3 {
+                let Some(line) = rest.next() else { break };
+                ahead.push_back(Line::parse(&line?));
+            }
+            let Some(line) = ahead.pop_front() else { break };
+            self.take(&line, ahead.front(), ahead.get(1));
+        }
+        if let Some(mut bad) = self.checks.beyond(self.next - 1) {
+            bad.detail.push_str(
+                "; an export from before that checkpoint ends like this too: take a new one",
+            );
+            self.note(bad);
+        } else if self.checked == 0 {
+            let detail = "the export holds no record".to_owned();
+            self.note(BadRecord::new(self.next, None, Fault::Removed, detail));
+        }
+        Ok(())
+    }
+
+    /// For a file without any record, which begins with the line `first`.
+    fn note_no_export(&mut self, first: &str) {
+        let what = if first == COLUMNS.join(",") {
+            "it looks like CSV, which is for reading"
+        } else {
+            "none of its lines is a record"
+        };
+        let detail = format!("the file is no NDJSON export: {what}");
+        self.note(BadRecord::new(self.next, None, Fault::Altered, detail));
     }
 
     /// How many records say that they have this number.

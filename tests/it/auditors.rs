@@ -62,7 +62,7 @@ pub fn holds(answer: &Value, said: &Value) -> bool {
 
 /// What the commands find: a key that was used, rotated and asked for too much, one that was revoked, a
 /// refused attempt, a changed service, a review.
-async fn company(owner: &Client) -> [String; 4] {
+async fn company(owner: &Client) -> [String; 5] {
     let service = json!({
         "slug": "invoicing", "scopes": [{"name": "invoice:read"}, {"name": "invoice:send"}],
     });
@@ -84,6 +84,8 @@ async fn company(owner: &Client) -> [String; 4] {
         "consumers:read",
     ];
     let (_, auditor) = issue("auditor", "keystead", json!(reads)).await;
+    let reviews = json!(["keys:read", "keys:write"]);
+    let (_, reviewer) = issue("reviewer", "keystead", reviews).await;
     let (_, gateway) = issue("gateway", "keystead", json!(["verify:invoicing"])).await;
     let (key, old) = issue("worker", "invoicing", json!(["invoice:read"])).await;
     let (revoked, plaintext) = issue("intern", "invoicing", json!(["invoice:read"])).await;
@@ -135,7 +137,7 @@ async fn company(owner: &Client) -> [String; 4] {
     change(format!("{review}/items/{unused}/decide"), decision).await;
     change(format!("{review}/close"), json!({"leave_undecided": true})).await;
     owner.post("/v1/audit/checkpoints").send().await;
-    [auditor, key, revoked, as_of]
+    [auditor, reviewer, key, revoked, as_of]
 }
 
 const BOUND: std::time::Duration = std::time::Duration::from_secs(20);
@@ -143,7 +145,7 @@ const BOUND: std::time::Duration = std::time::Duration::from_secs(20);
 async fn every_command_for_auditors_answers_what_is_said(home: Home) {
     let node = home.spawn(&[]).await;
     let owner = node.owner();
-    let [auditor, key, revoked, as_of] = company(&owner).await;
+    let [auditor, reviewer, key, revoked, as_of] = company(&owner).await;
     let uses = "/v1/usage/summary?group_by=operation";
     until(BOUND, "all uses are stored", async || {
         owner.get(uses).send().await.expect(200)["groups"][0]["uses"] == 6
@@ -156,11 +158,10 @@ async fn every_command_for_auditors_answers_what_is_said(home: Home) {
     .await;
     let folder = home.dir().join("auditor");
     std::fs::create_dir(&folder).unwrap();
-    std::fs::write(
-        folder.join("auditor.header"),
-        format!("x-api-key: {auditor}\n"),
-    )
-    .unwrap();
+    for (who, key) in [("auditor", auditor), ("reviewer", reviewer)] {
+        let file = folder.join(format!("{who}.header"));
+        std::fs::write(file, format!("x-api-key: {key}\n")).unwrap();
+    }
     let programs = std::path::Path::new(BINARY).parent().unwrap();
     let path = setting("PATH").expect("a path");
     let mut paths = vec![programs.to_owned()];
@@ -182,6 +183,13 @@ async fn every_command_for_auditors_answers_what_is_said(home: Home) {
     };
     let (first, blocks) = blocks(GUIDE);
     assert!(blocks.len() > 15, "{}", blocks.len());
+    // A problem is told, and is no answer.
+    let refused = run(&format!("{first}\nget /v1/tenants"));
+    let told = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        !refused.status.success() && refused.stdout.is_empty() && told.contains("\"forbidden\""),
+        "{refused:?}"
+    );
     for block in blocks {
         let output = run(&format!("{first}\n{}", block.script));
         let answer = String::from_utf8(output.stdout).unwrap();

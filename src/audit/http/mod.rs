@@ -165,7 +165,8 @@ pub async fn list_audit_keys(
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({}))]
 pub struct VerifyAudit {
-    /// The number of the first event to check: 1, or the `next_seq` of the answer before.
+    /// The number of the first event to check: 1, or the `next_seq` of the answer before. At most the
+    /// number of the last event.
     #[schema(minimum = 1, default = 1)]
     from_seq: Option<i64>,
 }
@@ -194,5 +195,12 @@ pub async fn verify_audit(
     }
     let report = audit.verify(&caller.tenant.id, from).await?;
     audit.note_fault(&report);
+    // Of nothing that was checked nobody shall read that it is valid.
+    if let Some(head) = report.head.as_ref().filter(|head| head.seq < from)
+        && report.valid
+    {
+        let detail = format!("must be at most {}, with which the trail ends", head.seq);
+        return Err(Problem::invalid_at("/from_seq", detail));
+    }
     Ok(HttpResponse::Ok().json(report))
 }

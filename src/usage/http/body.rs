@@ -36,8 +36,9 @@ pub struct GroupBody {
     #[schema(value_type = Object, example = json!({"outcome": "valid"}))]
     pub group: BTreeMap<Dimension, String>,
     pub uses: i64,
-    /// Of what was let through. Addresses and scopes have no cost.
-    pub cost: i64,
+    /// Of what was let through; `null` by `ip` and by `scope`, by which it is not counted.
+    #[schema(required = true)]
+    pub cost: Option<i64>,
     /// Empty without `bucket`.
     pub points: Vec<PointBody>,
 }
@@ -49,22 +50,25 @@ pub struct PointBody {
     /// The beginning of the bucket.
     pub start: Timestamp,
     pub uses: i64,
-    pub cost: i64,
+    /// `null` by `ip` and by `scope`.
+    #[schema(required = true)]
+    pub cost: Option<i64>,
 }
 
 impl SummaryBody {
     pub fn new(what: &Sum, series: Vec<Series>, is_cut: bool) -> Self {
+        let known = |cost: i64| what.table.has_cost().then_some(cost);
         let groups = series.into_iter().map(|one| GroupBody {
             group: what.group_by.iter().copied().zip(one.group).collect(),
             uses: one.uses,
-            cost: one.cost,
+            cost: known(one.cost),
             points: one
                 .points
                 .into_iter()
                 .map(|point| PointBody {
                     start: Timestamp::from_millis(point.start),
                     uses: point.uses,
-                    cost: point.cost,
+                    cost: known(point.cost),
                 })
                 .collect(),
         });

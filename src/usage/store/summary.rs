@@ -41,11 +41,16 @@ impl Table {
         }
     }
 
-    fn cost(self) -> &'static str {
+    /// Whether it knows what uses cost.
+    pub fn has_cost(self) -> bool {
         match self {
-            Self::Minute | Self::Hour | Self::Day => "cost",
-            Self::Ip | Self::Scope => "0",
+            Self::Minute | Self::Hour | Self::Day => true,
+            Self::Ip | Self::Scope => false,
         }
+    }
+
+    fn cost(self) -> &'static str {
+        if self.has_cost() { "cost" } else { "0" }
     }
 
     /// How long the spans of its rows are.

@@ -17,6 +17,7 @@ both!(
     each_way_of_tampering_with_an_export_is_named,
     an_export_behind_its_last_checkpoint_says_what_is_not_proved,
     an_export_of_an_old_backup_is_found,
+    a_file_without_a_record_is_named_once,
     a_cut_chain_begins_with_what_was_signed,
     a_cut_never_passes_a_checkpoint_or_a_fault,
     a_chain_that_is_cut_while_it_is_verified_is_whole,
@@ -211,6 +212,33 @@ async fn an_export_of_an_old_backup_is_found(home: Home) {
     let export = Exported::new(&home).await;
     // What the database held when it had five lines: whole in itself.
     export.expect("rolled back", &export.lines[..5], &[(6, Fault::RolledBack)]);
+    let told = export.verify(&export.lines[..5]).to_string();
+    assert!(told.contains("take a new one"), "{told}");
+}
+
+async fn a_file_without_a_record_is_named_once(home: Home) {
+    let (trail, _) = Trail::signing(&home, 4).await;
+    let csv = trail
+        .export(EventFilter::default(), ExportFormat::Csv)
+        .await;
+    let csv: Vec<String> = csv.lines().map(ToOwned::to_owned).collect();
+    assert_eq!(csv.len(), 6);
+    // With nothing to hold it against.
+    let file = Exported {
+        lines: Vec::new(),
+        found: Vec::new(),
+        keys: trail.keys().await,
+        path: home.dir().join("export.ndjson"),
+    };
+    for (lines, fault, told) in [
+        (Vec::new(), Fault::Removed, "the export holds no record"),
+        (csv.clone(), Fault::Altered, "it looks like CSV"),
+        (csv[1..].to_vec(), Fault::Altered, "is no NDJSON export"),
+    ] {
+        file.expect(told, &lines, &[(1, fault)]);
+        let report = file.verify(&lines).to_string();
+        assert!(report.contains(told), "{report}");
+    }
 }
 
 async fn a_cut_chain_begins_with_what_was_signed(home: Home) {

@@ -9,6 +9,7 @@ use crate::support::{BINARY, Home, both, text};
 
 both!(
     an_auditor_proves_an_export_with_public_keys_alone,
+    what_lies_behind_the_end_is_not_verified,
     checkpoints_are_made_on_demand_and_listed,
     free_text_is_no_formula_in_an_export,
     commands_sign_verify_and_cut,
@@ -73,6 +74,40 @@ async fn an_auditor_proves_an_export_with_public_keys_alone(home: Home) {
         let output = verify("bad.ndjson");
         assert_eq!(output.status.code(), Some(1), "{what}: {output:?}");
         assert!(shown(&output).contains(fault), "{what}: {output:?}");
+    }
+    file("empty.ndjson", "");
+    file("none.ndjson", "");
+    let files = ["--checkpoints", "none.ndjson", "--keys", "keys.json"];
+    let nothing = ["verify", "--export", "empty.ndjson"];
+    let output = offline(&home, &[&nothing, &files[..]].concat());
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(shown(&output).contains("holds no record"), "{output:?}");
+}
+
+async fn what_lies_behind_the_end_is_not_verified(home: Home) {
+    let server = home.serve().await;
+    let owner = server.owner();
+    owner.create("/v1/consumers", json!({"slug": "one"})).await;
+    let verify = async |from: i64| {
+        let asked = owner.post("/v1/audit/verify");
+        asked.json(json!({"from_seq": from})).send().await
+    };
+    let report = verify(1).await.expect(200);
+    let end = report["head"]["seq"].as_i64().unwrap();
+    let last = verify(end).await.expect(200);
+    assert_eq!(
+        (&last["valid"], &last["checked"]),
+        (&json!(true), &json!(1))
+    );
+    for from in [end + 1, 99_999, i64::MAX] {
+        let refused = verify(from).await.expect(400);
+        let error = &refused["errors"][0];
+        assert_eq!(error["pointer"], "/from_seq", "{refused}");
+        let detail = text(error, "/detail");
+        assert!(
+            detail.contains(&format!("at most {end},")),
+            "{detail}, but the end is {end}"
+        );
     }
 }
 

@@ -511,20 +511,30 @@ async fn a_summary_counts_by_what_is_asked_and_fills_gaps(home: Home) {
         by_key["groups"][0]["group"],
         json!({"key": KEY, "outcome": "valid"})
     );
-    for (query, groups) in [
-        ("group_by=ip", 2),
-        ("group_by=scope&bucket=day", 1),
-        ("group_by=caller&bucket=hour", 1),
-        ("group_by=secret&group_by=consumer&bucket=minute", 1),
-        ("group_by=service", 1),
-        ("outcome=nothing&group_by=service", 0),
+    for (query, count, has_cost) in [
+        ("group_by=ip", 2, false),
+        ("group_by=scope&bucket=day", 1, false),
+        ("group_by=caller&bucket=hour", 1, true),
+        ("group_by=secret&group_by=consumer&bucket=minute", 1, true),
+        ("group_by=service", 1, true),
+        ("outcome=nothing&group_by=service", 0, true),
     ] {
         let found = ask(query).await;
-        assert_eq!(
-            found["groups"].as_array().unwrap().len(),
-            groups,
-            "{query}: {found}"
-        );
+        let groups = found["groups"].as_array().unwrap();
+        assert_eq!(groups.len(), count, "{query}: {found}");
+        // What is not counted is not nothing.
+        let points = groups
+            .iter()
+            .flat_map(|one| one["points"].as_array().unwrap());
+        for one in groups.iter().chain(points) {
+            assert!(one["uses"].is_i64(), "{query}: {one}");
+            let cost = one.get("cost").expect("a member");
+            assert_eq!(
+                (cost.is_i64(), cost.is_null()),
+                (has_cost, !has_cost),
+                "{query}: {one}"
+            );
+        }
     }
 }
 
