@@ -9,9 +9,11 @@ use actix_web::http::Method;
 use actix_web::web::{self, ServiceConfig, delete, get, patch, post, put};
 use utoipa::OpenApi;
 
+use crate::audit::export::ExportFormat;
 use crate::audit::http as audit;
 use crate::consumers::http as consumers;
 use crate::gateway::http as gateway;
+use crate::http::download::RowFormat;
 use crate::http::{docs, health, openapi, operations};
 use crate::keys::http as keys;
 use crate::oauth::http as oauth;
@@ -20,6 +22,8 @@ use crate::reviews::http as reviews;
 use crate::services::http as services;
 use crate::tenants::http as tenants;
 use crate::usage::http as usage;
+use crate::usage::query::{Dimension, Format, Order};
+use crate::usage::record::Operation;
 use crate::validation::http as validation;
 
 #[expect(
@@ -304,7 +308,15 @@ pub fn api(app: &mut ServiceConfig) {
     health::check_readiness,
     health::read_metrics,
     docs::read_openapi,
-))]
+), components(schemas(
+    // Those that parameters alone refer to.
+    Dimension,
+    ExportFormat,
+    Format,
+    Operation,
+    Order,
+    RowFormat,
+)))]
 struct Api;
 
 /// The complete document, as `openapi/keystead.json` holds it.
@@ -330,4 +342,15 @@ pub fn action(method: &Method, pattern: &str) -> Option<&'static str> {
         actions
     });
     ACTIONS.get(&(method.clone(), pattern.to_owned())).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::openapi_bodies::dangling_references;
+
+    #[test]
+    fn every_reference_of_the_document_leads_somewhere() {
+        assert_eq!(dangling_references(&document()), [""; 0]);
+    }
 }

@@ -74,6 +74,19 @@ pub fn has_key_shape(text: &str) -> bool {
     )
 }
 
+/// Three or five parts of base64url with dots between them, of which the first begins a JSON object: the
+/// compact form of a JWT, signed or not (RFC 7515 §7.1) or encrypted (RFC 7516 §7.1).
+pub fn has_jwt_shape(text: &str) -> bool {
+    let text = text.trim();
+    let is_base64url = |part: &str| {
+        part.bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
+    text.starts_with("eyJ")
+        && matches!(text.split('.').count(), 3 | 5)
+        && text.split('.').all(is_base64url)
+}
+
 /// A text in which nothing has the shape of a key: who puts one into a path shows it to everybody who reads
 /// of it.
 pub fn without_keys(text: &str) -> Cow<'_, str> {

@@ -4,6 +4,7 @@
 
 pub mod actor;
 pub mod age;
+mod asked;
 pub mod chain;
 pub mod change;
 pub mod checkpoint;

@@ -1,11 +1,12 @@
 //! Does what was asked, and turns what went wrong into one line and an exit code.
 
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use clap::error::ErrorKind;
+use clap::{CommandFactory as _, Parser as _};
 
 use super::{Cli, Command, ServerFlags, audit, health, maintenance, pepper, signing_key};
 use crate::app::{self, App, StartError, owner};
@@ -41,7 +42,10 @@ pub fn run() -> ExitCode {
                 let _stderr_may_be_closed = write!(io::stderr(), "{error}");
                 return ExitCode::from(2);
             }
-            _ => Err(Failure::Usage(usage(&error.to_string()))),
+            _ => Err(Failure::Usage(usage(
+                &error.to_string(),
+                std::env::args_os(),
+            ))),
         },
     };
     match outcome {
@@ -169,16 +173,34 @@ fn complain(line: &str) {
     let _stderr_may_be_closed = writeln!(io::stderr(), "keystead: {}", escape(line));
 }
 
-/// The parser's paragraphs as one line, without the synopsis.
-fn usage(text: &str) -> String {
-    let said: Vec<&str> = text
+/// The parser's paragraphs as one line, without the synopsis. Its help has it, of the command that the
+/// `arguments` name.
+fn usage<A: AsRef<OsStr>>(text: &str, arguments: impl IntoIterator<Item = A>) -> String {
+    let said = text
         .lines()
         .map(str::trim)
         .take_while(|line| !line.starts_with("Usage:"))
         .filter(|line| !line.is_empty() && !line.starts_with("For more information"))
-        .map(|line| line.strip_prefix("error: ").unwrap_or(line))
-        .collect();
-    format!("{}; see keystead --help", said.join("; "))
+        .map(|line| line.strip_prefix("error: ").unwrap_or(line));
+    let mut line = String::new();
+    for part in said {
+        // What is listed follows its colon.
+        match line.chars().last() {
+            None => {}
+            Some(':') => line.push(' '),
+            Some(_) => line.push_str("; "),
+        }
+        line.push_str(part);
+    }
+    let top = Cli::command();
+    let (mut command, mut named) = (&top, "keystead".to_owned());
+    for argument in arguments.into_iter().skip(1) {
+        if let Some(below) = command.find_subcommand(argument) {
+            command = below;
+            named = format!("{named} {}", below.get_name());
+        }
+    }
+    format!("{line}; see {named} --help")
 }
 
 impl From<ConfigError> for Failure {
@@ -218,19 +240,27 @@ mod tests {
 
     #[test]
     fn a_wrong_command_line_is_told_in_one_line() {
-        let told =
-            |arguments: &[&str]| usage(&Cli::try_parse_from(arguments).unwrap_err().to_string());
+        let told = |arguments: &[&str]| {
+            let error = Cli::try_parse_from(arguments).unwrap_err();
+            usage(&error.to_string(), arguments)
+        };
         insta::assert_snapshot!(
             [
                 told(&["keystead", "migrat"]),
                 told(&["keystead", "migrate", "--lisen", "x"]),
                 told(&["keystead", "check-config", "--listen"]),
+                told(&["keystead", "audit", "verify", "--export", "x"]),
+                told(&["keystead", "audit", "cut"]),
+                told(&["keystead", "pepper", "retire", "first"]),
             ]
             .join("\n"),
             @r#"
             unrecognized subcommand 'migrat'; tip: a similar subcommand exists: 'migrate'; see keystead --help
-            unexpected argument '--lisen' found; see keystead --help
-            a value is required for '--listen <ADDRESS:PORT>' but none was supplied; see keystead --help
+            unexpected argument '--lisen' found; see keystead migrate --help
+            a value is required for '--listen <ADDRESS:PORT>' but none was supplied; see keystead check-config --help
+            the following required arguments were not provided: --keys <FILE>; see keystead audit verify --help
+            the following required arguments were not provided: --before <TIME>; --reason <TEXT>; see keystead audit cut --help
+            invalid value 'first' for '<VERSION>': invalid digit found in string; see keystead pepper retire --help
             "#
         );
     }

@@ -97,6 +97,11 @@ pub(crate) fn sentence(message: &str) -> String {
             None => "is not a known field; none is known here".to_owned(),
         };
     }
+    // What the standard library says of an address.
+    if message == "invalid IP address syntax" {
+        return "must be an IPv4 or IPv6 address, such as 203.0.113.9; networks are not taken"
+            .to_owned();
+    }
     for start in [
         "invalid type: ",
         "invalid value: ",

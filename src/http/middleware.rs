@@ -228,7 +228,9 @@ impl Visit {
             return Err(Problem::invalid_at("Host", "must be a host and a port"));
         }
         if !req.query_string().is_empty() && !is_gateway(req.path()) {
-            query_credential::refuse_credentials(req.query_string())?;
+            let known = self.operation.as_ref();
+            let declared = known.map_or(&[][..], |known| &known.parameters);
+            query_credential::refuse_credentials(req.query_string(), declared)?;
         }
         if self.settings.readiness.phase() == Phase::Starting && !is_operations(req.path()) {
             return Err(Problem::new(

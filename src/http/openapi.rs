@@ -368,7 +368,7 @@ mod tests {
 
     use super::*;
     use crate::http::extract::{IdempotencyKey, IfMatch};
-    use crate::http::openapi_bodies::open_request_schemas;
+    use crate::http::openapi_bodies::{dangling_references, open_request_schemas};
 
     #[derive(Deserialize, ToSchema)]
     #[serde(deny_unknown_fields)]
@@ -381,6 +381,25 @@ mod tests {
     struct Inner {
         name: String,
     }
+
+    #[derive(Deserialize, ToSchema)]
+    enum Sort {
+        Up,
+    }
+
+    #[derive(utoipa::IntoParams)]
+    #[into_params(parameter_in = Query)]
+    struct Sorted {
+        sort: Option<Sort>,
+    }
+
+    /// Parameters alone name no schema of the document
+    #[utoipa::path(get, path = "/sorted", tag = "keys", params(Sorted), responses((status = 200, description = "Seen")))]
+    fn sorted() {}
+
+    #[derive(utoipa::OpenApi)]
+    #[openapi(paths(sorted))]
+    struct Dangling;
 
     /// Make a thing
     #[utoipa::path(
@@ -459,6 +478,15 @@ mod tests {
         assert_eq!(
             document()["components"]["schemas"]["Closed"]["additionalProperties"],
             false
+        );
+    }
+
+    #[test]
+    fn a_reference_to_nothing_is_found() {
+        assert!(dangling_references(&finish(Document::openapi())).is_empty());
+        assert_eq!(
+            dangling_references(&finish(Dangling::openapi())),
+            ["#/components/schemas/Sort"]
         );
     }
 

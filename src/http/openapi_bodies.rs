@@ -1,4 +1,4 @@
-//! Checks of the request bodies in the `OpenAPI` document.
+//! Checks of the `OpenAPI` document: its request bodies, and what it refers to.
 
 use std::collections::BTreeSet;
 
@@ -21,6 +21,36 @@ pub fn open_request_schemas(openapi: &OpenApi) -> Vec<String> {
         }
     }
     open.into_iter().collect()
+}
+
+/// References of the document to what is not in it: there must be none.
+pub fn dangling_references(openapi: &OpenApi) -> Vec<String> {
+    let document = serde_json::to_value(openapi).unwrap_or_default();
+    let mut dangling = BTreeSet::new();
+    find_dangling(&document, &document, &mut dangling);
+    dangling.into_iter().collect()
+}
+
+fn find_dangling(document: &Value, value: &Value, dangling: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(members) => {
+            if let Some(Value::String(target)) = members.get("$ref") {
+                let place = target.strip_prefix('#');
+                if place.and_then(|place| document.pointer(place)).is_none() {
+                    dangling.insert(target.clone());
+                }
+            }
+            for member in members.values() {
+                find_dangling(document, member, dangling);
+            }
+        }
+        Value::Array(items) => {
+            for item in items {
+                find_dangling(document, item, dangling);
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
 }
 
 fn find_open(

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use actix_web::HttpRequest;
 use actix_web::http::Method;
-use utoipa::openapi::OpenApi;
-use utoipa::openapi::path::{Operation, PathItem};
+use utoipa::openapi::path::{Operation, ParameterIn, PathItem};
+use utoipa::openapi::{OpenApi, RefOr};
 
 use crate::metrics::{Metrics, OperationMetrics};
 
@@ -36,16 +36,19 @@ pub struct Known {
     /// Asked so often that only failures are worth a line in the access log: what was decided stands
     /// in the counters.
     pub is_quiet: bool,
+    /// The names of the parameters that its query may have.
+    pub parameters: Vec<String>,
     pub metrics: OperationMetrics,
 }
 
 impl Operations {
     pub fn new(openapi: &OpenApi, metrics: &Metrics) -> Self {
-        let known = |id: &str, route: &str, is_quiet: bool| {
+        let known = |id: &str, route: &str, is_quiet: bool, parameters: Vec<String>| {
             Arc::new(Known {
                 id: id.to_owned(),
                 route: route.to_owned(),
                 is_quiet,
+                parameters,
                 metrics: metrics.operation(id),
             })
         };
@@ -60,7 +63,8 @@ impl Operations {
                         let tags = operation.tags.as_deref().unwrap_or_default();
                         let is_quiet =
                             tags.iter().any(|tag| tag == QUIET) || ALSO_QUIET.contains(&id);
-                        (method, known(id, route, is_quiet))
+                        let parameters = parameters(operation);
+                        (method, known(id, route, is_quiet, parameters))
                     })
                     .collect();
                 (route.clone(), methods)
@@ -68,7 +72,7 @@ impl Operations {
             .collect();
         Self {
             paths,
-            unmatched: known(UNMATCHED, "", false),
+            unmatched: known(UNMATCHED, "", false, Vec::new()),
         }
     }
 
@@ -96,6 +100,15 @@ impl Operations {
     pub(crate) fn unmatched(&self) -> &Arc<Known> {
         &self.unmatched
     }
+}
+
+fn parameters(operation: &Operation) -> Vec<String> {
+    let all = operation.parameters.iter().flatten();
+    all.filter_map(|parameter| match parameter {
+        RefOr::T(one) if one.parameter_in == ParameterIn::Query => Some(one.name.clone()),
+        RefOr::T(_) | RefOr::Ref(_) => None,
+    })
+    .collect()
 }
 
 /// The operations of a path by method.

@@ -15,6 +15,7 @@ use super::gate::{Gate, Gated};
 use super::json_body;
 use super::problem::Problem;
 use crate::error::Violation;
+use crate::time::Timestamp;
 
 /// The parameters of a query as `T`, whose serde attributes must deny unknown fields. A member of
 /// type `Vec` takes a repeated parameter, every other at most one.
@@ -45,6 +46,17 @@ impl<T: DeserializeOwned + Unpin + 'static> FromRequest for Query<T> {
             .map_err(|violation| Problem::invalid(vec![violation]));
         Gate::of(req).read_query();
         Gated::new(req, parsed)
+    }
+}
+
+/// # Errors
+/// 400 if the times are not in order: nothing is between them.
+pub fn in_order(from: Option<Timestamp>, to: Option<Timestamp>) -> Result<(), Problem> {
+    match (from, to) {
+        (Some(from), Some(to)) if from >= to => {
+            Err(Problem::invalid_at("from", "must be before to"))
+        }
+        _ => Ok(()),
     }
 }
 

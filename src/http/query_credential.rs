@@ -4,9 +4,9 @@ use percent_encoding::percent_decode_str;
 
 use super::problem::{Code, Problem};
 use crate::id::KeyId;
-use crate::text::has_key_shape;
+use crate::text::{has_jwt_shape, has_key_shape};
 
-/// Parameters that only ever carry a credential, in lowercase.
+/// Parameters that carry a credential wherever an operation has none of the name, in lowercase.
 const CREDENTIAL_NAMES: [&str; 11] = [
     "key",
     "api_key",
@@ -22,11 +22,17 @@ const CREDENTIAL_NAMES: [&str; 11] = [
 ];
 
 /// Refuses a credential in the query (RFC 6750 §2.3, RFC 9700): queries end up in logs, histories and
-/// `Referer` headers. It is not repeated in the answer.
+/// `Referer` headers. It is not repeated in the answer. Of a parameter that is `declared` by the operation
+/// only the value tells.
 ///
 /// # Errors
 /// 400 `credential_in_query`.
-pub fn refuse_credentials(query: &str) -> Result<(), Problem> {
+pub fn refuse_credentials(query: &str, declared: &[String]) -> Result<(), Problem> {
+    // A blank may be written as a plus, and a scheme may stand before the credential.
+    let has_shape = |text: &str| {
+        text.split(|c: char| c.is_whitespace() || c == '+')
+            .any(|word| has_key_shape(word) || has_jwt_shape(word))
+    };
     let found = query.split('&').any(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         // What is not UTF-8 is looked at as far as it is.
@@ -37,7 +43,8 @@ pub fn refuse_credentials(query: &str) -> Result<(), Problem> {
             .any(|credential| name.eq_ignore_ascii_case(credential));
         // The filter of a list: an id tells nothing and opens nothing.
         let is_id = name == "key" && KeyId::parse(&value).is_some();
-        (is_credential && !is_id) || has_key_shape(&value) || has_key_shape(&name)
+        let is_other = is_id || declared.iter().any(|known| *known == name);
+        (is_credential && !is_other) || has_shape(&value) || has_shape(&name)
     });
     if found {
         return Err(Problem::new(
@@ -68,11 +75,14 @@ mod tests {
             "Subject_Token=x",
             "KEY=key_01jd8k3v9we5m8t7q2x4z6y0ab",
             "token=key_01jd8k3v9we5m8t7q2x4z6y0ab",
+            "key=eyJhbGciOiJub25lIn0.e30.",
+            "name=eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJhIn0.c2ln%5F",
+            "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJhIn0.c2ln",
             &format!("name={key}"),
             &format!("name={}", key.replace('_', "%5F")),
             &key,
         ] {
-            let problem = refuse_credentials(query).unwrap_err();
+            let problem = refuse_credentials(query, &[]).unwrap_err();
             assert_eq!(problem.code(), Code::CredentialInQuery, "{query}");
             assert!(!problem.detail().contains("BBB"));
         }
@@ -83,8 +93,32 @@ mod tests {
             "key=key_01jd8k3v9we5m8t7q2x4z6y0ab",
             "lookup_id=aaaaaaaaaaaa",
             "q=ks_live_a_b",
+            "q=eyJhbGciOiJFUzI1NiJ9",
+            "host=eye.example.com",
         ] {
-            assert!(refuse_credentials(query).is_ok(), "{query}");
+            assert!(refuse_credentials(query, &[]).is_ok(), "{query}");
+        }
+    }
+
+    #[test]
+    fn of_a_declared_parameter_the_value_tells() {
+        let declared = ["key".to_owned(), "to".to_owned()];
+        let key = format!("ks_live_{}_{}", "a".repeat(12), "B".repeat(49));
+        for query in ["key=worker", "key=", "key=worker&to=x"] {
+            assert!(refuse_credentials(query, &declared).is_ok(), "{query}");
+        }
+        for query in [
+            &format!("key={key}"),
+            &format!("key=%20{key}"),
+            &format!("key=+{key}"),
+            &format!("key=Bearer+{key}"),
+            &format!("to=ApiKey%20{key}"),
+            "key=eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJhIn0.c2ln",
+            "KEY=worker",
+            "api_key=worker",
+            "key=worker&token=x",
+        ] {
+            assert!(refuse_credentials(query, &declared).is_err(), "{query}");
         }
     }
 }

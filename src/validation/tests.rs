@@ -326,3 +326,9 @@ fn what_is_written_is_what_the_document_says() {
         r#"{"valid":false,"code":"unknown","status":401,"request_id":"r"}"#
     );
 }
+
+#[test]
+fn the_ledger_knows_every_outcome() {
+    let outcomes = Outcome::ALL.map(Outcome::code);
+    assert_eq!(crate::usage::record::OUTCOMES, outcomes);
+}

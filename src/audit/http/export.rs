@@ -11,10 +11,11 @@ use utoipa::IntoParams;
 
 use crate::audit::chain::AuditOutcome;
 use crate::audit::export::{Export, ExportFormat, ExportLine};
-use crate::audit::{Audit, EventFilter};
+use crate::audit::{Audit, EventFilter, asked};
 use crate::auth::http::{Caller, perm};
 use crate::http::extract::{AuditReason, Query};
 use crate::http::problem::Problem;
+use crate::http::query::in_order;
 use crate::rights::Permission;
 use crate::text::Slug;
 use crate::time::Timestamp;
@@ -30,8 +31,10 @@ pub struct ExportQuery {
     actor: Option<String>,
     /// Through whose credential, written in the same way.
     via: Option<String>,
+    #[serde(default, deserialize_with = "asked::action")]
     #[param(example = "key.revoke")]
     action: Option<String>,
+    #[serde(default, deserialize_with = "asked::target_kind")]
     #[param(example = "key")]
     target_kind: Option<String>,
     /// The id of what was acted upon.
@@ -89,6 +92,7 @@ pub async fn export_audit_events(
     audit: web::Data<Audit>,
 ) -> Result<HttpResponse, Problem> {
     caller.require(Permission::AuditRead, None)?;
+    in_order(query.from, query.to)?;
     let at = caller.attribution(reason.0);
     let format = query.format.unwrap_or_default();
     let export = audit.export(at, query.filter(), format).await?;

@@ -16,6 +16,7 @@ use crate::auth::http::{Caller, perm};
 use crate::http::extract::{OptionalBody, Query};
 use crate::http::page::{CursorKey, List, NoFilter, PageBody, PageParams};
 use crate::http::problem::Problem;
+use crate::http::query::in_order;
 use crate::rights::Permission;
 use crate::time::Timestamp;
 
@@ -123,6 +124,7 @@ pub async fn list_audit_events(
 ) -> Result<HttpResponse, Problem> {
     // A trail tells of all services: who may read of some may not read it.
     caller.require(Permission::AuditRead, None)?;
+    in_order(list.filter.from, list.filter.to)?;
     let tenant = &caller.tenant.id;
     let request = list.page.request(&cursors, tenant, LIST)?;
     let page = audit.events(tenant.clone(), list.filter, request).await?;

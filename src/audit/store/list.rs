@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::IntoParams;
 
 use crate::audit::Audit;
+use crate::audit::asked;
 use crate::audit::chain::{AuditOutcome, Event};
 use crate::db::schema::audit_event;
 use crate::db::{self, Conn};
@@ -26,8 +27,10 @@ pub struct EventFilter {
     pub actor: Option<String>,
     /// Through whose credential, written in the same way.
     pub via: Option<String>,
+    #[serde(default, deserialize_with = "asked::action")]
     #[param(example = "key.revoke")]
     pub action: Option<String>,
+    #[serde(default, deserialize_with = "asked::target_kind")]
     #[param(example = "key")]
     pub target_kind: Option<String>,
     /// The id of what was acted upon.

@@ -15,6 +15,7 @@ use crate::auth::http::{Caller, perm};
 use crate::http::extract::Query;
 use crate::http::page::{CursorKey, List, PageBody, PageParams};
 use crate::http::problem::Problem;
+use crate::http::query::in_order;
 use crate::rights::{Permission, Reach};
 use crate::text::Slug;
 
@@ -45,11 +46,7 @@ fn wanted(
     usage: &Usage,
     filter: EventFilter,
 ) -> Result<Wanted, Problem> {
-    if let (Some(from), Some(to)) = (filter.from, filter.to)
-        && from >= to
-    {
-        return Err(Problem::invalid_at("from", "must be before to"));
-    }
+    in_order(filter.from, filter.to)?;
     let now = usage.clock().now();
     Ok(Wanted {
         tenant_id: caller.tenant.id.to_string(),

@@ -184,6 +184,20 @@ async fn free_text_is_no_formula_in_an_export(home: Home) {
             .await;
         assert_eq!(told.status, 400, "{refused}: {told}");
     }
+    let (early, late) = ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z");
+    for (name, refused) in [
+        ("action", "action=revoke".to_owned()),
+        ("target_kind", "target_kind=".to_owned()),
+        ("ip", "ip=203.0.113.0/24".to_owned()),
+        ("from", format!("from={late}&to={early}")),
+        ("from", format!("from={early}&to={early}")),
+    ] {
+        for list in ["events", "export"] {
+            let path = format!("/v1/audit/{list}?{refused}");
+            let told = owner.get(&path).send().await.expect(400);
+            assert_eq!(told["errors"][0]["pointer"], name, "{path}: {told}");
+        }
+    }
 }
 
 async fn commands_sign_verify_and_cut(home: Home) {

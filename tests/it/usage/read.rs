@@ -100,6 +100,8 @@ impl Ledger {
 }
 
 const KEY: &str = "key_01jd8k3v9we5m8t7q2x4z6y0ab";
+const SECRET: &str = "sec_01jd8k3v9we5m8t7q2x4z6y0ab";
+const CONSUMER: &str = "con_01jd8k3v9we5m8t7q2x4z6y0ab";
 
 async fn each_filter_finds_its_events(home: Home) {
     let ledger = Ledger::new(&home).await;
@@ -110,8 +112,8 @@ async fn each_filter_finds_its_events(home: Home) {
     }];
     let mut mine = ledger.record(3 * 3_600_000, KEY);
     let key = mine.key.as_mut().unwrap();
-    key.secret_id = "sec_mine".to_owned();
-    key.consumer_id = "con_mine".to_owned();
+    key.secret_id = SECRET.to_owned();
+    key.consumer_id = CONSUMER.to_owned();
     key.superseded = true;
     mine.service = "shipping".to_owned();
     mine.environment = "test".to_owned();
@@ -131,8 +133,8 @@ async fn each_filter_finds_its_events(home: Home) {
     ledger.store(&batch("a", 1, records)).await;
     for query in [
         &format!("key={KEY}"),
-        "secret=sec_mine",
-        "consumer=con_mine",
+        &format!("secret={SECRET}"),
+        &format!("consumer={CONSUMER}"),
         "superseded=true",
         "service=shipping",
         "environment=test",
@@ -517,7 +519,7 @@ async fn a_summary_counts_by_what_is_asked_and_fills_gaps(home: Home) {
         ("group_by=caller&bucket=hour", 1, true),
         ("group_by=secret&group_by=consumer&bucket=minute", 1, true),
         ("group_by=service", 1, true),
-        ("outcome=nothing&group_by=service", 0, true),
+        ("outcome=revoked&group_by=service", 0, true),
     ] {
         let found = ask(query).await;
         let groups = found["groups"].as_array().unwrap();
@@ -652,6 +654,18 @@ async fn a_wrong_parameter_is_named(home: Home) {
         ("summary?bucket=minute&from=2020-01-01T00:00:00Z", "from"),
         ("summary?group_by=ip&bucket=hour", "bucket"),
         ("events?colour=red", "colour"),
+        ("events?outcome=vaild", "outcome"),
+        ("export?outcome=", "outcome"),
+        ("summary?outcome=vaild", "outcome"),
+        ("events?service=Billing", "service"),
+        ("summary?service=", "service"),
+        ("export?environment=Live", "environment"),
+        ("events?key=worker", "key"),
+        ("summary?key=worker", "key"),
+        ("export?key=worker", "key"),
+        ("summary?secret=x", "secret"),
+        ("events?consumer=a-team", "consumer"),
+        ("events?context.=17", "context."),
     ] {
         let path = format!("/v1/usage/{query}");
         let problem = ledger.owner.get(&path).send().await.expect(400);
@@ -660,6 +674,14 @@ async fn a_wrong_parameter_is_named(home: Home) {
             "{query}: {problem}"
         );
     }
-    let key = ledger.owner.get("/v1/usage/events?key=secret").send().await;
-    assert_eq!(key.expect(400)["code"], "credential_in_query");
+    let key = format!("ks_live_{}_{}", "a".repeat(12), "B".repeat(49));
+    for query in [
+        format!("events?key={key}"),
+        "events?key=eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJhIn0.c2ln".to_owned(),
+        "events?api_key=worker".to_owned(),
+    ] {
+        let path = format!("/v1/usage/{query}");
+        let told = ledger.owner.get(&path).send().await;
+        assert_eq!(told.expect(400)["code"], "credential_in_query", "{query}");
+    }
 }

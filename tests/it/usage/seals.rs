@@ -521,8 +521,16 @@ fn sealing_waits_for_batches_and_they_for_it() {
             }
         });
         let seals = async {
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-            sealing.seals.seal_due().await.unwrap()
+            // From the first batch on there is something to seal.
+            let mut sealed = 0;
+            for _ in 0..200 {
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                sealed = sealing.seals.seal_due().await.unwrap();
+                if sealed > 0 {
+                    break;
+                }
+            }
+            sealed
         };
         let (_, sealed) = tokio::join!(futures_util::future::join_all(writers), seals);
         assert_eq!(sealed, 1);
