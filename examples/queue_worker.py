@@ -13,6 +13,7 @@ import base64
 import json
 import os
 import sys
+import time
 import urllib.parse
 import urllib.request
 
@@ -31,10 +32,13 @@ class Worker:
     def verified(self, token, late=0):
         """What the token says. A token of Keystead's that has ended is a jwt.ExpiredSignatureError."""
         key = self.keys.get_signing_key_from_jwt(token)
-        return jwt.decode(
+        claims = jwt.decode(
             token, key, algorithms=[key.algorithm_name], issuer=self.issuer, audience=self.audience,
-            leeway=-late, options={"require": ["exp", "iat", "iss", "aud", "sub", "jti"]},
+            options={"require": ["exp", "iat", "iss", "aud", "sub", "jti"]},
         )
+        if claims["exp"] <= time.time() + late:
+            raise jwt.ExpiredSignatureError("it has ended")
+        return claims
 
     def own(self):
         """A token of the worker's own, by client credentials."""
