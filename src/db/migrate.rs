@@ -9,7 +9,7 @@ use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
 use crate::each;
 
-use super::sqlite::Content;
+use super::content::Content;
 use super::{Conn, Error, Pools, Result, WAIT_MAX};
 
 const SQLITE: EmbeddedMigrations = embed_migrations!("migrations/sqlite");

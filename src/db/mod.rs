@@ -5,6 +5,8 @@
 //! waiting, the work itself always runs to its end. A dropped `SQLite` query future panics and a
 //! transaction dropped between two statements keeps its lock, so nothing here is ever dropped.
 
+mod content;
+mod error;
 pub mod feed;
 mod migrate;
 pub mod nodes;
@@ -18,7 +20,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use diesel::result::{DatabaseErrorKind, Error as DieselError};
+use diesel::result::Error as DieselError;
 use diesel::{ConnectionError, SqliteConnection};
 use diesel_async::pooled_connection::PoolError as ConnectError;
 use diesel_async::pooled_connection::deadpool::{Object, Pool, PoolError};
@@ -28,9 +30,10 @@ use futures_util::future::join_all;
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::Barrier;
 
-use self::sqlite::Content;
+use self::content::Content;
 use crate::time::Timestamp;
 
+pub use error::{Error, Result};
 pub use turns::{Turn, Turns};
 
 /// The longest anybody waits for the database on behalf of an administrative request.
@@ -85,83 +88,6 @@ impl Conn {
         match self {
             Self::Sqlite(object) => drop(Object::take(object)),
             Self::Postgres(object) => drop(Object::take(object)),
-        }
-    }
-}
-
-pub type Result<T> = std::result::Result<T, Error>;
-
-/// Why the database did not answer. What a caller is told is decided in `http/problem.rs`.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// It cannot be reached, or a connection broke.
-    #[error("the database cannot be reached")]
-    Unavailable(#[source] anyhow::Error),
-    /// It can be reached and says no: a wrong password, no such database.
-    #[error("the database refuses us: {0}")]
-    Refused(String),
-    /// It did not answer in time, or too many wait for it.
-    #[error("the database did not answer in time")]
-    Busy,
-    /// A unique index already holds the value; names the index.
-    #[error("a unique value is taken ({0})")]
-    Taken(String),
-    /// Anything else: a defect of ours, or a damaged database.
-    #[error("a query failed")]
-    Query(#[source] DieselError),
-    /// A stored value that we cannot have written.
-    #[error("a stored value does not make sense: {0}")]
-    Corrupt(String),
-}
-
-impl Error {
-    /// The same for another who waited for the same work.
-    #[must_use]
-    pub fn repeated(&self) -> Self {
-        match self {
-            Self::Unavailable(cause) => Self::Unavailable(anyhow::anyhow!("{cause:#}")),
-            Self::Refused(text) => Self::Refused(text.clone()),
-            Self::Busy => Self::Busy,
-            Self::Taken(index) => Self::Taken(index.clone()),
-            Self::Query(cause) => {
-                Self::Query(DieselError::QueryBuilderError(cause.to_string().into()))
-            }
-            Self::Corrupt(what) => Self::Corrupt(what.clone()),
-        }
-    }
-}
-
-impl From<DieselError> for Error {
-    fn from(error: DieselError) -> Self {
-        match &error {
-            DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, info) => {
-                Self::Taken(info.constraint_name().unwrap_or(info.message()).to_owned())
-            }
-            DieselError::DatabaseError(
-                DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::UnableToSendCommand,
-                _,
-            )
-            | DieselError::BrokenTransactionManager => Self::Unavailable(error.into()),
-            DieselError::DatabaseError(_, info)
-                if ["statement timeout", "lock timeout", "database is locked"]
-                    .iter()
-                    .any(|text| info.message().contains(text)) =>
-            {
-                Self::Busy
-            }
-            DieselError::DatabaseError(_, info)
-                if [
-                    "disk is full",
-                    "No space left on device",
-                    "disk I/O error",
-                    "readonly",
-                ]
-                .iter()
-                .any(|text| info.message().contains(text)) =>
-            {
-                Self::Unavailable(error.into())
-            }
-            _ => Self::Query(error),
         }
     }
 }
@@ -464,14 +390,12 @@ impl Db {
     {
         // Who stops waiting for a turn has none any more.
         let turn = self.turns.take(whose, turn_max).await?;
-        let db = self.clone();
-        self.spawn(Some(LONG_WAIT_MAX), async move {
+        let in_turn = async move |conn: &mut Conn| {
             // As long as it runs, whoever waits.
             let _turn = turn;
-            let mut conn = db.pools.lease(Lane::Long, LONG_WAIT_MAX).await?;
-            work(&mut conn).await
-        })
-        .await
+            work(conn).await
+        };
+        self.on(Lane::Long, LONG_WAIT_MAX, in_turn).await
     }
 
     async fn on<T, E, F>(&self, lane: Lane, limit: Duration, work: F) -> std::result::Result<T, E>
@@ -497,12 +421,7 @@ impl Db {
         E: From<Error> + Send + 'static,
         F: OnConn<std::result::Result<T, E>>,
     {
-        let db = self.clone();
-        self.spawn(None, async move {
-            let conn = db.pools.lease(Lane::Read, db.wait_max).await?;
-            in_one_picture(conn, work).await
-        })
-        .await
+        self.picture(Lane::Read, work).await
     }
 
     /// As [`Self::snapshot`], for what takes long: as [`Self::long`].
@@ -513,11 +432,31 @@ impl Db {
         F: OnConn<std::result::Result<T, E>>,
     {
         let turn = self.turns.take(whose, LONG_WAIT_MAX).await?;
+        let in_turn = async move |conn: &mut Conn| {
+            let _turn = turn;
+            work(conn).await
+        };
+        self.picture(Lane::Long, in_turn).await
+    }
+
+    /// Runs `work` in a transaction that only reads.
+    async fn picture<T, E, F>(&self, lane: Lane, work: F) -> std::result::Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+        F: OnConn<std::result::Result<T, E>>,
+    {
         let db = self.clone();
         self.spawn(None, async move {
-            let _turn = turn;
-            let conn = db.pools.lease(Lane::Long, db.wait_max).await?;
-            in_one_picture(conn, work).await
+            let mut conn = db.pools.lease(lane, db.wait_max).await?;
+            let begin = match conn {
+                Conn::Sqlite(_) => "BEGIN",
+                Conn::Postgres(_) => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+            };
+            conn.batch(begin).await?;
+            let mut tx = Tx(Some(conn));
+            let done = work(tx.conn()).await;
+            tx.end(done).await
         })
         .await
     }
@@ -627,22 +566,6 @@ pub async fn migrate_all(main: &Db, usage: &Db) -> Result<Vec<String>> {
         applied.extend(usage.migrate().await?);
     }
     Ok(applied)
-}
-
-/// Runs `work` in a transaction that only reads.
-async fn in_one_picture<T, E, F>(mut conn: Conn, work: F) -> std::result::Result<T, E>
-where
-    E: From<Error>,
-    F: OnConn<std::result::Result<T, E>>,
-{
-    let begin = match conn {
-        Conn::Sqlite(_) => "BEGIN",
-        Conn::Postgres(_) => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
-    };
-    conn.batch(begin).await?;
-    let mut tx = Tx(Some(conn));
-    let done = work(tx.conn()).await;
-    tx.end(done).await
 }
 
 /// An open transaction. Dropped unfinished, by a panic, it closes its connection.

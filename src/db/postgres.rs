@@ -24,7 +24,7 @@ use rustls_pki_types::pem::PemObject as _;
 use tokio_postgres::config::SslMode;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::sqlite::Content;
+use super::content::Content;
 use crate::time::Timestamp;
 
 /// Two seconds for a statement or a lock; a transaction whose client went away holds nothing long.

@@ -14,6 +14,7 @@ use diesel_async::{AsyncConnection as _, SimpleAsyncConnection as _};
 use futures_util::FutureExt as _;
 
 use super::SqliteConn;
+use super::content::Content;
 
 /// `synchronous=FULL`: an acknowledged change survives a power cut. `busy_timeout` is for the
 /// maintenance commands that write beside the server.
@@ -39,33 +40,6 @@ const JOURNAL_PAGE: &str = "PRAGMA page_size=16384;";
 /// log writes those that many commits have touched once.
 const USAGE_SETUP: &str = "PRAGMA cache_size=-65536; PRAGMA wal_autocheckpoint=32768; \
                            PRAGMA journal_size_limit=134217728;";
-
-/// Which tables a file of `SQLite` has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Content {
-    Main,
-    Usage,
-    Journal,
-}
-
-/// How far the threads that store uses stand behind those that answer and journal (see `nice(2)`).
-#[cfg(target_os = "linux")]
-const NICENESS: i32 = 10;
-
-impl Content {
-    /// What a thread of such a file does as it starts. What is journaled can wait, and what is to be
-    /// journaled cannot: until then a kill loses it.
-    pub(super) fn give_way(self) {
-        match self {
-            Self::Main | Self::Journal => {}
-            Self::Usage => {
-                // On Linux of this thread alone; a system that refuses serves as it did before.
-                #[cfg(target_os = "linux")]
-                let _refused = rustix::process::nice(NICENESS);
-            }
-        }
-    }
-}
 
 pub(super) const READERS: usize = 4;
 
