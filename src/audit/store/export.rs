@@ -16,6 +16,20 @@ use crate::time::Timestamp;
 /// What a line takes beside its record, about.
 const BYTES_BESIDE_RECORD: i64 = 1024;
 
+/// The first lines that meet the filter, with numbers above `after` and up to `to`.
+macro_rules! stretch {
+    ($tenant:expr, $filter:expr, $after:expr, $to:expr, $limit:expr) => {{
+        let query = audit_event::table
+            .filter(audit_event::tenant_id.eq($tenant))
+            .filter(audit_event::seq.gt($after))
+            .filter(audit_event::seq.le($to))
+            .into_boxed();
+        matching!(query, $filter)
+            .order(audit_event::seq)
+            .limit($limit)
+    }};
+}
+
 /// At most `limit` lines that meet the filter, with numbers above `after` and up to `to`.
 pub(in crate::audit) async fn stretch_of(
     conn: &mut Conn,
@@ -24,19 +38,10 @@ pub(in crate::audit) async fn stretch_of(
     (after, to): (i64, i64),
     limit: i64,
 ) -> db::Result<Vec<Stored>> {
-    Ok(each!(conn, c => {
-        let query = audit_event::table
-            .filter(audit_event::tenant_id.eq(tenant))
-            .filter(audit_event::seq.gt(after))
-            .filter(audit_event::seq.le(to))
-            .into_boxed();
-        matching!(query, filter)
-            .order(audit_event::seq)
-            .limit(limit)
-            .select(Stored::as_select())
-            .load(c)
-            .await
-    })?)
+    Ok(each!(conn, c => stretch!(tenant, filter, after, to, limit)
+        .select(Stored::as_select())
+        .load(c)
+        .await)?)
 }
 
 /// How many bytes each of these lines takes in memory, about.
@@ -47,19 +52,10 @@ pub(in crate::audit) async fn sizes_of(
     (after, to): (i64, i64),
     limit: i64,
 ) -> db::Result<Vec<i64>> {
-    let records: Vec<i64> = each!(conn, c => {
-        let query = audit_event::table
-            .filter(audit_event::tenant_id.eq(tenant))
-            .filter(audit_event::seq.gt(after))
-            .filter(audit_event::seq.le(to))
-            .into_boxed();
-        matching!(query, filter)
-            .order(audit_event::seq)
-            .limit(limit)
-            .select(sql::<BigInt>("CAST(OCTET_LENGTH(record) AS BIGINT)"))
-            .load(c)
-            .await
-    })?;
+    let records: Vec<i64> = each!(conn, c => stretch!(tenant, filter, after, to, limit)
+        .select(sql::<BigInt>("CAST(OCTET_LENGTH(record) AS BIGINT)"))
+        .load(c)
+        .await)?;
     let records = records.into_iter();
     Ok(records
         .map(|record| record.saturating_add(BYTES_BESIDE_RECORD))
