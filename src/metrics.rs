@@ -18,7 +18,7 @@ use prometheus_client::registry::{Metric, Registry};
 
 use crate::telemetry::{SecurityEvent, SecurityLog};
 
-/// What validation decided.
+/// What validation decides, which is every outcome that a use can have.
 pub const OUTCOMES: &[&str] = &[
     "valid",
     "missing",
@@ -34,8 +34,10 @@ pub const OUTCOMES: &[&str] = &[
     "insufficient_scope",
     "rate_limited",
     "quota_exceeded",
-    "unavailable",
 ];
+
+/// What is counted in the place of an outcome where there is no decision.
+pub const UNDECIDED: &str = "unavailable";
 
 /// Why a caller was not let in, beside the outcomes of its key.
 pub const AUTH_FAILURES: &[&str] = &[
@@ -170,7 +172,7 @@ impl Metrics {
             "decisions",
             "Decisions of validation",
             "outcome",
-            OUTCOMES,
+            &[OUTCOMES, &[UNDECIDED]].concat(),
         );
         let auth_failures = labelled(
             &mut registry,

@@ -8,8 +8,9 @@ use serde::de::{self, DeserializeSeed, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::record::{OUTCOMES, Operation};
+use super::record::Operation;
 use crate::id::{ConsumerId, KeyId, SecretId};
+use crate::metrics::OUTCOMES;
 use crate::text::{Environment, Slug};
 use crate::time::Timestamp;
 

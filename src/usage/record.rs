@@ -10,24 +10,6 @@ use crate::time::Timestamp;
 /// The outcome of a use that was let through.
 pub const VALID: &str = "valid";
 
-/// Every outcome that a use can have.
-pub const OUTCOMES: &[&str] = &[
-    VALID,
-    "missing",
-    "malformed",
-    "unknown",
-    "revoked",
-    "disabled",
-    "expired",
-    "not_yet_valid",
-    "wrong_environment",
-    "wrong_service",
-    "ip_not_allowed",
-    "insufficient_scope",
-    "rate_limited",
-    "quota_exceeded",
-];
-
 /// What a key was presented for.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,

@@ -48,7 +48,7 @@ use crate::db::{self, Conn, Db};
 use crate::id::{KeyId, SecretId, TenantId};
 use crate::keys::fingerprint::Fingerprint;
 use crate::keys::secret::{ApiKey, LookupId, Shape};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, UNDECIDED};
 use crate::ratelimit::{Limiter, Spent, Verdict};
 use crate::rights::{self, Rights};
 use crate::text::Environment;
@@ -170,15 +170,31 @@ impl Validation {
         request: &Request<'_>,
         asking: &Asking<'_>,
     ) -> Result<Answer, Failure> {
-        let presented = presented.into();
+        let decided = self.decide(presented.into(), tenant, service, request);
+        let (answer, now) = decided.await.inspect_err(|failure| {
+            if !matches!(failure, Failure::CostExceedsLimit(_)) {
+                self.metrics.decisions.inc(UNDECIDED);
+            }
+        })?;
+        self.note((tenant, service), request, &answer, asking, now);
+        Ok(answer)
+    }
+
+    /// The decision, with what it is charged.
+    async fn decide(
+        &self,
+        presented: Credential<'_>,
+        tenant: &TenantId,
+        service: &str,
+        request: &Request<'_>,
+    ) -> Result<(Answer, Timestamp), Failure> {
         let (mut answer, now) = self.tell(presented, tenant, service, request).await?;
         if let (Some(subject), true) = (&answer.subject, answer.decision.outcome.is_valid()) {
             let spent = self.spend(subject, request.cost).await?;
             answer.decision.outcome = outcome(spent.verdict);
             answer.spent = Some(spent);
         }
-        self.note((tenant, service), request, &answer, asking, now);
-        Ok(answer)
+        Ok((answer, now))
     }
 
     /// The caller of a management key without limits of its own, if memory has all that is needed and

@@ -328,7 +328,7 @@ fn what_is_written_is_what_the_document_says() {
 }
 
 #[test]
-fn the_ledger_knows_every_outcome() {
+fn metrics_and_ledger_know_every_outcome() {
     let outcomes = Outcome::ALL.map(Outcome::code);
-    assert_eq!(crate::usage::record::OUTCOMES, outcomes);
+    assert_eq!(crate::metrics::OUTCOMES, outcomes);
 }

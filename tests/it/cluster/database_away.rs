@@ -70,6 +70,13 @@ async fn a_database_that_hangs_fails_no_key_that_is_remembered_and_spoils_none(
         let load = load.stop().await;
         figure(format_args!("{fault:?}: remembered keys: {load}"));
         load.expect_all_valid("while the database was away");
+        for node in &cluster.nodes {
+            let metrics = node.client.get("/metrics").send().await.text;
+            let line = "keystead_decisions_total{outcome=\"unavailable\"} ";
+            let undecided = metrics.lines().find_map(|row| row.strip_prefix(line));
+            let undecided: usize = undecided.expect(line).parse().unwrap();
+            assert!(undecided >= cold.len(), "{undecided}");
+        }
     }
 }
 
