@@ -6,7 +6,7 @@
 //!
 //! What a use has in common with the one before it, as a service's uses have with each other, is not
 //! written again, and a key that was used before is named by its place among those that were: that is
-//! three quarters of the bytes, and writing them to the disk is most of what a use costs.
+//! most of its bytes, and writing them to the disk is most of what a use costs.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -15,8 +15,8 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+use super::pauses::Pauses;
 use super::record::{Identified, Operation, Record};
-use super::turns::Turns;
 use crate::text;
 use crate::time::Timestamp;
 
@@ -27,7 +27,7 @@ pub const FORM: u8 = 4;
 const COMMON_BYTES_MAX: usize = 256;
 
 /// So many uses are read in some ten microseconds.
-const USES_A_TURN: u32 = 16;
+const USES_A_PAUSE: u32 = 16;
 
 /// A path is kept so far.
 const PATH_BYTES_MAX: usize = 256;
@@ -276,20 +276,22 @@ impl Block {
 impl Keys {
     fn write(&mut self, key: &UsedKey<'_>, bytes: &mut Vec<u8>) -> postcard::Result<()> {
         self.places.resize(PLACES, Place::default());
-        let Some(place) = self.places.get_mut(place_of(key.secret_id)) else {
-            return Err(postcard::Error::WontImplement);
-        };
-        if bytes.get(place.at.clone()).is_some_and(|it| key.is(it)) {
+        let place = self.places.get_mut(place_of(key.secret_id));
+        if let Some(place) = &place
+            && bytes.get(place.at.clone()).is_some_and(|it| key.is(it))
+        {
             return postcard::to_io(&(KEYS_BEFORE + place.number), bytes).map(drop);
         }
         let mark = if self.count == 0 { FIRST_KEY } else { NEW_KEY };
         postcard::to_io(&mark, &mut *bytes)?;
         let at = bytes.len();
         postcard::to_io(key, &mut *bytes)?;
-        *place = Place {
-            at: at..bytes.len(),
-            number: self.count,
-        };
+        if let Some(place) = place {
+            *place = Place {
+                at: at..bytes.len(),
+                number: self.count,
+            };
+        }
         self.count += 1;
         Ok(())
     }
@@ -336,7 +338,7 @@ pub fn read(form: u8, mut block: &[u8]) -> Result<Vec<Record>, Unreadable> {
     let mut records = Vec::new();
     let mut before: Option<ReadCommon> = None;
     let mut keys: Vec<ReadKey> = Vec::new();
-    let mut turns = Turns::of(USES_A_TURN);
+    let mut pauses = Pauses::each(USES_A_PAUSE);
     while let Some((mark, rest)) = block.split_first() {
         let (common, rest) = match (*mark, &before) {
             (FOLLOWS, _) => {
@@ -372,7 +374,7 @@ pub fn read(form: u8, mut block: &[u8]) -> Result<Vec<Record>, Unreadable> {
         let (own, rest) = postcard::take_from_bytes::<ReadOwn>(rest).map_err(unreadable)?;
         records.push(record(common, key, own));
         block = rest;
-        turns.next();
+        pauses.next();
     }
     Ok(records)
 }

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 
+use super::pauses::with_pauses;
 use super::record::{Batch, Operation, Record};
-use super::turns::in_turns;
 use crate::time::Timestamp;
 
 pub const MINUTE_MS: i64 = 60_000;
@@ -12,7 +12,7 @@ pub const HOUR_MS: i64 = 60 * MINUTE_MS;
 pub const DAY_MS: i64 = 24 * HOUR_MS;
 
 /// So many uses, or rows, are added up in some ten microseconds.
-const USES_A_TURN: u32 = 16;
+const USES_A_PAUSE: u32 = 16;
 
 /// In the place of an address: those of a key beyond as many as are told apart.
 pub const OTHER: &str = "other";
@@ -102,10 +102,10 @@ impl Counts {
     pub fn of(batches: &[Batch]) -> Self {
         let mut tally = Tally::default();
         for batch in batches {
-            for record in in_turns(USES_A_TURN, &batch.records) {
+            for record in with_pauses(USES_A_PAUSE, &batch.records) {
                 tally.add(record, 1);
             }
-            for line in in_turns(USES_A_TURN, &batch.counts_only) {
+            for line in with_pauses(USES_A_PAUSE, &batch.counts_only) {
                 tally.add(&line.record, line.uses);
             }
         }
@@ -180,7 +180,7 @@ impl<'a> Tally<'a> {
 
     fn counts(self) -> Counts {
         let mut counts = Counts::default();
-        for ((minute, who), uses) in in_turns(USES_A_TURN, self.minutes) {
+        for ((minute, who), uses) in with_pauses(USES_A_PAUSE, self.minutes) {
             let at = Timestamp::from_millis(minute);
             let hours = counts.hours.entry(who.row(start(at, HOUR_MS)));
             hours.or_default().add(uses);
@@ -188,7 +188,7 @@ impl<'a> Tally<'a> {
             days.or_default().add(uses);
             counts.minutes.insert(who.row(minute), uses);
         }
-        let ips = in_turns(USES_A_TURN, self.ips);
+        let ips = with_pauses(USES_A_PAUSE, self.ips);
         counts.ips = ips
             .map(|((tenant_id, day, key_id, ip), seen)| {
                 let row = IpKey {
@@ -200,7 +200,7 @@ impl<'a> Tally<'a> {
                 (row, seen)
             })
             .collect();
-        let scopes = in_turns(USES_A_TURN, self.scopes);
+        let scopes = with_pauses(USES_A_PAUSE, self.scopes);
         counts.scopes = scopes
             .map(|((tenant_id, day, key_id, service, scope), seen)| {
                 let row = ScopeKey {

@@ -13,6 +13,7 @@ pub mod fold;
 pub mod http;
 mod leave;
 pub mod ledger;
+mod pauses;
 pub mod proof;
 pub mod query;
 pub mod record;
@@ -22,7 +23,6 @@ pub mod rules;
 pub mod seal;
 pub mod store;
 pub mod summary;
-mod turns;
 pub mod watch;
 
 use crate::clock::Clock;

@@ -29,12 +29,12 @@ use crate::each;
 use crate::id::EventId;
 use crate::time::Timestamp;
 use crate::usage::counts::{Counts, Seen, UseKey, Uses};
+use crate::usage::pauses::with_pauses;
 use crate::usage::record::{Batch, Identified, Record};
 use crate::usage::rules::Rules;
-use crate::usage::turns::in_turns;
 
 /// So many rows are put together in some ten microseconds.
-const ROWS_A_TURN: u32 = 16;
+const ROWS_A_PAUSE: u32 = 16;
 
 /// What became of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,7 +130,7 @@ impl Group {
         let mut hours = BTreeSet::new();
         for batch in &batches {
             let mut span = Span::default();
-            for (index, record) in in_turns(ROWS_A_TURN, &batch.records).enumerate() {
+            for (index, record) in with_pauses(ROWS_A_PAUSE, &batch.records).enumerate() {
                 let Some(key) = record.key.as_ref().filter(|_| rules.keep(record)) else {
                     continue;
                 };
@@ -425,7 +425,7 @@ async fn put_counts(conn: &mut Conn, counts: &mut Counts) -> db::Result<()> {
 
 fn use_rows(counts: &BTreeMap<UseKey, Uses>) -> Rows {
     let mut rows = Rows::default();
-    for (row, uses) in in_turns(ROWS_A_TURN, counts) {
+    for (row, uses) in with_pauses(ROWS_A_PAUSE, counts) {
         put_use(&mut rows, row, uses);
     }
     rows

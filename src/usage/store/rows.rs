@@ -14,14 +14,14 @@ use diesel::{QueryResult, RunQueryDsl as _};
 use tracing::Instrument as _;
 
 use crate::db::{self, Conn};
-use crate::usage::turns::{Turns, in_turns};
+use crate::usage::pauses::{Pauses, with_pauses};
 
 /// So many rows by one statement of `PostgreSQL`: it is put together in a fraction of a millisecond, in which
 /// whoever answers a validation has to wait.
 const ROWS_MAX: usize = 250;
 
 /// So many cells go into their columns in some ten microseconds.
-const CELLS_A_TURN: u32 = 1_000;
+const CELLS_A_PAUSE: u32 = 1_000;
 
 /// A table as rows are added to it.
 pub(super) struct Table {
@@ -122,7 +122,7 @@ impl Table {
         let mut cells = rows.cells();
         let mut row = Vec::with_capacity(self.columns.len());
         // A row takes some ten microseconds.
-        let mut turns = Turns::of(1);
+        let mut pauses = Pauses::each(1);
         loop {
             row.clear();
             row.extend(cells.by_ref().take(self.columns.len()));
@@ -135,7 +135,7 @@ impl Table {
                 behind: &behind,
             }
             .execute(conn)?;
-            turns.next();
+            pauses.next();
         }
     }
 
@@ -159,7 +159,7 @@ impl Table {
         while cells.peek().is_some() {
             let mut columns: Vec<Column<'_>> = self.columns.iter().map(Column::new).collect();
             let some = cells.by_ref().take(ROWS_MAX * self.columns.len());
-            for cell in in_turns(CELLS_A_TURN, some).enumerate() {
+            for cell in with_pauses(CELLS_A_PAUSE, some).enumerate() {
                 if let Some(column) = columns.get_mut(cell.0 % self.columns.len()) {
                     column.push(cell.1);
                 }

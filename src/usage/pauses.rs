@@ -6,14 +6,14 @@
 
 /// Counts the items of some work.
 #[derive(Debug)]
-pub(super) struct Turns {
+pub(super) struct Pauses {
     every: u32,
     done: u32,
 }
 
-impl Turns {
+impl Pauses {
     /// Rests after every so many items: as many as take some ten microseconds.
-    pub(super) fn of(every: u32) -> Self {
+    pub(super) fn each(every: u32) -> Self {
         Self { every, done: 0 }
     }
 
@@ -28,10 +28,10 @@ impl Turns {
 }
 
 /// The items, with a rest after every so many.
-pub(super) fn in_turns<T>(
+pub(super) fn with_pauses<T>(
     every: u32,
     items: impl IntoIterator<Item = T>,
 ) -> impl Iterator<Item = T> {
-    let mut turns = Turns::of(every);
-    items.into_iter().inspect(move |_| turns.next())
+    let mut pauses = Pauses::each(every);
+    items.into_iter().inspect(move |_| pauses.next())
 }
