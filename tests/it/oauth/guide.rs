@@ -74,6 +74,7 @@ fn every_test_that_the_guide_names_is_there() {
         include_str!("clients.rs"),
         include_str!("ended.rs"),
         include_str!("exchange.rs"),
+        include_str!("exchange_ended.rs"),
         include_str!("exchange_refused.rs"),
         include_str!("published.rs"),
         include_str!("refused.rs"),

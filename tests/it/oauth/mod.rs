@@ -7,6 +7,7 @@ mod at_the_edge;
 mod clients;
 mod ended;
 mod exchange;
+mod exchange_ended;
 mod exchange_refused;
 mod guide;
 mod keyring;
