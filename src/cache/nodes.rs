@@ -16,8 +16,8 @@ use crate::time::Span;
 /// How often a node's row is written.
 const KEPT_EVERY_TICKS: u64 = 10;
 
-/// A node that was not seen for so long decides nothing any more: written every ten seconds, thirty
-/// without any proof, and as much again for clocks that differ.
+/// A node that was not seen for so long, by the database's clock, decides nothing any more: written every
+/// ten seconds, thirty without any proof, and some for a write that takes long.
 const LIVES: Span = Span::seconds(60);
 
 /// A node whose row is older than this is forgotten.
@@ -107,9 +107,9 @@ impl Nodes {
                 let _gone = relay.forget(&gone).await;
             }
         }
-        let before = self.clock.now().minus(FORGOTTEN);
+        let own = self.clock.now();
         self.db
-            .write(async move |conn: &mut Conn| nodes::sweep(conn, before).await.map(drop))
+            .write(async move |conn: &mut Conn| nodes::sweep(conn, FORGOTTEN, own).await.map(drop))
             .await
     }
 
@@ -145,11 +145,11 @@ impl Nodes {
 
     async fn until_all_know(&self, seq: i64) {
         loop {
-            let since = self.clock.now().minus(LIVES);
+            let own = self.clock.now();
             let living = self
                 .db
                 .read(async move |conn: &mut Conn| -> db::Result<_> {
-                    nodes::seen_since(conn, since).await
+                    nodes::seen_within(conn, LIVES, own).await
                 })
                 .await;
             if let Ok(living) = living

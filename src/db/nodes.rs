@@ -6,13 +6,23 @@ use diesel_async::RunQueryDsl;
 use super::schema::node;
 use super::{Conn, Result};
 use crate::each;
-use crate::time::Timestamp;
+use crate::time::{Span, Timestamp};
 
 /// So many are told of at most.
 const NODES_MAX: i64 = 10_000;
 
+/// The clock that all nodes go by here: the database's, where it has one. Who goes by another clock than
+/// the rest would look gone while it lives.
+pub async fn clock(conn: &mut Conn, own: Timestamp) -> Result<Timestamp> {
+    match conn {
+        Conn::Sqlite(_) => Ok(own),
+        Conn::Postgres(c) => super::postgres::clock(c).await,
+    }
+}
+
 /// The node lives, and knows every change up to `position`.
-pub async fn keep(conn: &mut Conn, id: &str, position: i64, now: Timestamp) -> Result<()> {
+pub async fn keep(conn: &mut Conn, id: &str, position: i64, own: Timestamp) -> Result<()> {
+    let now = clock(conn, own).await?;
     let row = (
         node::id.eq(id),
         node::position.eq(position),
@@ -28,8 +38,13 @@ pub async fn keep(conn: &mut Conn, id: &str, position: i64, now: Timestamp) -> R
     Ok(())
 }
 
-/// The nodes that were seen since `at`, with their positions.
-pub async fn seen_since(conn: &mut Conn, at: Timestamp) -> Result<Vec<(String, i64)>> {
+/// The nodes that were seen within `span`, with their positions.
+pub async fn seen_within(
+    conn: &mut Conn,
+    span: Span,
+    own: Timestamp,
+) -> Result<Vec<(String, i64)>> {
+    let at = clock(conn, own).await?.minus(span);
     Ok(each!(conn, c => node::table
         .filter(node::seen_at.ge(at))
         .order(node::id)
@@ -45,8 +60,9 @@ pub async fn remove(conn: &mut Conn, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// Forgets nodes that ended without saying so.
-pub async fn sweep(conn: &mut Conn, before: Timestamp) -> Result<usize> {
+/// Forgets nodes that ended without saying so: those not seen within `span`.
+pub async fn sweep(conn: &mut Conn, span: Span, own: Timestamp) -> Result<usize> {
+    let before = clock(conn, own).await?.minus(span);
     Ok(
         each!(conn, c => diesel::delete(node::table.filter(node::seen_at.lt(before)))
         .execute(c)
