@@ -185,6 +185,34 @@ impl Local {
         }
     }
 
+    /// The stored count could not be read: a count that is known goes on, and asks again in a second.
+    pub(super) fn put_off(&self, tag: &HashTag, counter: CounterId, period: Period, now: Now) {
+        let mut shard = self.shard(shard_of(tag));
+        if let Some(count) = shard.count(counter, period.start) {
+            let put_off_until_us = now.monotonic_us.saturating_add(UNSEEDED_US);
+            let count = Count {
+                put_off_until_us,
+                ..count
+            };
+            shard.set_count(counter, count, false);
+        }
+    }
+
+    /// Whether the stored count is not to be asked for yet.
+    pub(super) fn is_put_off(
+        &self,
+        tag: &HashTag,
+        counter: CounterId,
+        period: Period,
+        now: Now,
+    ) -> bool {
+        let count = self.shard(shard_of(tag)).count(counter, period.start);
+        count.is_some_and(|count| {
+            let until_us = count.unseeded_until_us.unwrap_or(0);
+            now.monotonic_us < until_us.max(count.put_off_until_us)
+        })
+    }
+
     /// Takes over what the shared counters say, so that this process can go on from there.
     pub(super) fn follow_count(
         &self,
@@ -354,7 +382,9 @@ fn planned(shard: &Shard, charge: &Charge<'_>, cost: u64, now: Now, mode: Mode) 
 
 fn count(shard: &Shard, charge: &QuotaCharge, now: Now, seeds: Seeds) -> Result<Count, Unseeded> {
     let period = Period::containing(charge.quota.period, now.wall);
+    // The first day of a month and the month begin together, and one may have become the other.
     let known = shard.count(charge.counter, period.start);
+    let known = known.map(|count| Count { period, ..count });
     let until_us = known.map(|count| count.unseeded_until_us);
     match (known, until_us, seeds) {
         (Some(count), Some(None), _) => Ok(count),

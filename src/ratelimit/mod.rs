@@ -239,23 +239,21 @@ impl Limiter {
     /// # Errors
     /// The database's; what was not written is written the next time.
     pub async fn write_back(&self) -> db::Result<usize> {
-        let moved = self.0.local.take_moved();
-        let mut batches = moved.chunks(WRITE_MAX);
-        let mut written = 0;
-        while let Some(batch) = batches.next() {
-            match self.write(batch).await {
-                Ok(()) => {
-                    self.0.local.written(batch);
-                    written += batch.len();
-                }
-                Err(error) => {
-                    self.0.local.not_written(batch);
-                    batches.for_each(|batch| self.0.local.not_written(batch));
-                    return Err(error);
-                }
+        let mut taken = Taken {
+            local: &self.0.local,
+            moved: self.0.local.take_moved(),
+            written: 0,
+        };
+        loop {
+            let rest = taken.moved.get(taken.written..).unwrap_or_default();
+            let batch = rest.get(..WRITE_MAX).unwrap_or(rest);
+            if batch.is_empty() {
+                return Ok(taken.written);
             }
+            self.write(batch).await?;
+            self.0.local.written(batch);
+            taken.written += batch.len();
         }
-        Ok(written)
     }
 
     /// Drops counters that say nothing any more and brings the metrics up to date; call it every
@@ -302,8 +300,14 @@ impl Limiter {
             .collect();
         let mut answer = shared.spend(spending, &knowns, now).await?;
         if matches!(answer, Answer::Unseeded) {
+            // Begun from less than is stored, the shared count would stay too low: until that can be read
+            // this node goes on alone.
+            if self.is_put_off(spending, now) {
+                return Err(RedisAway);
+            }
             let stored = self.seed(spending, now).await;
             *seeds = Seeds::DoneWithout;
+            let stored = stored.ok_or(RedisAway)?;
             for ((known, charge), stored) in knowns.iter_mut().zip(spending.quotas).zip(stored) {
                 let used = self.known(spending.tag, charge, now);
                 *known = Known {
@@ -318,6 +322,15 @@ impl Limiter {
         };
         self.follow(spending, &decided, now);
         Ok(decided.spent)
+    }
+
+    /// Whether a stored count could not be read just now.
+    fn is_put_off(&self, spending: &Spending<'_>, now: Now) -> bool {
+        spending.quotas.iter().any(|charge| {
+            let period = Period::containing(charge.quota.period, now.wall);
+            let local = &self.0.local;
+            local.is_put_off(spending.tag, charge.counter, period, now)
+        })
     }
 
     fn known(&self, tag: &HashTag, charge: &QuotaCharge, now: Now) -> u64 {
@@ -340,9 +353,9 @@ impl Limiter {
         }
     }
 
-    /// Begins the counts in memory from the stored ones, which it answers: 0 for each if the database
-    /// does not answer in time.
-    async fn seed(&self, spending: &Spending<'_>, now: Now) -> Counts {
+    /// Begins the counts in memory from the stored ones, which it answers: `None` if the database does not
+    /// answer in time.
+    async fn seed(&self, spending: &Spending<'_>, now: Now) -> Option<Counts> {
         let wanted: SmallVec<[(CounterId, Period); 2]> = spending
             .quotas
             .iter()
@@ -372,11 +385,14 @@ impl Limiter {
                     let local = &self.0.local;
                     local.seed(spending.tag, counter, period, *stored, now);
                 }
-                counts
+                Some(counts)
             }
             Err(error) => {
                 tracing::warn!(%error, "a quota goes on without its stored count");
-                Counts::from_elem(0, spending.quotas.len())
+                for (counter, period) in wanted {
+                    self.0.local.put_off(spending.tag, counter, period, now);
+                }
+                None
             }
         }
     }
@@ -396,6 +412,21 @@ impl Limiter {
         if self.is_degraded() != is_degraded {
             self.0.degraded.set(i64::from(is_degraded));
         }
+    }
+}
+
+/// Counts that were taken to be written. Those that were not are taken again the next time, also if who
+/// writes is stopped half-way.
+struct Taken<'a> {
+    local: &'a Local,
+    moved: Vec<Moved>,
+    written: usize,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        let rest = self.moved.get(self.written..).unwrap_or_default();
+        self.local.not_written(rest);
     }
 }
 

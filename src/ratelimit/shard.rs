@@ -30,6 +30,8 @@ pub(super) struct Count {
     pub(super) period: Period,
     /// Until when it goes on without the stored count; `None` once that is in it.
     pub(super) unseeded_until_us: Option<u64>,
+    /// Until when the stored count is not asked for again.
+    pub(super) put_off_until_us: u64,
     /// It is in no table yet.
     pub(super) is_new: bool,
     /// It differs from what is stored, as far as this process knows.
@@ -44,6 +46,7 @@ impl Count {
             used: 0,
             period,
             unseeded_until_us: None,
+            put_off_until_us: 0,
             is_new: true,
             is_moved: false,
         }

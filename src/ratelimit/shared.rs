@@ -115,7 +115,7 @@ pub(super) fn quota_key(tag: &str, counter: CounterId, period: Period) -> String
 
 /// `None` if it is not what the script answers.
 fn understand(spending: &Spending<'_>, answer: &[i64], now: Now) -> Option<Answer> {
-    let mut numbers = answer.iter().map(|n| u64::try_from(*n).unwrap_or(0));
+    let mut numbers = answer.iter().map_while(|n| u64::try_from(*n).ok());
     if numbers.next()? == 1 {
         return Some(Answer::Unseeded);
     }

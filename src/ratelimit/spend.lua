@@ -7,6 +7,9 @@
 --   then for each limit its interval in us and its burst;
 --   for each quota its limit, the least that has been used as far as the caller knows, 1 if a count
 --   that is not here begins from that, and for how many ms a count is kept.
+-- A counter of a limit holds when its bucket is full again and when that was written, "tat now": if the
+-- clock has been set back since, the bucket is full as much later as it would have been. What is no such
+-- number, whoever wrote it, is not there.
 -- Answers {0, now, for each limit {tat, wait in us}.., for each quota {used, exceeded}..}, flat;
 --   or {1} if a count is not here and the caller has to look for the stored one.
 local limits, cost, charges = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3] == '1'
@@ -20,11 +23,24 @@ end
 local function text(number)
   return string.format('%.0f', number)
 end
+local function number(digits)
+  return digits and #digits <= 16 and tonumber(digits) or nil
+end
+local function keep(i, tat)
+  local idle_in = math.max(math.ceil((tat - now) / 1000), 1000)
+  redis.call('SET', KEYS[i], text(tat) .. ' ' .. text(now), 'PX', text(idle_in))
+end
 
 local tats, afters, waits, passes = {}, {}, {}, true
 for i = 1, limits do
   local interval, burst = arg(), arg()
-  local tat = math.max(tonumber(redis.call('GET', KEYS[i])) or now, now)
+  local tat, written = string.match(redis.call('GET', KEYS[i]) or '', '^(%d+) (%d+)$')
+  tat, written = number(tat) or now, number(written) or now
+  if written > now then
+    tat = tat - (written - now)
+    keep(i, tat)
+  end
+  tat = math.max(tat, now)
   tats[i] = tat
   afters[i] = tat + cost * interval
   waits[i] = math.max(afters[i] - burst * interval - now, 0)
@@ -35,7 +51,7 @@ local stored, useds, exceeded, keeps = {}, {}, {}, {}
 for i = 1, #KEYS - limits do
   local limit, known, is_seeded = arg(), arg(), arg()
   keeps[i] = arg()
-  stored[i] = tonumber(redis.call('GET', KEYS[limits + i]))
+  stored[i] = number(string.match(redis.call('GET', KEYS[limits + i]) or '', '^%d+$'))
   if not stored[i] and is_seeded == 0 then
     return {1}
   end
@@ -48,8 +64,7 @@ charges = charges and passes
 for i = 1, limits do
   if charges then
     tats[i] = afters[i]
-    local idle_in = math.max(math.ceil((tats[i] - now) / 1000), 1000)
-    redis.call('SET', KEYS[i], text(tats[i]), 'PX', text(idle_in))
+    keep(i, tats[i])
   end
 end
 for i = 1, #useds do

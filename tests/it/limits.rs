@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use keystead::clock::Clock;
 use keystead::db::{Db, Target};
@@ -19,7 +20,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use crate::support::redis::{OwnRedis, patient_link, url};
-use crate::support::{Backend, Fault, Home, both, run, setting, until};
+use crate::support::{Backend, Fault, Home, both, run, setting, tables, until};
 
 /// One key of one consumer, with counters that no other test has.
 #[derive(Clone)]
@@ -121,6 +122,13 @@ async fn node(home: &Home, clock: Clock) -> Limiter {
     limiter
 }
 
+/// The same of one that shares its counters.
+async fn sharing_node(home: &Home, redis: RedisLink) -> Limiter {
+    let limiter = Limiter::new(home.db(), Some(redis), Clock::System);
+    limiter.sweep_stored().await.unwrap();
+    limiter
+}
+
 fn on_sqlite<R: Future<Output = ()>>(test: impl FnOnce(Home) -> R) {
     run(Backend::Sqlite, test);
 }
@@ -129,6 +137,8 @@ both!(
     a_quota_is_full_again_at_the_end_of_its_day_or_month,
     counts_survive_a_restart_and_never_go_back,
     counts_of_periods_long_past_are_swept,
+    a_quota_that_becomes_monthly_on_the_first_of_a_month_ends_with_the_month,
+    counts_are_written_also_if_a_write_before_was_stopped_half_way,
 );
 
 async fn a_quota_is_full_again_at_the_end_of_its_day_or_month(home: Home) {
@@ -171,6 +181,33 @@ async fn a_quota_is_full_again_at_the_end_of_its_day_or_month(home: Home) {
         let spent = key.spend_at(&limiter, &[], quota, 1, now(last)).await;
         assert_eq!(spent.verdict, Verdict::QuotaExceeded);
     }
+}
+
+async fn a_quota_that_becomes_monthly_on_the_first_of_a_month_ends_with_the_month(home: Home) {
+    let (key, at) = (Key::new(), now("2028-03-01T10:00:00Z"));
+    let limiter = node(&home, Clock::System).await;
+    for (period, end, left) in [
+        ("day", "2028-03-02T00:00:00.000Z", 4),
+        ("month", "2028-04-01T00:00:00.000Z", 3),
+        ("day", "2028-03-02T00:00:00.000Z", 2),
+    ] {
+        let quota = Some(quota(5, period));
+        let spent = key.spend_at(&limiter, &[], quota, 1, at).await;
+        assert_eq!(spent.quotas[0].remaining, left, "{period}");
+        assert_eq!(spent.quotas[0].resets_at.to_string(), end, "{period}");
+    }
+}
+
+async fn counts_are_written_also_if_a_write_before_was_stopped_half_way(home: Home) {
+    let quota = Some(quota(10, "month"));
+    let limiter = node(&home, Clock::System).await;
+    // More than are written at once.
+    for _ in 0..600 {
+        Key::new().spend(&limiter, &[], quota).await;
+    }
+    assert!(limiter.write_back().now_or_never().is_none());
+    assert_eq!(limiter.write_back().await.unwrap(), 600);
+    assert_eq!(limiter.write_back().await.unwrap(), 0);
 }
 
 async fn counts_survive_a_restart_and_never_go_back(home: Home) {
@@ -217,6 +254,15 @@ async fn counts_of_periods_long_past_are_swept(home: Home) {
     assert_eq!(limiter.sweep_stored().await.unwrap(), 1);
 }
 
+/// The table is away as a database is: nothing can be read of it.
+async fn take_counts_away(home: &Home) {
+    tables::execute(home, "ALTER TABLE quota_count RENAME TO elsewhere").await;
+}
+
+async fn give_counts_back(home: &Home) {
+    tables::execute(home, "ALTER TABLE elsewhere RENAME TO quota_count").await;
+}
+
 #[test]
 fn a_quota_goes_on_without_its_stored_count_and_takes_it_in_later() {
     on_sqlite(async |home: Home| {
@@ -227,22 +273,7 @@ fn a_quota_goes_on_without_its_stored_count_and_takes_it_in_later() {
         }
         before.write_back().await.unwrap();
 
-        // The table is away as a database is: nothing can be read of it.
-        let rename = |from: &'static str, to: &'static str| {
-            let home = home.clone();
-            async move {
-                let sql = format!("ALTER TABLE {from} RENAME TO {to}");
-                let done = home
-                    .eyes()
-                    .write(async move |conn: &mut keystead::db::Conn| {
-                        use diesel_async::SimpleAsyncConnection as _;
-                        keystead::each!(conn, c => c.batch_execute(&sql).await)?;
-                        Ok::<(), keystead::db::Error>(())
-                    });
-                done.await.unwrap();
-            }
-        };
-        rename("quota_count", "elsewhere").await;
+        take_counts_away(&home).await;
         let after = Limiter::new(home.db(), None, Clock::System);
         for left in [9, 8, 7] {
             let spent = key.spend(&after, &[], quota).await;
@@ -256,7 +287,7 @@ fn a_quota_goes_on_without_its_stored_count_and_takes_it_in_later() {
             0,
             "what is not known is not written"
         );
-        rename("elsewhere", "quota_count").await;
+        give_counts_back(&home).await;
         until(
             Duration::from_secs(5),
             "the stored count is taken in",
@@ -371,9 +402,9 @@ fn a_quota_in_redis_begins_from_what_is_stored_and_outlives_a_flush() {
     on_sqlite(async |home: Home| {
         let redis = OwnRedis::start();
         let eyes = link(&redis.url());
-        let node = || Limiter::new(home.db(), Some(link(&redis.url())), Clock::System);
+        let node = || sharing_node(&home, link(&redis.url()));
         let (key, quota) = (Key::new(), Some(quota(10, "month")));
-        let (a, b) = (node(), node());
+        let (a, b) = (node().await, node().await);
         for left in [9, 8] {
             assert_eq!(key.spend(&a, &[], quota).await.quotas[0].remaining, left);
         }
@@ -387,7 +418,7 @@ fn a_quota_in_redis_begins_from_what_is_stored_and_outlives_a_flush() {
 
         eyes.query::<()>(&redis::cmd("FLUSHALL")).await.unwrap();
         // One that never saw the key reads what is stored.
-        let c = node();
+        let c = node().await;
         assert_eq!(key.spend(&c, &[], quota).await.quotas[0].remaining, 6);
         eyes.query::<()>(&redis::cmd("FLUSHALL")).await.unwrap();
         // One that has seen more than is stored goes on from that.
@@ -398,6 +429,144 @@ fn a_quota_in_redis_begins_from_what_is_stored_and_outlives_a_flush() {
         assert_eq!(key.spend(&a, &[], quota).await.quotas[0].remaining, 4);
         assert!(!a.is_degraded());
     });
+}
+
+#[test]
+fn no_quota_in_redis_begins_from_less_than_is_stored() {
+    on_sqlite(async |home: Home| {
+        let redis = OwnRedis::start();
+        let eyes = link(&redis.url());
+        let node = || sharing_node(&home, link(&redis.url()));
+        let (key, quota) = (Key::new(), Some(quota(10, "month")));
+        let (a, b, c) = (node().await, node().await, node().await);
+        for _ in 0..7 {
+            key.spend(&a, &[], quota).await;
+        }
+        a.write_back().await.unwrap();
+        // Redis forgets while the database cannot be read.
+        take_counts_away(&home).await;
+        eyes.query::<()>(&redis::cmd("FLUSHALL")).await.unwrap();
+        assert_eq!(key.spend(&b, &[], quota).await.quotas[0].remaining, 9);
+        assert!(b.is_degraded(), "it goes on alone");
+        // One that has seen it goes on from there.
+        assert_eq!(key.spend(&a, &[], quota).await.quotas[0].remaining, 2);
+        give_counts_back(&home).await;
+        until(
+            Duration::from_secs(5),
+            "what is stored counts again",
+            async || {
+                let mut now = b.now();
+                now.monotonic_us += 2_000_000;
+                let spent = key.spend_at(&b, &[], quota, 0, now).await;
+                spent.quotas[0].remaining == 2 && !b.is_degraded()
+            },
+        )
+        .await;
+        assert_eq!(key.spend(&c, &[], quota).await.quotas[0].remaining, 1);
+        assert_eq!(key.spend(&c, &[], quota).await.quotas[0].remaining, 0);
+        let spent = key.spend(&c, &[], quota).await;
+        assert_eq!(spent.verdict, Verdict::QuotaExceeded);
+    });
+}
+
+#[test]
+fn what_is_no_number_in_redis_lifts_neither_a_limit_nor_a_quota() {
+    on_sqlite(async |home: Home| {
+        let redis = OwnRedis::start();
+        let eyes = link(&redis.url());
+        let limiter = sharing_node(&home, link(&redis.url())).await;
+        let limits = [limit("calls", 3, "1h", 3, "closed")];
+        for text in [
+            "nan",
+            "-nan",
+            "inf",
+            "-inf",
+            "-1",
+            "1e308",
+            "0x7fffffffffffffff",
+            "99999999999999999999999999 1",
+            "99999999999999999999999999",
+            "nan nan",
+            "",
+            " ",
+            "\u{0}",
+        ] {
+            let write = async || {
+                let keys: Vec<String> = eyes.query(redis::cmd("KEYS").arg("*")).await.unwrap();
+                assert_eq!(keys.len(), 1);
+                let mut set = redis::cmd("SET");
+                eyes.query::<()>(set.arg(&keys[0]).arg(text)).await.unwrap();
+            };
+            eyes.query::<()>(&redis::cmd("FLUSHALL")).await.unwrap();
+            let (key, quota) = (Key::new(), Some(quota(3, "month")));
+            let mut admitted = 0;
+            for _ in 0..10 {
+                let spent = key.spend(&limiter, &[], quota).await;
+                admitted += usize::from(spent.verdict == Verdict::Admitted);
+                write().await;
+            }
+            assert_eq!(admitted, 3, "a quota and {text:?}");
+
+            eyes.query::<()>(&redis::cmd("FLUSHALL")).await.unwrap();
+            key.spend(&limiter, &limits, None).await;
+            write().await;
+            admitted = 0;
+            for _ in 0..10 {
+                let spent = key.spend(&limiter, &limits, None).await;
+                admitted += usize::from(spent.verdict == Verdict::Admitted);
+            }
+            assert_eq!(admitted, 3, "a limit and {text:?}");
+        }
+        assert!(!limiter.is_degraded());
+    });
+}
+
+/// The one counter there is in Redis, as if all of it had been a day later.
+async fn write_a_day_later(eyes: &RedisLink) {
+    let keys: Vec<String> = eyes.query(redis::cmd("KEYS").arg("*")).await.unwrap();
+    let mut get = redis::cmd("GET");
+    let text: String = eyes.query(get.arg(&keys[0])).await.unwrap();
+    let later: Vec<String> = text
+        .split(' ')
+        .map(|us| (us.parse::<u64>().unwrap() + 86_400_000_000).to_string())
+        .collect();
+    assert_eq!(later.len(), 2, "{text}");
+    let mut set = redis::cmd("SET");
+    let set = set.arg(&keys[0]).arg(later.join(" "));
+    eyes.query::<()>(set).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_limit_lasts_as_long_as_ever_when_the_clock_of_redis_is_set_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let redis = OwnRedis::start();
+    let eyes = link(&redis.url());
+    let limiter = Limiter::new(no_db(&dir), Some(link(&redis.url())), Clock::System);
+    let (key, limits) = (Key::new(), [limit("calls", 10, "1h", 10, "closed")]);
+    for _ in 0..4 {
+        key.spend(&limiter, &limits, None).await;
+    }
+    write_a_day_later(&eyes).await;
+    for left in (0..6).rev() {
+        let spent = key.spend(&limiter, &limits, None).await;
+        assert_eq!(
+            (spent.verdict, spent.limits[0].remaining),
+            (Verdict::Admitted, left)
+        );
+    }
+    let spent = key.spend(&limiter, &limits, None).await;
+    assert_eq!(spent.verdict, Verdict::RateLimited);
+    assert!(spent.retry_after_ms <= 360_000, "{spent:?}");
+    // And it drains while nothing is admitted.
+    let (key, limits) = (Key::new(), [limit("calls", 1, "2s", 1, "closed")]);
+    eyes.query::<()>(&redis::cmd("FLUSHALL")).await.unwrap();
+    key.spend(&limiter, &limits, None).await;
+    write_a_day_later(&eyes).await;
+    until(Duration::from_secs(5), "it is admitted again", async || {
+        let spent = key.spend(&limiter, &limits, None).await;
+        spent.verdict == Verdict::Admitted
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -480,7 +649,7 @@ fn a_quota_goes_on_from_its_last_known_count_while_redis_is_away() {
         let (mut proxy, url) = redis.behind_proxy().await;
         let shared = less_patient_link(&url);
         let probing = tokio::spawn(shared.clone().keep_probing());
-        let limiter = Limiter::new(home.db(), Some(shared), Clock::System);
+        let limiter = sharing_node(&home, shared).await;
         let (key, quota) = (Key::new(), Some(quota(10, "month")));
         for _ in 0..4 {
             key.spend(&limiter, &[], quota).await;
@@ -507,7 +676,7 @@ fn a_quota_goes_on_from_its_last_known_count_while_redis_is_away() {
         )
         .await;
         // What was counted alone is counted now for all.
-        let other = Limiter::new(home.db(), Some(link(&redis.url())), Clock::System);
+        let other = sharing_node(&home, link(&redis.url())).await;
         let spent = key.spend(&other, &[], quota).await;
         assert_eq!(spent.quotas[0].remaining, 2);
         probing.abort();
