@@ -136,6 +136,22 @@ impl<K: Hash + Eq + Clone, T> Entries<K, T> {
         self.map.insert(key, entry);
     }
 
+    /// Whether there is an entry, in whatever state.
+    pub fn has<Q>(&self, key: &Q) -> bool
+    where
+        Q: Hash + Equivalent<K> + ?Sized,
+    {
+        self.map.contains_key(key)
+    }
+
+    /// Whatever it was, it is no more.
+    pub fn remove<Q>(&self, key: &Q)
+    where
+        Q: Hash + Equivalent<K> + ?Sized,
+    {
+        self.map.remove(key);
+    }
+
     pub fn len(&self) -> usize {
         self.map.len()
     }

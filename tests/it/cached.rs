@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use keystead::entropy::Entropy;
+use keystead::keys::secret::{ApiKey, LookupId};
+use keystead::text::{Environment, Prefix};
 use serde_json::{Value, json};
 
 use crate::support::{Client, Home, Server, both, text, until};
@@ -16,6 +18,8 @@ both!(
     five_hundred_who_want_the_same_cold_key_cause_one_look_up,
     a_warm_key_asks_the_database_nothing,
     a_key_that_was_unknown_works_the_moment_it_is_made,
+    who_guesses_at_a_lookup_id_locks_out_no_key_that_is_in_use,
+    a_parent_that_changed_is_loaded_once_however_many_keys_are_remembered,
 );
 
 /// Two nodes over one database, and what is verified.
@@ -327,6 +331,42 @@ async fn five_hundred_who_want_the_same_cold_key_cause_one_look_up(home: Home) {
     assert!(codes.iter().all(|code| code == "valid"), "{codes:?}");
 }
 
+/// Those of the statements that read one of these tables.
+fn that_read<'a>(statements: &'a [String], tables: &[&str]) -> Vec<&'a String> {
+    let reads = |text: &&String| {
+        tables.iter().any(|table| {
+            ["", "\"", "`"]
+                .iter()
+                .any(|quote| text.contains(&format!("FROM {quote}{table}{quote}")))
+        })
+    };
+    statements.iter().filter(reads).collect()
+}
+
+async fn a_parent_that_changed_is_loaded_once_however_many_keys_are_remembered(home: Home) {
+    let pair = Pair::new(&home).await;
+    let mut keys = Vec::new();
+    for _ in 0..100 {
+        keys.push(pair.issue().await.1);
+    }
+    let ask_all = async || {
+        let asked = join_all(keys.iter().map(|key| code(&pair.owner_a, key))).await;
+        assert!(asked.iter().all(|code| code == "valid"), "{asked:?}");
+    };
+    ask_all().await;
+    for (path, parent) in [
+        ("/v1/consumers/acme", "consumer"),
+        ("/v1/services/invoicing", "service"),
+    ] {
+        act(&pair.owner_a, "PATCH", path, json!({"name": "renamed"})).await;
+        let (statements, ()) = pair.a.statements(ask_all()).await;
+        let all = ["api_key", "secret", "service", "tenant", "consumer"];
+        let reads = that_read(&statements, &all);
+        assert_eq!(reads.len(), 1, "{path}: {reads:?}");
+        assert_eq!(that_read(&statements, &[parent]).len(), 1, "{path}");
+    }
+}
+
 async fn a_warm_key_asks_the_database_nothing(home: Home) {
     let pair = Pair::new(&home).await;
     let (_, key, _) = pair.issue().await;
@@ -341,34 +381,73 @@ async fn a_warm_key_asks_the_database_nothing(home: Home) {
         })
         .await;
     // What the node does by itself meanwhile looks at the feed and writes last uses.
-    let of_validations: Vec<_> = statements
-        .iter()
-        .filter(|text| {
-            ["api_key", "secret", "service", "tenant", "consumer"]
-                .iter()
-                .any(|table| {
-                    text.contains(&format!("FROM {table}"))
-                        || text.contains(&format!("FROM \"{table}\""))
-                        || text.contains(&format!("FROM `{table}`"))
-                })
-        })
-        .collect();
+    let of_validations = that_read(
+        &statements,
+        &["api_key", "secret", "service", "tenant", "consumer"],
+    );
     assert!(of_validations.is_empty(), "{of_validations:?}");
 }
 
-async fn a_key_that_was_unknown_works_the_moment_it_is_made(home: Home) {
-    use keystead::keys::secret::ApiKey;
-    use keystead::text::{Environment, Prefix};
-
-    let pair = Pair::new(&home).await;
-    let (id, key, _) = pair.issue().await;
+/// A key that nobody made, with the lookup id of another.
+fn stranger_to(key: &str) -> ApiKey {
     let lookup_id = key.split('_').nth(2).unwrap();
-    let stranger = ApiKey::generate(
+    ApiKey::generate(
         &Prefix::parse("ks").unwrap(),
         &Environment::parse("live").unwrap(),
-        &keystead::keys::secret::LookupId::parse(lookup_id).unwrap(),
+        &LookupId::parse(lookup_id).unwrap(),
         &Entropy::System,
-    );
+    )
+}
+
+async fn who_guesses_at_a_lookup_id_locks_out_no_key_that_is_in_use(home: Home) {
+    let pair = Pair::new(&home).await;
+    let (id, key, _) = pair.issue().await;
+    assert_eq!(code(&pair.owner_a, &key).await, "valid");
+    // What the node remembers of it is no more, so it has to be looked up again.
+    act(
+        &pair.owner_a,
+        "PATCH",
+        &format!("/v1/keys/{id}"),
+        json!({"name": "renamed"}),
+    )
+    .await;
+    let ask = async |key: &str| {
+        let body = json!({"api_key": key, "service": "invoicing", "ip": "203.0.113.9"});
+        pair.owner_a.post("/v1/verify").json(body).send().await
+    };
+    // From another address than the key is used from.
+    let guess = async || {
+        let guess = stranger_to(&key);
+        let body = json!({
+            "api_key": guess.expose_secret(), "service": "invoicing", "ip": "198.51.100.1",
+        });
+        pair.owner_a.post("/v1/verify").json(body).send().await
+    };
+    let mut told = Vec::new();
+    // A machine with other things to do may be too slow once.
+    while told.len() < 3 && !told.contains(&200) {
+        let mut refused = 0;
+        for _ in 0..1_000 {
+            refused = if guess().await.status == 503 {
+                refused + 1
+            } else {
+                0
+            };
+            if refused == 5 {
+                break;
+            }
+        }
+        assert_eq!(refused, 5, "guesses are not looked up without end");
+        told.push(ask(&key).await.status);
+    }
+    assert!(told.contains(&200), "{told:?}");
+    assert_eq!(code(&pair.owner_a, &key).await, "valid");
+}
+
+async fn a_key_that_was_unknown_works_the_moment_it_is_made(home: Home) {
+    let pair = Pair::new(&home).await;
+    let (id, key, _) = pair.issue().await;
+    let stranger = stranger_to(&key);
     // Guessed before it was made: remembered as unknown, by its lookup id.
     for _ in 0..3 {
         assert_eq!(

@@ -219,15 +219,15 @@ impl Records {
         {
             return Ok(None);
         }
-        // What was there before is no guess, and who waits for a look-up that is under way makes none; what is
-        // found is given back.
-        let attempt = match due {
-            Some(_) => None,
-            None if inner.key_flights.is_under_way(&print) => None,
-            None => match inner.failures.take(client, lookup_id, now_us) {
-                Some(attempt) => Some(attempt),
-                None => return Err(Failure::Busy),
-            },
+        // What was there before is no guess, whatever changed of it, and who waits for a look-up that is under
+        // way makes none; what is found is given back.
+        let is_no_guess =
+            due.is_some() || inner.keys.has(&print) || inner.key_flights.is_under_way(&print);
+        let attempt = if is_no_guess {
+            None
+        } else {
+            let attempt = inner.failures.take(client, lookup_id, now_us);
+            Some(attempt.ok_or(Failure::Busy)?)
         };
         let loaded = self.load_key(print, key, lookup_id, due).await;
         if let Some(attempt) = attempt
@@ -263,6 +263,8 @@ impl Records {
                             Some(entry)
                         }
                         KeyFound::Unknown { as_of } => {
+                            // From now on it is a guess.
+                            records.0.keys.remove(&print);
                             if let Some(lookup_id) = lookup_id {
                                 let entity = Entity::new(Kind::LookupId, lookup_id.as_str());
                                 let entry = Entry::new((), as_of, entity, UNKNOWN_US);
