@@ -22,7 +22,7 @@ use super::store::{self, Sealed};
 use super::verify::{Report, TURNS};
 use crate::cache::Changes;
 use crate::cache::changes::Committing;
-use crate::cache::relay::Relay;
+use crate::cache::relay::{News, Relay};
 use crate::clock::Clock;
 use crate::db::feed::{self, Kind};
 use crate::db::{self, Conn, Db, Turns, Work};
@@ -49,7 +49,7 @@ pub struct Audit {
     pub(super) metrics: Option<Arc<Metrics>>,
     /// What this node knows of changes learns of its own before anybody is answered.
     changes: Option<Changes>,
-    /// Where other nodes are woken; they read the database, not the message.
+    /// Where other nodes are told, and woken to read the database.
     relay: Option<Relay>,
     wait_max: Duration,
     /// Verifications for waiting callers.
@@ -370,7 +370,8 @@ impl Audit {
         drop(left.committing);
         if let (Some(relay), true) = (&self.relay, left.step > 0) {
             // Nobody waits for it: whoever does not hear of it asks the database within a second.
-            self.db.runtime().spawn(relay.clone().wake(left.step));
+            let news = News::new(left.step, left.touched);
+            self.db.runtime().spawn(relay.clone().wake(news));
         }
         for Sealed { event, hash, .. } in &left.lines {
             tracing::info!(

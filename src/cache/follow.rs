@@ -1,8 +1,9 @@
 //! Follows the feed of changes, so that what [`Changes`] knows is complete.
 //!
 //! The database is asked every second, always: that is what the promises stand on. Redis makes it
-//! faster: whoever makes a change wakes the others, and they ask at once. What a message says is not
-//! believed, so who can write to Redis can at most make nodes ask more often.
+//! faster: whoever makes a change tells the others what it touched, and they ask at once. What is told is
+//! sealed, and takes away what was read before; so who can write to Redis can at most make nodes ask more
+//! often.
 //!
 //! A node that reaches Redis but not the database follows through what the others relay: see
 //! [`relay`](super::relay).
@@ -35,6 +36,10 @@ const LEAST_PAUSE: Duration = Duration::from_millis(5);
 
 /// The least time between two beats that tell of no change.
 const BEAT_EVERY_US: u64 = 500_000;
+
+/// After so much silence a subscription is asked whether it lives, and given up if no answer comes.
+const PING_AFTER: Duration = Duration::from_secs(1);
+const PONG_MAX: Duration = Duration::from_secs(1);
 
 /// How long until a lost subscription is made anew.
 const RESUBSCRIBE: Duration = Duration::from_millis(200);
@@ -210,12 +215,40 @@ impl Follower {
         loop {
             if let Some(wakes) = relay.wakes().await {
                 woken.notify_one();
-                let mut stream = wakes.into_on_message();
-                while stream.next().await.is_some() {
-                    woken.notify_one();
-                }
+                self.listen_to(relay, wakes, woken).await;
             }
             tokio::time::sleep(RESUBSCRIBE).await;
+        }
+    }
+
+    /// Until the subscription ends, or is found to be dead: a peer that vanished never says so.
+    async fn listen_to(&self, relay: &Relay, wakes: redis::aio::PubSub, woken: &Notify) {
+        let (mut asking, mut messages) = wakes.split();
+        loop {
+            match tokio::time::timeout(PING_AFTER, messages.next()).await {
+                Ok(Some(message)) => {
+                    self.take_in(relay, &message);
+                    woken.notify_one();
+                }
+                Ok(None) => return,
+                Err(_silent) => {
+                    let pong = asking.ping::<redis::Value>();
+                    let answered = tokio::time::timeout(PONG_MAX, pong).await;
+                    if !matches!(answered, Ok(Ok(_))) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn take_in(&self, relay: &Relay, message: &redis::Msg) {
+        // So that the history does not become another between the look at its name and the note.
+        let _at = self.at();
+        if let Some(news) = relay.heard(message) {
+            for (kind, id) in &news.touched {
+                self.changes.note(news.seq, *kind, id);
+            }
         }
     }
 
@@ -444,7 +477,7 @@ impl Follower {
         self.reach.see_redis(began);
         while self.changes.position() < beat.seq {
             let position = self.changes.position();
-            let Ok(changed) = relay.changes_after(position).await else {
+            let Ok(changed) = relay.changes_after(known, position).await else {
                 return;
             };
             if changed.is_empty() {

@@ -1,16 +1,18 @@
 //! What nodes tell each other through Redis.
 //!
-//! - **A wake**: something was committed. Whoever hears it asks the database.
+//! - **A wake**: something was committed, and what it touched. Whoever hears it gives up what it has read
+//!   of that before, and asks the database.
 //! - **A beat**: a node that reaches database and Redis says how far the counter stood, at an instant
 //!   of Redis's clock before it looked. It proves to a node without the database that nothing happened
 //!   up to then but the changes up to that number.
 //! - **The changes** themselves, the latest of them, for such a node.
 //! - **Acknowledgements**: up to which number each node knows every change.
 //!
-//! All but the wake are sealed. Numbers belong to a history of the database; a history has a random
-//! name that the nodes agree on through the beat.
+//! All of them are sealed, but who wakes without a word is believed. Numbers belong to a history of the
+//! database; a history has a random name that the nodes agree on through the beat.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -18,17 +20,23 @@ use sha2::{Digest as _, Sha256};
 
 use super::history::History;
 use super::seal::Seal;
-use crate::db::feed::Changed;
+use crate::db::feed::{Changed, Kind};
 use crate::redis_link::{RedisAway, RedisLink};
 
 /// So many changes are kept for nodes without the database.
 const KEPT: isize = 10_000;
+
+/// So many entities are named in a message.
+const TOLD_MAX: usize = 1_000;
 
 /// So many are written at once.
 const TOLD_AT_ONCE: usize = 500;
 
 /// So many are read at once.
 const READ_MAX: isize = 1_000;
+
+/// How long they stand there when nothing changes any more.
+const CHANGES_LIFE: Duration = Duration::from_hours(48);
 
 /// The way to the other nodes, cheap to clone.
 #[derive(Clone, Debug)]
@@ -44,8 +52,8 @@ struct Names {
     /// Where nodes wake each other.
     channel: String,
     beat: String,
-    changes: String,
     acks: String,
+    database: String,
 }
 
 /// How far the counter stood.
@@ -67,6 +75,29 @@ pub struct Reading {
     pub now_us: u64,
     /// `None` where there is none that opens.
     pub beat: Option<Beat>,
+}
+
+/// What the change of one number touched, told by who made it. Whoever hears it need not wait for the
+/// database to know that what it has read before is no more; a change that is told twice or late changes
+/// nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct News {
+    history: u64,
+    pub seq: i64,
+    /// Empty where it is more than a message should hold.
+    pub touched: Vec<(Kind, String)>,
+}
+
+impl News {
+    /// Of the history that is followed when it is told.
+    pub fn new(seq: i64, touched: Vec<(Kind, String)>) -> Self {
+        Self {
+            history: 0,
+            seq,
+            touched,
+        }
+    }
 }
 
 /// A node knows every change up to `position`, and when it said so.
@@ -94,6 +125,11 @@ pub fn mark(change: &[Changed]) -> String {
 }
 
 impl Names {
+    /// Changes are of one history: what another has under the same number is another change.
+    fn changes(&self, history: u64) -> String {
+        format!("keystead:{{{}}}:changes:1:{history:016x}", self.database)
+    }
+
     /// What an acknowledgement is sealed as.
     fn ack_of(&self, node: &str) -> String {
         format!("{}:{node}", self.acks)
@@ -124,18 +160,24 @@ impl Relay {
         Ok(Names {
             channel: name("wake"),
             beat: name("beat"),
-            changes: name("changes"),
             acks: name("acks"),
+            database: database.to_owned(),
         })
     }
 
-    /// Wakes the other nodes: the change of this number was committed.
-    pub async fn wake(self, seq: i64) {
+    /// Wakes the other nodes, and tells them what was committed.
+    pub async fn wake(self, mut news: News) {
         let Ok(names) = self.names() else {
             return;
         };
+        if news.touched.len() > TOLD_MAX {
+            news.touched.clear();
+        }
+        news.history = self.history.name();
         let mut publish = redis::cmd("PUBLISH");
-        publish.arg(names.channel).arg(seq);
+        publish
+            .arg(&names.channel)
+            .arg(self.close(&names.channel, &news));
         // Whoever does not hear of it asks the database within a second.
         let _told: Result<i64, RedisAway> = self.redis.query(&publish).await;
     }
@@ -145,7 +187,16 @@ impl Relay {
         self.redis.is_away()
     }
 
-    /// A subscription to wakes; what they say is not to be believed.
+    /// What a message says, if it was sealed by one of us and is of the history that we follow. Who was
+    /// only woken is told nothing.
+    pub fn heard(&self, message: &redis::Msg) -> Option<News> {
+        let channel = self.names().ok()?.channel;
+        let value = self.seal.open(&channel, message.get_payload_bytes())?;
+        let news: News = serde_json::from_slice(value).ok()?;
+        (news.history == self.history.name() && news.history != 0).then_some(news)
+    }
+
+    /// A subscription to wakes.
     pub async fn wakes(&self) -> Option<redis::aio::PubSub> {
         let names = self.names().ok()?;
         let mut messages = self.redis.messages().await.ok()?;
@@ -164,12 +215,16 @@ impl Relay {
         })
     }
 
-    /// The changes after `position`, in order, as far as they are there without a gap.
-    pub async fn changes_after(&self, position: i64) -> Result<Vec<Changed>, RedisAway> {
-        let names = self.names()?;
+    /// The changes of a history after `position`, in order, as far as they are there without a gap.
+    pub async fn changes_after(
+        &self,
+        history: u64,
+        position: i64,
+    ) -> Result<Vec<Changed>, RedisAway> {
+        let changes_name = self.names()?.changes(history);
         let mut range = redis::cmd("ZRANGEBYSCORE");
         range
-            .arg(&names.changes)
+            .arg(&changes_name)
             .arg(format!("({position}"))
             .arg("+inf")
             .arg("LIMIT")
@@ -179,7 +234,7 @@ impl Relay {
         let mut changes: Vec<Changed> = Vec::new();
         let mut next = position.saturating_add(1);
         for member in members {
-            let Some(change) = self.open::<Vec<Changed>>(&names.changes, &member) else {
+            let Some(change) = self.open::<Vec<Changed>>(&changes_name, &member) else {
                 continue;
             };
             if change.iter().all(|changed| changed.seq == next) && !change.is_empty() {
@@ -199,6 +254,7 @@ impl Relay {
         wakes: bool,
     ) -> Result<(), RedisAway> {
         let names = self.names()?;
+        let changes = names.changes(beat.history);
         let numbers: Vec<&[Changed]> = changed
             .chunk_by(|one, other| one.seq == other.seq)
             .collect();
@@ -208,16 +264,20 @@ impl Relay {
                 let seq = change.first().map_or(0, |changed| changed.seq);
                 pipeline
                     .cmd("ZADD")
-                    .arg(&names.changes)
+                    .arg(&changes)
                     .arg(seq)
-                    .arg(self.close(&names.changes, change))
+                    .arg(self.close(&changes, change))
                     .ignore();
             }
             pipeline
                 .cmd("ZREMRANGEBYRANK")
-                .arg(&names.changes)
+                .arg(&changes)
                 .arg(0)
                 .arg(-KEPT - 1)
+                .ignore()
+                .cmd("PEXPIRE")
+                .arg(&changes)
+                .arg(CHANGES_LIFE.as_millis())
                 .ignore();
             self.redis.pipeline::<()>(&pipeline).await?;
         }

@@ -5,7 +5,10 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use keystead::cache;
+use keystead::clock::Clock;
 use keystead::redis_link::RedisLink;
+use keystead::time::Span;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
@@ -406,6 +409,149 @@ fn rows_of_a_history_that_the_database_lost_are_not_taken_from_redis() {
 }
 
 #[test]
+fn changes_of_a_history_that_the_database_lost_are_not_taken_for_those_of_this_one() {
+    run(Backend::Postgres, async |home| {
+        let mut nodes = Nodes::new(&home, &[]).await;
+        let mut keys = Vec::new();
+        for _ in 0..4 {
+            keys.push(nodes.issue().await);
+        }
+        let (first_id, _) = keys.remove(0);
+        for _ in 0..10 {
+            nodes.issue().await;
+        }
+        let link = nodes.link();
+        until(SPREADS, "both know of them, and Redis does", async || {
+            let told = names(&link, "keystead:*:changes:*").await;
+            let head = nodes.a.app.changes.position();
+            let mut last = redis::cmd("ZCOUNT");
+            !told.is_empty()
+                && nodes.b.app.changes.position() == head
+                && link
+                    .query::<i64>(last.arg(&told[0]).arg(head).arg(head))
+                    .await
+                    == Ok(1)
+        })
+        .await;
+        // The database is put back to an old copy of itself, and goes on from there.
+        let epochs = (nodes.a.app.changes.epoch(), nodes.b.app.changes.epoch());
+        tables::execute(
+            &home,
+            "DELETE FROM change WHERE seq > (SELECT seq - 10 FROM change_head)",
+        )
+        .await;
+        tables::execute(&home, "UPDATE change_head SET seq = seq - 10").await;
+        until(SPREADS, "it is noticed", async || {
+            nodes.a.app.changes.epoch() > epochs.0 && nodes.b.app.changes.epoch() > epochs.1
+        })
+        .await;
+        let path = format!("/v1/keys/{first_id}/revoke?wait=5s");
+        let told = nodes.owner.post(&path).send().await.expect(200);
+        assert_eq!(told["propagated"], true, "they agree again: {told}");
+        for (_, key) in &keys {
+            assert_eq!(settled(&nodes.owner_b, key).await, "valid");
+        }
+        nodes.cut_database(Fault::Refuse).await;
+        for (id, key) in &keys {
+            assert_eq!(code(&nodes.owner_b, key).await, "valid");
+            // Nor does it hear a message.
+            let mut kill = redis::cmd("CLIENT");
+            kill.arg("KILL").arg("TYPE").arg("pubsub");
+            link.query::<i64>(&kill).await.unwrap();
+            nodes.revoke(id).await;
+            until(SPREADS, "it is refused", async || {
+                code(&nodes.owner_b, key).await != "valid"
+            })
+            .await;
+        }
+    });
+}
+
+#[test]
+fn a_change_holds_on_a_node_that_its_maker_alone_could_tell() {
+    run(Backend::Postgres, async |home| {
+        let nodes = Nodes::new(&home, &[]).await;
+        let mut a_database = Proxy::before(home.database_address()).await;
+        let url = home.database_url_at(a_database.address);
+        let settings = [("REDIS__URL", nodes.redis.url()), ("DATABASE__URL", url)];
+        let settings = settings.each_ref().map(|(name, url)| (*name, url.as_str()));
+        let maker = home.serve_with(&settings).await;
+        let owner = nodes.owner.at(&maker);
+        let Nodes {
+            a,
+            b,
+            owner_b,
+            mut b_database,
+            ..
+        } = nodes;
+        owner.get("/v1/tenants").send().await.expect(200);
+        let mut keys = Vec::new();
+        for _ in 0..4 {
+            let new = json!({
+                "name": "worker", "consumer": "acme",
+                "grants": [{"service": "invoicing", "scopes": ["invoice:read"]}],
+            });
+            let issued = owner.create("/v1/keys", new).await;
+            keys.push((text(&issued, "/key/id"), text(&issued, "/api_key")));
+        }
+        // Nobody else reaches both.
+        drop(a);
+        for (id, key) in keys {
+            assert_eq!(settled(&owner_b, &key).await, "valid");
+            b_database.set(Fault::Refuse).await;
+            until(SPREADS, "the node misses its database", async || {
+                b.app.reach.is_database_away()
+            })
+            .await;
+            assert_eq!(code(&owner_b, &key).await, "valid");
+            // The database is gone with the answer.
+            let path = format!("/v1/keys/{id}/revoke");
+            owner.post(&path).send().await.expect(200);
+            a_database.set(Fault::Refuse).await;
+            until(SPREADS, "it is refused", async || {
+                code(&owner_b, &key).await != "valid"
+            })
+            .await;
+            a_database.set(Fault::None).await;
+            b_database.set(Fault::None).await;
+            until(SPREADS, "the database is back", async || {
+                !b.app.reach.is_database_away() && !maker.app.reach.is_database_away()
+            })
+            .await;
+            becomes(&owner_b, &key, "revoked").await;
+        }
+    });
+}
+
+#[test]
+fn a_subscription_that_is_dead_and_does_not_say_so_is_made_anew() {
+    run(Backend::Postgres, async |home| {
+        let nodes = Nodes::new(&home, &[]).await;
+        // A message does not arrive, and nothing else on that connection.
+        nodes.b_redis.hold_answer(":wake:");
+        nodes.issue().await;
+        nodes.b_redis.holds().await;
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        let mut lived = Vec::new();
+        for _ in 0..9 {
+            let (id, key) = nodes.issue().await;
+            assert_eq!(settled(&nodes.owner_b, &key).await, "valid");
+            nodes.revoke(&id).await;
+            let ended = Instant::now();
+            until(SPREADS, "it is refused", async || {
+                code(&nodes.owner_b, &key).await != "valid"
+            })
+            .await;
+            lived.push(ended.elapsed());
+        }
+        lived.sort_unstable();
+        // Who only asks every second has half a second on the average.
+        assert!(lived[4] < Duration::from_millis(250), "{lived:?}");
+        nodes.b_redis.release();
+    });
+}
+
+#[test]
 fn a_revocation_that_says_it_propagated_holds_everywhere() {
     run(Backend::Postgres, async |home| {
         let mut nodes = Nodes::new(&home, &[]).await;
@@ -464,5 +610,32 @@ fn nodes_without_redis_tell_through_the_database() {
         assert_eq!(told[0]["propagated"], true, "{told:?}");
         assert_eq!(told[1]["propagated"], false, "{told:?}");
         assert!(b.app.changes.position() > 0);
+    });
+}
+
+#[test]
+fn a_node_is_waited_for_whatever_the_clocks_of_others_say() {
+    run(Backend::Postgres, async |home| {
+        let a = home.serve().await;
+        let owner = a.owner();
+        owner.create("/v1/consumers", json!({"slug": "acme"})).await;
+        // It lives, and knows of nothing yet.
+        let other = cache::Nodes::new(
+            home.db(),
+            Clock::System,
+            cache::Changes::new(),
+            None,
+            "another".to_owned(),
+        );
+        other.join().await.unwrap();
+        a.clock.advance(Span::hours(2));
+        a.app.nodes.sweep().await.unwrap();
+        let path = "/v1/consumers/acme/disable?wait=500ms";
+        let told = owner.post(path).send().await.expect(200);
+        assert_eq!(told["propagated"], false, "{told}");
+        other.leave().await;
+        let path = "/v1/consumers/acme/enable?wait=5s";
+        let told = owner.post(path).send().await.expect(200);
+        assert_eq!(told["propagated"], true, "{told}");
     });
 }
