@@ -220,7 +220,9 @@ impl Limiter {
             self.note_degraded(spent.is_err());
             match spent {
                 Ok(spent) => return Ok(spent),
-                Err(RedisAway) => mode = Mode::InPlaceOfShared,
+                Err(Alone::RedisAway) => mode = Mode::InPlaceOfShared,
+                // Redis is there: this is not what a limit is closed for.
+                Err(Alone::NothingStored) => {}
             }
         }
         let local = &self.0.local;
@@ -288,7 +290,7 @@ impl Limiter {
         spending: &Spending<'_>,
         now: Now,
         seeds: &mut Seeds,
-    ) -> Result<Spent, RedisAway> {
+    ) -> Result<Spent, Alone> {
         // What this node has seen or counted alone is never counted again from less.
         let mut knowns: Knowns = spending
             .quotas
@@ -303,11 +305,11 @@ impl Limiter {
             // Begun from less than is stored, the shared count would stay too low: until that can be read
             // this node goes on alone.
             if self.is_put_off(spending, now) {
-                return Err(RedisAway);
+                return Err(Alone::NothingStored);
             }
             let stored = self.seed(spending, now).await;
             *seeds = Seeds::DoneWithout;
-            let stored = stored.ok_or(RedisAway)?;
+            let stored = stored.ok_or(Alone::NothingStored)?;
             for ((known, charge), stored) in knowns.iter_mut().zip(spending.quotas).zip(stored) {
                 let used = self.known(spending.tag, charge, now);
                 *known = Known {
@@ -318,7 +320,7 @@ impl Limiter {
             answer = shared.spend(spending, &knowns, now).await?;
         }
         let Answer::Decided(decided) = answer else {
-            return Err(RedisAway);
+            return Err(Alone::RedisAway);
         };
         self.follow(spending, &decided, now);
         Ok(decided.spent)
@@ -343,7 +345,7 @@ impl Limiter {
     fn follow(&self, spending: &Spending<'_>, decided: &Decided, now: Now) {
         let local = &self.0.local;
         for (charge, ahead_us) in spending.limits.iter().zip(&decided.ahead_us) {
-            if charge.limit.fail_mode == FailMode::Local {
+            if charge.limit.fail_mode != FailMode::Open {
                 local.follow_limit(spending.tag, charge.counter, *ahead_us, now);
             }
         }
@@ -412,6 +414,19 @@ impl Limiter {
         if self.is_degraded() != is_degraded {
             self.0.degraded.set(i64::from(is_degraded));
         }
+    }
+}
+
+/// Why the shared counters do not decide.
+enum Alone {
+    RedisAway,
+    /// A stored count that the shared one has to begin from cannot be read.
+    NothingStored,
+}
+
+impl From<RedisAway> for Alone {
+    fn from(RedisAway: RedisAway) -> Self {
+        Self::RedisAway
     }
 }
 

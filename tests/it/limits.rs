@@ -448,6 +448,11 @@ fn no_quota_in_redis_begins_from_less_than_is_stored() {
         eyes.query::<()>(&redis::cmd("FLUSHALL")).await.unwrap();
         assert_eq!(key.spend(&b, &[], quota).await.quotas[0].remaining, 9);
         assert!(b.is_degraded(), "it goes on alone");
+        // Redis is not away: a limit that is closed without it is open.
+        let closed = [limit("closed", 10, "1h", 10, "closed")];
+        let now = b.now();
+        let spent = key.spend_at(&b, &closed, quota, 0, now).await;
+        assert_eq!(spent.verdict, Verdict::Admitted);
         // One that has seen it goes on from there.
         assert_eq!(key.spend(&a, &[], quota).await.quotas[0].remaining, 2);
         give_counts_back(&home).await;
