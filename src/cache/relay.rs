@@ -254,7 +254,7 @@ impl Relay {
         wakes: bool,
     ) -> Result<(), RedisAway> {
         let names = self.names()?;
-        let changes = names.changes(beat.history);
+        let list = names.changes(beat.history);
         let numbers: Vec<&[Changed]> = changed
             .chunk_by(|one, other| one.seq == other.seq)
             .collect();
@@ -264,19 +264,19 @@ impl Relay {
                 let seq = change.first().map_or(0, |changed| changed.seq);
                 pipeline
                     .cmd("ZADD")
-                    .arg(&changes)
+                    .arg(&list)
                     .arg(seq)
-                    .arg(self.close(&changes, change))
+                    .arg(self.close(&list, change))
                     .ignore();
             }
             pipeline
                 .cmd("ZREMRANGEBYRANK")
-                .arg(&changes)
+                .arg(&list)
                 .arg(0)
                 .arg(-KEPT - 1)
                 .ignore()
                 .cmd("PEXPIRE")
-                .arg(&changes)
+                .arg(&list)
                 .arg(CHANGES_LIFE.as_millis())
                 .ignore();
             self.redis.pipeline::<()>(&pipeline).await?;
