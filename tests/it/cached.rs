@@ -361,7 +361,9 @@ async fn a_parent_that_changed_is_loaded_once_however_many_keys_are_remembered(h
         act(&pair.owner_a, "PATCH", path, json!({"name": "renamed"})).await;
         let (statements, ()) = pair.a.statements(ask_all()).await;
         let all = ["api_key", "secret", "service", "tenant", "consumer"];
-        let reads = that_read(&statements, &all);
+        let mut reads = that_read(&statements, &all);
+        // The ledger's look at what services keep of their uses.
+        reads.retain(|text| !text.contains("LIKE"));
         assert_eq!(reads.len(), 1, "{path}: {reads:?}");
         assert_eq!(that_read(&statements, &[parent]).len(), 1, "{path}");
     }
@@ -426,18 +428,14 @@ async fn who_guesses_at_a_lookup_id_locks_out_no_key_that_is_in_use(home: Home) 
     let mut told = Vec::new();
     // A machine with other things to do may be too slow once.
     while told.len() < 3 && !told.contains(&200) {
-        let mut refused = 0;
-        for _ in 0..1_000 {
-            refused = if guess().await.status == 503 {
-                refused + 1
-            } else {
-                0
-            };
-            if refused == 5 {
-                break;
-            }
-        }
-        assert_eq!(refused, 5, "guesses are not looked up without end");
+        let guesses = async { join_all((0..300).map(|_| guess())).await };
+        let (guessed, asked) = futures_util::future::join(guesses, ask(&key)).await;
+        let refused = guessed.iter().filter(|answer| answer.status == 503);
+        assert!(
+            refused.count() > 100,
+            "guesses are not looked up without end"
+        );
+        told.push(asked.status);
         told.push(ask(&key).await.status);
     }
     assert!(told.contains(&200), "{told:?}");

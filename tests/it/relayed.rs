@@ -634,7 +634,10 @@ fn a_node_is_waited_for_whatever_the_clocks_of_others_say() {
         let told = owner.post(path).send().await.expect(200);
         assert_eq!(told["propagated"], false, "{told}");
         other.leave().await;
-        let path = "/v1/consumers/acme/enable?wait=5s";
+        owner
+            .create("/v1/consumers", json!({"slug": "umbrella"}))
+            .await;
+        let path = "/v1/consumers/umbrella/disable?wait=5s";
         let told = owner.post(path).send().await.expect(200);
         assert_eq!(told["propagated"], true, "{told}");
     });
