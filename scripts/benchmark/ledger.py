@@ -2,8 +2,8 @@
 
 import contextlib, json, subprocess, sys, threading, time, urllib.request
 
-from .load import request_around
-from .machine import LOAD_CORE, Throwaway, need, wait_until
+from . import load as generator
+from .machine import Throwaway, leave_the_servers_core, need, wait_until
 from .node import Api, Node
 from .usage import DAYS, fill
 
@@ -16,9 +16,6 @@ SILENT_SECONDS = 60
 RATIO_MAX, GUARD_BYTES = 2.0, 20 * 1024 ** 3
 # A node tidies up so long after its start.
 SWEEP_AFTER = 10
-AHEAD = ["chrt", "--fifo", "1"]
-if subprocess.run([*AHEAD, "true"], capture_output=True, check=False).returncode:
-    AHEAD = []
 
 
 def sustained(programs, scratch, rate, seconds):
@@ -81,20 +78,12 @@ def plan(node, scratch):
     for at, key in enumerate(refused):
         keys += [*node.keys[at * step:(at + 1) * step], key]
     wait_until(lambda: node.metric("keystead_verifiers_pending ") == 0)
-    head, tail = request_around(node, node.keys[0])
-    path = scratch / f"{node.name}.plan"
-    path.write_text("\n---\n".join([head, tail, "\n".join(keys)]), newline="")
-    return path
+    return generator.plan(scratch, node, keys)
 
 
 def load(node, path, rate, seconds, samples=None):
-    """Runs the generator to its end, ahead of a database on its core where the system lets it: what is
-    measured is the server and not who of those two had to wait. (A lower priority of the database's would not
-    do: Linux weighs sessions against one another, and each process of PostgreSQL's has one of its own.)"""
-    command = ["taskset", "-c", LOAD_CORE, *AHEAD, node.programs.steady, node.address, str(rate), str(seconds),
-               str(CONNECTIONS), path, *([samples] if samples else [])]
-    out = subprocess.run([str(part) for part in command], check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(out.stdout)
+    return generator.at_rate(
+        node.programs, node.address, path, rate, seconds, CONNECTIONS, samples, generator.AHEAD)
 
 
 def recorded(node, scratch, events, rate, seconds):
@@ -111,6 +100,7 @@ def recorded(node, scratch, events, rate, seconds):
     sizes, is_done = [], threading.Event()
 
     def watch():
+        leave_the_servers_core()
         while not is_done.wait(2):
             sizes.append(bytes_of(node))
 
@@ -200,6 +190,7 @@ def cut(node, scratch, rate, seconds, events):
     ended = []
 
     def watch():
+        leave_the_servers_core()
         while not ended:
             if node.metric("keystead_usage_hours_cut_total ") > 0:
                 ended.append(time.monotonic() - started)

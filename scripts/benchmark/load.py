@@ -8,13 +8,21 @@ from .node import VERIFY
 CONNECTIONS, SECONDS = 32, 2
 # A generator that uses more of its core than this is what is measured, and not the server.
 GENERATOR_MAX = 0.90
+# A generator of a fixed rate can go ahead of a database on its core where the system lets it: what is
+# measured is the server and not who of those two had to wait. (A lower priority of the database's would not
+# do: Linux weighs sessions against one another, and each process of PostgreSQL's has one of its own.) Only at
+# rates at which it sleeps: whoever never does is stopped 50 ms in each second.
+AHEAD = ["chrt", "--fifo", "1"]
+if subprocess.run([*AHEAD, "true"], capture_output=True, check=False).returncode:
+    AHEAD = []
 
-# All keys are of one length, so a request is three pieces put together: beforehand, where they are few.
+# All keys are of one length, so a request is three pieces put together: beforehand, unless there are very
+# many, or putting them together is what would be measured.
 LUA = """
 local keys = {}
 for line in io.lines(%(keys)q) do keys[#keys + 1] = line end
 local at, head, tail = 0, %(head)q, %(tail)q
-local few = #keys <= 10000
+local few = #keys <= 200000
 if few then
   for i = 1, #keys do keys[i] = head .. keys[i] .. tail end
 end
@@ -108,6 +116,22 @@ class Load:
 
 # The server adds these to whatever it answers.
 OF_THE_SERVER = {"content-length", "date", "connection"}
+
+
+def plan(scratch, node, keys):
+    """A file for the generator of a fixed rate, which presents the keys in turn."""
+    path = scratch / f"{node.name}.plan"
+    path.write_text("\n---\n".join([*request_around(node, keys[0]), "\n".join(keys)]), newline="")
+    return path
+
+
+def at_rate(programs, address, plan, rate, seconds, connections, samples=None, ahead=()):
+    """Asks so often a second, whether or not what was asked before was answered, and answers what
+    `examples/steady.rs` tells."""
+    command = ["taskset", "-c", LOAD_CORE, *ahead, programs.steady, address, rate, seconds, connections, plan]
+    out = subprocess.run([str(part) for part in [*command, *([samples] if samples else [])]],
+                         check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(out.stdout)
 
 
 class Bare:

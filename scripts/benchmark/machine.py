@@ -35,6 +35,11 @@ class Programs:
         self.ingest = built / "examples" / "ingest"
 
 
+def leave_the_servers_core():
+    """The thread that calls this, and what it starts, takes no time of the server's core from now on."""
+    os.sched_setaffinity(0, {int(LOAD_CORE)})
+
+
 def free_address():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -1,14 +1,18 @@
 """What a million keys cost: time to ready, memory, throughput."""
 
-import signal, statistics, subprocess, time
+import itertools, signal, statistics, subprocess, threading, time
 
 from .comparisons import LIMIT, Held
-from .load import Load, compare, script
-from .machine import LOAD_CORE
-from .node import Node
+from .load import Load, at_rate, compare, plan, script
+from .machine import LOAD_CORE, leave_the_servers_core
+from .node import Api, Node
 
 KEYS, KEYS_FEW = 1_000_000, 1_000
 STARTS = 5
+# So many of them, from all over, are presented in turn where it is measured.
+PRESENTED = 100_000
+# While what all keys have in common is edited once a second.
+EDITED_RATE, EDITED_SECONDS, CONNECTIONS = 5_000, 20, 32
 
 
 def million(programs, scratch, pairs):
@@ -38,13 +42,19 @@ def million(programs, scratch, pairs):
     began = time.monotonic()
     remembered = remember_all(node, lua)
     remembering = time.monotonic() - began
-    print(f"  {remembered:,.0f} keys remembered in {remembering:.0f} s", flush=True)
     full_mib = node.resident_mib()
+    print(f"  ready after {max(ready):.2f} s at most, {empty_mib:.0f} MiB; {remembered:,.0f} keys remembered in"
+          f" {remembering:.0f} s, {full_mib:.0f} MiB", flush=True)
 
+    some = scratch / "some.keys"
+    with open(all_keys) as file:
+        some.write_text("".join(itertools.islice(file, 0, None, KEYS // PRESENTED)))
+    lua = script(scratch, "some", node, some)
     held = [Held(node), Held(few)]
     lua_few = script(scratch, "few", few, few.keys)
     figures = compare(
         "million", lambda: Load(few, lua_few), lambda: Load(node, lua), pairs)
+    figures |= edited(programs, scratch, node, some)
     figures |= {
         "keys": KEYS, "fill_seconds": filled,
         "ready_seconds_median": statistics.median(ready), "ready_seconds_max": max(ready),
@@ -70,3 +80,39 @@ def remember_all(node, lua):
     wrk.send_signal(signal.SIGINT)
     wrk.wait()
     return remembered
+
+
+def edited(programs, scratch, node, some):
+    """Latency while the service of all keys, or their consumer, is edited each second, and without: none of
+    the keys is read again for that."""
+    path = plan(scratch, node, some.read_text().split())
+
+    def once():
+        return at_rate(programs, node.address, path, EDITED_RATE, EDITED_SECONDS, CONNECTIONS)
+
+    is_done, edits = threading.Event(), []
+
+    def edit():
+        leave_the_servers_core()
+        api = Api(node.address, node.owner)
+        places = itertools.cycle(["/v1/services/invoicing", "/v1/consumers/acme"])
+        while not is_done.wait(1):
+            api.call("PATCH", next(places), {"metadata": {"edit": len(edits)}})
+            edits.append(1)
+
+    before, keys = once(), node.metric("keystead_cached_keys ")
+    editor = threading.Thread(target=edit)
+    editor.start()
+    try:
+        beside = once()
+    finally:
+        is_done.set()
+        editor.join()
+    after = once()
+    return {
+        "edits": len(edits), "edited_refused": beside["refused"],
+        "remembered_before_edits": keys, "remembered_after_edits": node.metric("keystead_cached_keys "),
+        "edited_p50_us": beside["p50_us"], "edited_p99_us": beside["p99_us"], "edited_max_us": beside["max_us"],
+        "unedited_p99_us": (before["p99_us"] + after["p99_us"]) / 2,
+        "unedited_max_us": max(before["max_us"], after["max_us"]),
+    }

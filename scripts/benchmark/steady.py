@@ -1,10 +1,9 @@
 """Latency at a fixed rate, from when a request was due."""
 
-import json, statistics, subprocess
+import statistics
 
 from .comparisons import KEYS, LIMIT, Held
-from .load import Bare, request_around
-from .machine import LOAD_CORE
+from .load import Bare, at_rate, plan
 from .node import VERIFY, Node
 
 RATE, SECONDS, CONNECTIONS, ROUNDS = 20_000, 10, 64, 3
@@ -14,17 +13,10 @@ def steady(programs, scratch):
     node = Node(programs, scratch, "steady", KEYS, limits=[LIMIT])
     held = Held(node)
     bare = Bare(programs, scratch, "steady", node.answer(VERIFY, node.keys[0]))
-    head, tail = request_around(node, node.keys[0])
-    plan = scratch / "steady.plan"
-    plan.write_text("\n---\n".join([head, tail, "\n".join(node.keys)]), newline="")
+    keys = plan(scratch, node, node.keys)
 
     def once(address):
-        out = subprocess.run(
-            ["taskset", "-c", LOAD_CORE, programs.steady, address, str(RATE), str(SECONDS),
-             str(CONNECTIONS), plan],
-            check=True, capture_output=True, text=True,
-        )
-        return json.loads(out.stdout)
+        return at_rate(programs, address, keys, RATE, SECONDS, CONNECTIONS)
 
     rounds = [{"bare": once(bare.address), "keystead": once(node.address)} for _ in range(ROUNDS)]
     for one in (bare, held, node):
