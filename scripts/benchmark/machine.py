@@ -1,6 +1,6 @@
 """Processes on their cores, and what a machine must have to measure."""
 
-import json, os, pathlib, shutil, socket, subprocess, sys, time, urllib.error, urllib.request
+import atexit, json, os, pathlib, shutil, socket, subprocess, sys, time, urllib.error, urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 # The server has one core; the load generator, and the databases of a cluster, share the other.
@@ -67,6 +67,8 @@ class Process:
             env={**os.environ, **(environment or {})},
             stdout=log or subprocess.DEVNULL, stderr=subprocess.STDOUT,
         )
+        # However a measurement ends: what goes on running would be part of the next.
+        atexit.register(self.child.kill)
 
     def stop(self):
         self.child.terminate()
