@@ -105,7 +105,8 @@ async fn issued(base: &str, owner: &str) -> anyhow::Result<(String, String)> {
         Ok(text.to_owned())
     };
     let caller = issue("keystead", &["verify:invoicing"], json!([])).await?;
-    let limit = json!([{"name": "calls", "limit": 1_000_000_000, "period": "1s"}]);
+    let limit =
+        json!([{"name": "calls", "limit": 1_000_000, "period": "1s", "burst": 1_000_000_000}]);
     let key = issue("invoicing", &["invoice:read", "invoice:send"], limit).await?;
     let asked = json!({"api_key": key, "service": "invoicing"});
     post(&caller, "/v1/verify", asked).await?;
@@ -170,7 +171,8 @@ fn validation(criterion: &mut Criterion, node: &Node) -> anyhow::Result<()> {
 fn limits(criterion: &mut Criterion, node: &Node) -> anyhow::Result<()> {
     let app = &node.app;
     let limiter = keystead::ratelimit::Limiter::new(app.db.clone(), None, app.clock.clone());
-    let limit = json!({"name": "calls", "limit": 1_000_000_000, "period": "1s"});
+    let limit =
+        json!({"name": "calls", "limit": 1_000_000, "period": "1s", "burst": 1_000_000_000});
     let limit = serde_json::from_value(limit)?;
     let tag = HashTag::new(
         &keystead::id::TenantId::new(&app.clock, &app.entropy),
