@@ -3,6 +3,7 @@
 //! `cargo bench` prints the time of each; `cargo bench -- decide` that of those whose name contains it.
 //! `scripts/bench` measures the whole, over HTTP.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::hint::black_box;
 use std::net::Ipv4Addr;
@@ -15,11 +16,12 @@ use keystead::cache::changes::Entity;
 use keystead::cache::seal::Seal;
 use keystead::cache::{Changes, Entries, Entry};
 use keystead::clock::Clock;
-use keystead::config::{Config, ConfigFile, Flag, Sources};
+use keystead::config::{Config, Sources};
 use keystead::db::feed::Kind;
 use keystead::entropy::Entropy;
+use keystead::id::{ConsumerId, TenantId};
 use keystead::keys::secret::Presented;
-use keystead::ratelimit::{Charge, CounterId, HashTag, Spending};
+use keystead::ratelimit::{Charge, CounterId, HashTag, Limiter, Spending};
 use keystead::scope::RequiredScope;
 use keystead::usage::Operation;
 use keystead::validation::answer;
@@ -42,12 +44,13 @@ struct Node {
 fn main() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let config = Config::load(&Sources {
-        file: ConfigFile::None,
-        variables: Vec::new(),
-        flags: vec![
-            flag("data_dir", folder.path().to_string_lossy().into_owned()),
-            flag("server.listen", "127.0.0.1:0".to_owned()),
-        ],
+        variables: [
+            ("KEYSTEAD__DATA_DIR", folder.path().as_os_str()),
+            ("KEYSTEAD__SERVER__LISTEN", OsStr::new("127.0.0.1:0")),
+        ]
+        .map(|(name, value)| (name.into(), value.to_owned()))
+        .into(),
+        ..Sources::default()
     })?;
     let _lock = config.lock_data_dir()?;
     let master = config.master_keys_or_new(&Entropy::System)?;
@@ -71,14 +74,6 @@ fn main() -> anyhow::Result<()> {
     caches(&mut criterion, &seal);
     criterion.final_summary();
     Ok(())
-}
-
-fn flag(path: &'static str, value: String) -> Flag {
-    Flag {
-        name: path,
-        path,
-        value,
-    }
 }
 
 /// A key that may verify for a service, and one of that service with one limit; both are remembered.
@@ -170,13 +165,13 @@ fn validation(criterion: &mut Criterion, node: &Node) -> anyhow::Result<()> {
 /// A decision's limits are charged together: what one costs, and each further one.
 fn limits(criterion: &mut Criterion, node: &Node) -> anyhow::Result<()> {
     let app = &node.app;
-    let limiter = keystead::ratelimit::Limiter::new(app.db.clone(), None, app.clock.clone());
+    let limiter = Limiter::new(app.db.clone(), None, app.clock.clone());
     let limit =
         json!({"name": "calls", "limit": 1_000_000, "period": "1s", "burst": 1_000_000_000});
     let limit = serde_json::from_value(limit)?;
     let tag = HashTag::new(
-        &keystead::id::TenantId::new(&app.clock, &app.entropy),
-        &keystead::id::ConsumerId::new(&app.clock, &app.entropy),
+        &TenantId::new(&app.clock, &app.entropy),
+        &ConsumerId::new(&app.clock, &app.entropy),
     );
     let mut group = criterion.benchmark_group("limits");
     for count in [1_usize, 2, 4, 8] {

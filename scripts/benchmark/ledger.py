@@ -7,7 +7,7 @@ from .machine import Throwaway, leave_the_servers_core, need, wait_until
 from .node import Api, Node
 from .usage import DAYS, fill
 
-KEYS, CONNECTIONS = 1000, 32
+KEYS = 1000
 # One in fifty lacks the scope that is asked for, and is refused.
 KEYS_REFUSED = 20
 # Without recording it is measured for so long at most, before and after.
@@ -83,7 +83,7 @@ def plan(node, scratch):
 
 def load(node, path, rate, seconds, samples=None):
     return generator.at_rate(
-        node.programs, node.address, path, rate, seconds, CONNECTIONS, samples, generator.AHEAD)
+        node.programs, node.address, path, rate, seconds, samples=samples, ahead=generator.AHEAD)
 
 
 def recorded(node, scratch, events, rate, seconds):

@@ -125,10 +125,10 @@ def plan(scratch, node, keys):
     return path
 
 
-def at_rate(programs, address, plan, rate, seconds, connections, samples=None, ahead=()):
-    """Asks so often a second, whether or not what was asked before was answered, and answers what
+def at_rate(programs, address, asked, rate, seconds, connections=CONNECTIONS, samples=None, ahead=()):
+    """Asks what stands in the file so often a second, whether or not what was asked before was answered, and answers what
     `examples/steady.rs` tells."""
-    command = ["taskset", "-c", LOAD_CORE, *ahead, programs.steady, address, rate, seconds, connections, plan]
+    command = ["taskset", "-c", LOAD_CORE, *ahead, programs.steady, address, rate, seconds, connections, asked]
     out = subprocess.run([str(part) for part in [*command, *([samples] if samples else [])]],
                          check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(out.stdout)

@@ -12,7 +12,7 @@ STARTS = 5
 # So many of them, from all over, are presented in turn where it is measured.
 PRESENTED = 100_000
 # While what all keys have in common is edited once a second.
-EDITED_RATE, EDITED_SECONDS, CONNECTIONS = 5_000, 20, 32
+EDITED_RATE, EDITED_SECONDS = 5_000, 20
 
 
 def million(programs, scratch, pairs):
@@ -88,7 +88,7 @@ def edited(programs, scratch, node, some):
     path = plan(scratch, node, some.read_text().split())
 
     def once():
-        return at_rate(programs, node.address, path, EDITED_RATE, EDITED_SECONDS, CONNECTIONS)
+        return at_rate(programs, node.address, path, EDITED_RATE, EDITED_SECONDS)
 
     is_done, edits = threading.Event(), []
 

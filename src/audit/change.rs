@@ -22,7 +22,7 @@ use super::store::{self, Sealed};
 use super::verify::{Report, TURNS};
 use crate::cache::Changes;
 use crate::cache::changes::Committing;
-use crate::cache::relay::{News, Relay};
+use crate::cache::relay::Relay;
 use crate::clock::Clock;
 use crate::db::feed::{self, Kind};
 use crate::db::{self, Conn, Db, Turns, Work};
@@ -370,8 +370,8 @@ impl Audit {
         drop(left.committing);
         if let (Some(relay), true) = (&self.relay, left.step > 0) {
             // Nobody waits for it: whoever does not hear of it asks the database within a second.
-            let news = News::new(left.step, left.touched);
-            self.db.runtime().spawn(relay.clone().wake(news));
+            let wake = relay.clone().wake(left.step, left.touched);
+            self.db.runtime().spawn(wake);
         }
         for Sealed { event, hash, .. } in &left.lines {
             tracing::info!(

@@ -52,8 +52,8 @@ struct Names {
     /// Where nodes wake each other.
     channel: String,
     beat: String,
+    changes: String,
     acks: String,
-    database: String,
 }
 
 /// How far the counter stood.
@@ -89,17 +89,6 @@ pub struct News {
     pub touched: Vec<(Kind, String)>,
 }
 
-impl News {
-    /// Of the history that is followed when it is told.
-    pub fn new(seq: i64, touched: Vec<(Kind, String)>) -> Self {
-        Self {
-            history: 0,
-            seq,
-            touched,
-        }
-    }
-}
-
 /// A node knows every change up to `position`, and when it said so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -126,8 +115,8 @@ pub fn mark(change: &[Changed]) -> String {
 
 impl Names {
     /// Changes are of one history: what another has under the same number is another change.
-    fn changes(&self, history: u64) -> String {
-        format!("keystead:{{{}}}:changes:1:{history:016x}", self.database)
+    fn changes_of(&self, history: u64) -> String {
+        format!("{}:{history:016x}", self.changes)
     }
 
     /// What an acknowledgement is sealed as.
@@ -160,20 +149,24 @@ impl Relay {
         Ok(Names {
             channel: name("wake"),
             beat: name("beat"),
+            changes: name("changes"),
             acks: name("acks"),
-            database: database.to_owned(),
         })
     }
 
-    /// Wakes the other nodes, and tells them what was committed.
-    pub async fn wake(self, mut news: News) {
+    /// Wakes the other nodes, and tells them what the change of this number touched.
+    pub async fn wake(self, seq: i64, mut touched: Vec<(Kind, String)>) {
         let Ok(names) = self.names() else {
             return;
         };
-        if news.touched.len() > TOLD_MAX {
-            news.touched.clear();
+        if touched.len() > TOLD_MAX {
+            touched.clear();
         }
-        news.history = self.history.name();
+        let news = News {
+            history: self.history.name(),
+            seq,
+            touched,
+        };
         let mut publish = redis::cmd("PUBLISH");
         publish
             .arg(&names.channel)
@@ -221,10 +214,10 @@ impl Relay {
         history: u64,
         position: i64,
     ) -> Result<Vec<Changed>, RedisAway> {
-        let changes_name = self.names()?.changes(history);
+        let list = self.names()?.changes_of(history);
         let mut range = redis::cmd("ZRANGEBYSCORE");
         range
-            .arg(&changes_name)
+            .arg(&list)
             .arg(format!("({position}"))
             .arg("+inf")
             .arg("LIMIT")
@@ -234,7 +227,7 @@ impl Relay {
         let mut changes: Vec<Changed> = Vec::new();
         let mut next = position.saturating_add(1);
         for member in members {
-            let Some(change) = self.open::<Vec<Changed>>(&changes_name, &member) else {
+            let Some(change) = self.open::<Vec<Changed>>(&list, &member) else {
                 continue;
             };
             if change.iter().all(|changed| changed.seq == next) && !change.is_empty() {
@@ -254,7 +247,7 @@ impl Relay {
         wakes: bool,
     ) -> Result<(), RedisAway> {
         let names = self.names()?;
-        let list = names.changes(beat.history);
+        let list = names.changes_of(beat.history);
         let numbers: Vec<&[Changed]> = changed
             .chunk_by(|one, other| one.seq == other.seq)
             .collect();

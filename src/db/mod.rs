@@ -217,6 +217,14 @@ impl<F, R> OnConn<R> for F where
 {
 }
 
+/// The time by the database's own clock; `SQLite` has none of its own.
+async fn clock(conn: &mut Conn) -> Result<Option<Timestamp>> {
+    match conn {
+        Conn::Sqlite(_) => Ok(None),
+        Conn::Postgres(c) => postgres::clock(c).await.map(Some),
+    }
+}
+
 impl Db {
     /// Prepares the pools; connects to nothing yet, so an unreachable database can be waited for.
     pub fn open(target: &Target) -> std::io::Result<Self> {
@@ -302,12 +310,7 @@ impl Db {
     /// # Errors
     /// The database's.
     pub async fn bounded_by_clock(&self, now: Timestamp) -> Result<Timestamp> {
-        let own = self
-            .read(async move |conn: &mut Conn| match conn {
-                Conn::Sqlite(_) => Ok(None),
-                Conn::Postgres(c) => postgres::clock(c).await.map(Some),
-            })
-            .await?;
+        let own = self.read(async |conn: &mut Conn| clock(conn).await).await?;
         Ok(own.map_or(now, |own| now.min(own)))
     }
 

@@ -13,16 +13,13 @@ const NODES_MAX: i64 = 10_000;
 
 /// The clock that all nodes go by here: the database's, where it has one. Who goes by another clock than
 /// the rest would look gone while it lives.
-pub async fn clock(conn: &mut Conn, own: Timestamp) -> Result<Timestamp> {
-    match conn {
-        Conn::Sqlite(_) => Ok(own),
-        Conn::Postgres(c) => super::postgres::clock(c).await,
-    }
+async fn common_clock(conn: &mut Conn, own: Timestamp) -> Result<Timestamp> {
+    Ok(super::clock(conn).await?.unwrap_or(own))
 }
 
 /// The node lives, and knows every change up to `position`.
 pub async fn keep(conn: &mut Conn, id: &str, position: i64, own: Timestamp) -> Result<()> {
-    let now = clock(conn, own).await?;
+    let now = common_clock(conn, own).await?;
     let row = (
         node::id.eq(id),
         node::position.eq(position),
@@ -44,7 +41,7 @@ pub async fn seen_within(
     span: Span,
     own: Timestamp,
 ) -> Result<Vec<(String, i64)>> {
-    let at = clock(conn, own).await?.minus(span);
+    let at = common_clock(conn, own).await?.minus(span);
     Ok(each!(conn, c => node::table
         .filter(node::seen_at.ge(at))
         .order(node::id)
@@ -62,7 +59,7 @@ pub async fn remove(conn: &mut Conn, id: &str) -> Result<()> {
 
 /// Forgets nodes that ended without saying so: those not seen within `span`.
 pub async fn sweep(conn: &mut Conn, span: Span, own: Timestamp) -> Result<usize> {
-    let before = clock(conn, own).await?.minus(span);
+    let before = common_clock(conn, own).await?.minus(span);
     Ok(
         each!(conn, c => diesel::delete(node::table.filter(node::seen_at.lt(before)))
         .execute(c)
