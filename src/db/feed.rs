@@ -11,10 +11,8 @@ use serde::{Deserialize, Serialize};
 use super::schema::{change, change_head};
 use super::{Conn, Result};
 use crate::each;
+use crate::insert_all;
 use crate::time::Timestamp;
-
-/// Rows a statement: `PostgreSQL` takes at most 65,535 parameters.
-const INSERT_MAX: usize = 1000;
 
 /// What kind of entity changed; with its id it names a cache entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -73,6 +71,15 @@ pub struct Changed {
     pub kind: Option<Kind>,
     pub id: String,
     pub at: Timestamp,
+}
+
+#[derive(Insertable, PartialEq, Eq, PartialOrd, Ord)]
+#[diesel(table_name = change)]
+struct NewChange<'a> {
+    seq: i64,
+    kind: &'a str,
+    id: &'a str,
+    at: Timestamp,
 }
 
 impl From<(i64, String, String, Timestamp)> for Changed {
@@ -154,36 +161,18 @@ pub async fn step(conn: &mut Conn, touched: &[(Kind, String)], now: Timestamp) -
         .returning(change_head::seq)
         .get_result(c)
         .await)?;
-    let row = |(kind, id): &(Kind, String)| {
-        (
-            change::seq.eq(seq),
-            change::kind.eq(kind.as_str()),
-            change::id.eq(id.clone()),
-            change::at.eq(now),
-        )
-    };
-    match conn {
-        // diesel-async has no batch insert for SQLite, where a statement costs no round trip.
-        Conn::Sqlite(c) => {
-            for touched in touched {
-                diesel::insert_into(change::table)
-                    .values(row(touched))
-                    .on_conflict_do_nothing()
-                    .execute(&mut **c)
-                    .await?;
-            }
-        }
-        // Everybody waits for this row lock: few round trips.
-        Conn::Postgres(c) => {
-            for touched in touched.chunks(INSERT_MAX) {
-                let rows: Vec<_> = touched.iter().map(row).collect();
-                diesel::insert_into(change::table)
-                    .values(rows)
-                    .on_conflict_do_nothing()
-                    .execute(&mut **c)
-                    .await?;
-            }
-        }
-    }
+    let mut rows: Vec<NewChange<'_>> = touched
+        .iter()
+        .map(|(kind, id)| NewChange {
+            seq,
+            kind: kind.as_str(),
+            id,
+            at: now,
+        })
+        .collect();
+    rows.sort_unstable();
+    rows.dedup();
+    // Everybody waits for this row lock.
+    insert_all!(conn, change::table, rows);
     Ok(seq)
 }

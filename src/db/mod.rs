@@ -78,6 +78,36 @@ macro_rules! each {
     };
 }
 
+/// Rows of one statement: `PostgreSQL` takes at most 65,535 parameters, and a row may have some 10 KiB.
+pub(crate) const ROWS_TOGETHER: usize = 250;
+
+/// Inserts rows in as few round trips as there can be: `insert_all!(conn, users::table, rows)`.
+///
+/// diesel-async has no batch insert for `SQLite`, where a statement costs no round trip.
+#[macro_export]
+macro_rules! insert_all {
+    ($conn:expr, $table:expr, $rows:expr) => {
+        match $conn {
+            $crate::db::Conn::Sqlite(c) => {
+                for row in &*$rows {
+                    diesel::insert_into($table)
+                        .values(row)
+                        .execute(&mut **c)
+                        .await?;
+                }
+            }
+            $crate::db::Conn::Postgres(c) => {
+                for rows in $rows.chunks($crate::db::ROWS_TOGETHER) {
+                    diesel::insert_into($table)
+                        .values(rows)
+                        .execute(&mut **c)
+                        .await?;
+                }
+            }
+        }
+    };
+}
+
 impl Conn {
     pub(crate) async fn batch(&mut self, sql: &str) -> Result<()> {
         Ok(each!(self, c => c.batch_execute(sql).await)?)

@@ -14,13 +14,11 @@ use crate::db::schema::{consumer, review, review_item, review_service};
 use crate::db::{self, Conn};
 use crate::each;
 use crate::id::{ConsumerId, KeyId, ReviewId, TenantId};
+use crate::insert_all;
 use crate::page::{Page, PageRequest, Position};
 use crate::rights::Reach;
 use crate::text::Name;
 use crate::time::Timestamp;
-
-/// Items a statement: `PostgreSQL` takes at most 65,535 parameters.
-const INSERT_MAX: usize = 1_000;
 
 #[derive(Queryable, Selectable, Insertable)]
 #[diesel(table_name = review)]
@@ -159,25 +157,7 @@ pub(super) async fn insert(conn: &mut Conn, new: &Review, tenant: &TenantId) -> 
 }
 
 pub(super) async fn insert_items(conn: &mut Conn, items: &[NewItem]) -> db::Result<()> {
-    match conn {
-        // diesel-async has no batch insert for SQLite, where a statement costs no round trip.
-        Conn::Sqlite(c) => {
-            for item in items {
-                diesel::insert_into(review_item::table)
-                    .values(item)
-                    .execute(&mut **c)
-                    .await?;
-            }
-        }
-        Conn::Postgres(c) => {
-            for items in items.chunks(INSERT_MAX) {
-                diesel::insert_into(review_item::table)
-                    .values(items)
-                    .execute(&mut **c)
-                    .await?;
-            }
-        }
-    }
+    insert_all!(conn, review_item::table, items);
     Ok(())
 }
 

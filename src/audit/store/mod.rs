@@ -16,10 +16,8 @@ use crate::db::schema::{audit_event, audit_head, tenant};
 use crate::db::{self, Conn};
 use crate::each;
 use crate::id::TenantId;
+use crate::insert_all;
 use crate::time::Timestamp;
-
-/// Lines a statement: `PostgreSQL` takes at most 65,535 parameters.
-const INSERT_MAX: usize = 200;
 
 #[derive(Insertable)]
 #[diesel(table_name = audit_event)]
@@ -83,25 +81,7 @@ impl Sealed {
 
 pub(super) async fn insert(conn: &mut Conn, tenant: &TenantId, lines: &[Sealed]) -> db::Result<()> {
     let rows: Vec<NewRow<'_>> = lines.iter().map(|line| line.row(tenant)).collect();
-    match conn {
-        // diesel-async has no batch insert for SQLite, where a statement costs no round trip.
-        Conn::Sqlite(c) => {
-            for row in rows {
-                diesel::insert_into(audit_event::table)
-                    .values(row)
-                    .execute(&mut **c)
-                    .await?;
-            }
-        }
-        Conn::Postgres(c) => {
-            for rows in rows.chunks(INSERT_MAX) {
-                diesel::insert_into(audit_event::table)
-                    .values(rows)
-                    .execute(&mut **c)
-                    .await?;
-            }
-        }
-    }
+    insert_all!(conn, audit_event::table, rows);
     Ok(())
 }
 
