@@ -63,22 +63,28 @@ async fn fill(app: &App, id: &str, count: usize, file: &str) -> anyhow::Result<(
         for (_, api_key, _) in &minted {
             writeln!(plaintexts, "{}", api_key.expose_secret())?;
         }
-        let mut rows = Vec::with_capacity(minted.len());
+        let mut keys = Vec::with_capacity(minted.len());
+        let mut secrets = Vec::with_capacity(minted.len());
         for (key, api_key, verifier) in minted {
             let fingerprint = ring
                 .fingerprint_under(current, &api_key)
                 .context("the current pepper cannot be computed")?;
-            let secret = NewSecret {
+            secrets.push(NewSecret {
                 id: SecretId::new(&app.clock, &app.entropy),
+                key_id: key.id.clone(),
                 fingerprint,
                 pepper_version: current,
                 verifier: Some(verifier.as_str().to_owned()),
                 created_at: key.created_at,
                 valid_until: None,
-            };
-            rows.push((key, secret));
+            });
+            keys.push(key);
         }
-        insert(app, rows).await?;
+        let written = async move |conn: &mut Conn| {
+            store::insert(conn, &keys).await?;
+            store::insert_secrets(conn, &secrets).await
+        };
+        app.db.write(written).await?;
     }
     plaintexts.flush()?;
     Ok(())
@@ -126,17 +132,4 @@ async fn one(app: &App, template: &Key) -> anyhow::Result<Minted> {
         ..template.clone()
     };
     Ok((key, api_key, verifier))
-}
-
-async fn insert(app: &App, rows: Vec<(Key, NewSecret)>) -> anyhow::Result<()> {
-    app.db
-        .write(async move |conn: &mut Conn| -> db::Result<()> {
-            for (key, secret) in &rows {
-                store::insert(conn, key).await?;
-                store::insert_secret(conn, &key.id, secret).await?;
-            }
-            Ok(())
-        })
-        .await?;
-    Ok(())
 }

@@ -12,7 +12,7 @@ use super::may::may_end;
 use super::secret::{LookupId, Presented, UnparsedKey};
 use super::service::{BATCH_MAX, By, Keys, restrict};
 use super::store::{self, KeyFilter};
-use super::work::{disabled, finish, revoked};
+use super::work::end_all;
 use crate::audit::{Change, TenantRef};
 use crate::consumers;
 use crate::db::Conn;
@@ -255,28 +255,19 @@ impl Keys {
                         format!("{matched} keys match; narrow the filter to at most {ENDED_MAX}"),
                     ));
                 }
-                let keys =
+                let mut keys =
                     store::matching(change.conn(), &tenant.id, &filter, matched, now).await?;
-                let mut changed = 0;
-                for before in &keys {
-                    may_end(&by.rights, &before.grants)?;
-                    let (action, after) = match asked.action {
-                        EndAction::Revoke if before.revoked_at.is_none() => {
-                            ("key.revoke", revoked(change, before))
-                        }
-                        EndAction::Disable
-                            if before.disabled_at.is_none() && before.revoked_at.is_none() =>
-                        {
-                            ("key.disable", disabled(change, before))
-                        }
-                        EndAction::Revoke | EndAction::Disable => continue,
-                    };
-                    finish(change, action, before, after, false).await?;
-                    changed += 1;
+                for key in &keys {
+                    may_end(&by.rights, &key.grants)?;
                 }
+                keys.retain(|key| {
+                    key.revoked_at.is_none()
+                        && (asked.action == EndAction::Revoke || key.disabled_at.is_none())
+                });
+                end_all(change, asked.action, &keys).await?;
                 Ok(Ended {
                     matched: matched.unsigned_abs(),
-                    changed: Some(changed),
+                    changed: Some(u64::try_from(keys.len()).unwrap_or(u64::MAX)),
                     sample: Vec::new(),
                 })
             })
@@ -374,7 +365,7 @@ async fn filter(
     Ok(filter)
 }
 
-async fn by_id(
+pub(super) async fn by_id(
     conn: &mut Conn,
     tenant: &TenantRef,
     filter: &KeyFilter,

@@ -1,5 +1,6 @@
 //! What can be done with keys. Each verb is one change: read, judge, write, one line a key.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::hash::Hasher;
@@ -13,7 +14,7 @@ use super::store::{self, KeyFilter};
 use super::verifier_queue::VerifierQueue;
 use super::work::{
     Minted, apply, check_version, disabled, find, finish, insert, load, refuse_revoked, replayed,
-    revoked, rotate, secret_of, too_many_secrets,
+    replayed_batch, revoked, rotate, secret_of, too_many_secrets,
 };
 use crate::audit::{Attribution, Audit, Change, TenantRef};
 use crate::clock::Clock;
@@ -176,16 +177,10 @@ impl Keys {
                 {
                     return Ok(Idempotent::Replayed(replayed(change, &ids).await?));
                 }
-                let issued = insert(
-                    change,
-                    &mut Parents::default(),
-                    &by.rights,
-                    &peppers,
-                    &new,
-                    minted,
-                )
-                .await;
-                let issued = issued.map_err(|error| within(None, error))?;
+                let (rights, new) = (&by.rights, std::slice::from_ref(&new));
+                let told = |_, error| error;
+                let issued = insert(change, rights, &peppers, new, vec![minted], told).await?;
+                let issued = issued.into_iter().next().ok_or(Error::NotFound("key"))?;
                 if let Some(claim) = &claim {
                     let id = issued.key.id.as_str();
                     idempotency::remember(change, claim, 201, &[id]).await?;
@@ -210,7 +205,14 @@ impl Keys {
                 let mut parents = Parents::default();
                 let mut plans = Vec::with_capacity(asked.len());
                 let mut errors = Vec::new();
+                let mut external_ids = HashSet::new();
                 for (index, new) in asked.iter().enumerate() {
+                    if let Some(external_id) = &new.external_id
+                        && !external_ids.insert(external_id.as_str())
+                    {
+                        let given = Violation::new("/external_id", "is given to a key above");
+                        errors.extend(under(index, vec![given]));
+                    }
                     match plan(conn, &mut parents, &tenant, new, now).await? {
                         Ok(plan) => plans.push(plan),
                         Err(wrong) => errors.extend(under(index, wrong)),
@@ -243,18 +245,10 @@ impl Keys {
                 if let Some(claim) = &claim
                     && let Some(ids) = idempotency::replay(change, claim).await?
                 {
-                    let mut keys = Vec::with_capacity(ids.len());
-                    for id in &ids {
-                        keys.push(replayed(change, std::slice::from_ref(id)).await?);
-                    }
+                    let keys = replayed_batch(change, &ids).await?;
                     return Ok(Idempotent::Replayed(keys));
                 }
-                let mut parents = Parents::default();
-                let mut issued = Vec::with_capacity(batch.len());
-                for (index, (new, minted)) in batch.iter().zip(minted).enumerate() {
-                    let key = insert(change, &mut parents, &by.rights, &peppers, new, minted).await;
-                    issued.push(key.map_err(|error| within(Some(index), error))?);
-                }
+                let issued = insert(change, &by.rights, &peppers, &batch, minted, within).await?;
                 if let Some(claim) = &claim {
                     let ids: Vec<&str> = issued.iter().map(|i| i.key.id.as_str()).collect();
                     idempotency::remember(change, claim, 201, &ids).await?;
@@ -572,9 +566,9 @@ fn under(index: usize, wrong: Vec<Violation>) -> impl Iterator<Item = Violation>
 }
 
 /// Puts the index of a batch before the pointers of an error.
-fn within(index: Option<usize>, error: Error) -> Error {
-    match (index, error) {
-        (Some(index), Error::Invalid(wrong)) => Error::Invalid(under(index, wrong).collect()),
-        (_, error) => error,
+fn within(index: usize, error: Error) -> Error {
+    match error {
+        Error::Invalid(wrong) => Error::Invalid(under(index, wrong).collect()),
+        error => error,
     }
 }

@@ -2,14 +2,15 @@
 
 use serde_json::{Value, json};
 
+use super::bulk::{EndAction, by_id};
 use super::issue::{self, KeyPatch, NewKey, Policy};
 use super::key::{Key, KeyView, LIVE_SECRETS_MAX, Secret};
 use super::may::may_wield;
-use super::pepper::Peppers;
+use super::pepper::{CurrentPepper, Peppers};
 use super::plan::{Parents, plan};
 use super::secret::{ApiKey, LookupId};
 use super::service::{Issued, OVERLAP_MAX, Rotation};
-use super::store::{self, NewSecret};
+use super::store::{self, KeyFilter, NewSecret};
 use super::verifier::Verifier;
 use crate::audit::Change;
 use crate::db::feed::Kind;
@@ -18,7 +19,7 @@ use crate::id::{KeyId, SecretId};
 use crate::metadata::Metadata;
 use crate::rights::Rights;
 use crate::services::{self, Service};
-use crate::text::{Environment, Prefix};
+use crate::text::{Environment, ExternalId, Prefix};
 
 /// A plaintext made before the change that stores it, with what it was made for.
 pub(super) struct Minted {
@@ -43,6 +44,19 @@ pub(super) async fn replayed(change: &mut Change, ids: &[String]) -> Result<Key>
         Some(id) => load(change, id).await,
         None => Err(Error::NotFound("key")),
     }
+}
+
+/// The keys of a batch, as they were asked for.
+pub(super) async fn replayed_batch(change: &mut Change, ids: &[String]) -> Result<Vec<Key>> {
+    let tenant = change.attribution().tenant.clone();
+    let filter = KeyFilter {
+        ids: Some(ids.iter().filter_map(|id| KeyId::parse(id)).collect()),
+        ..KeyFilter::default()
+    };
+    let now = change.now();
+    let mut keys = by_id(change.conn(), &tenant, &filter, now).await?;
+    let keys = ids.iter().map(|id| keys.remove(&KeyId::parse(id)?));
+    keys.collect::<Option<_>>().ok_or(Error::NotFound("key"))
 }
 
 pub(super) fn check_version(key: &Key, if_match: Option<i64>) -> Result<()> {
@@ -78,16 +92,56 @@ pub(super) fn secret_of<'k>(key: &'k mut Key, id: &str) -> Result<&'k mut Secret
         .ok_or(Error::NotFound("secret"))
 }
 
-/// Inserts one key of a plan that is made again inside the change: what was read before may have
-/// changed since.
+/// Inserts keys, by plans that are made again inside the change: what was read before may have
+/// changed since. Rows of many keys are written together. `told` makes the error of one of them,
+/// by its index, the one that is answered.
 pub(super) async fn insert(
+    change: &mut Change,
+    rights: &Rights,
+    peppers: &Peppers,
+    new: &[NewKey],
+    minted: Vec<Minted>,
+    told: fn(usize, Error) -> Error,
+) -> Result<Vec<Issued>> {
+    let external_ids: Vec<_> = new
+        .iter()
+        .filter_map(|new| new.external_id.as_ref())
+        .collect();
+    refuse_taken(change, &external_ids, None).await?;
+    let pepper = peppers.current(change.conn()).await?;
+    let mut parents = Parents::default();
+    let mut keys = Vec::with_capacity(new.len());
+    let mut secrets = Vec::with_capacity(new.len());
+    let mut plaintexts = Vec::with_capacity(new.len());
+    for (index, (new, minted)) in new.iter().zip(minted).enumerate() {
+        let mut key = planned(change, &mut parents, rights, new, &minted)
+            .await
+            .map_err(|error| told(index, error))?;
+        let (secret, row) = secret_for(change, &pepper, &key.id, &minted)?;
+        key.secrets.push(secret);
+        keys.push(key);
+        secrets.push(row);
+        plaintexts.push(minted.api_key);
+    }
+    store::insert(change.conn(), &keys).await?;
+    store::insert_secrets(change.conn(), &secrets).await?;
+    for key in &keys {
+        record(change, "key.create", None, key);
+    }
+    let issued = keys.into_iter().zip(plaintexts);
+    Ok(issued
+        .map(|(key, api_key)| Issued { key, api_key })
+        .collect())
+}
+
+/// One key as it is to be stored, without its secret.
+async fn planned(
     change: &mut Change,
     parents: &mut Parents,
     rights: &Rights,
-    peppers: &Peppers,
     new: &NewKey,
-    minted: Minted,
-) -> Result<Issued> {
+    minted: &Minted,
+) -> Result<Key> {
     let tenant = change.attribution().tenant.clone();
     let now = change.now();
     let plan = plan(change.conn(), parents, &tenant, new, now)
@@ -98,13 +152,9 @@ pub(super) async fn insert(
         // The policy changed between the two looks: a repetition meets the new one.
         return Err(Error::Busy);
     }
-    if let Some(external_id) = &new.external_id {
-        refuse_taken(change, external_id, None).await?;
-    }
-    let id = KeyId::new(change.clock(), change.entropy());
-    let mut key = Key {
-        id,
-        tenant_id: tenant.id.clone(),
+    Ok(Key {
+        id: KeyId::new(change.clock(), change.entropy()),
+        tenant_id: tenant.id,
         consumer: plan.consumer,
         lookup_id: minted.lookup_id.clone(),
         prefix: minted.prefix.clone(),
@@ -133,12 +183,7 @@ pub(super) async fn insert(
         updated_at: now,
         grants: plan.grants,
         secrets: Vec::new(),
-    };
-    store::insert(change.conn(), &key).await?;
-    let (secret, api_key) = add_secret(change, peppers, &key.id, minted).await?;
-    key.secrets.push(secret);
-    record(change, "key.create", None, &key);
-    Ok(Issued { key, api_key })
+    })
 }
 
 pub(super) fn sorted(mut tags: Vec<crate::text::Tag>) -> Vec<crate::text::Tag> {
@@ -147,32 +192,32 @@ pub(super) fn sorted(mut tags: Vec<crate::text::Tag>) -> Vec<crate::text::Tag> {
     tags
 }
 
-pub(super) async fn refuse_taken(
+/// Refuses external ids that keys beside `own` have.
+async fn refuse_taken(
     change: &mut Change,
-    external_id: &crate::text::ExternalId,
+    external_ids: &[&ExternalId],
     own: Option<&KeyId>,
 ) -> Result<()> {
     let tenant = change.attribution().tenant.id.clone();
-    match store::id_by_external(change.conn(), &tenant, external_id).await? {
-        Some(id) if Some(&id) != own => Err(Error::taken(
+    let held = store::by_external_ids(change.conn(), &tenant, external_ids).await?;
+    match held.values().find(|id| Some(*id) != own) {
+        Some(id) => Err(Error::taken(
             Conflict::ExternalIdTaken,
             "another key has this external_id",
             id.as_str(),
         )),
-        _ => Ok(()),
+        None => Ok(()),
     }
 }
 
-/// Stores what proves a plaintext, under the pepper that the database calls current.
-pub(super) async fn add_secret(
+/// What is stored to prove a plaintext, and how its key shows it.
+fn secret_for(
     change: &mut Change,
-    peppers: &Peppers,
+    pepper: &CurrentPepper,
     key: &KeyId,
-    minted: Minted,
-) -> Result<(Secret, ApiKey)> {
-    let (pepper_version, fingerprint) = peppers
-        .fingerprint_current(change.conn(), &minted.api_key)
-        .await?;
+    minted: &Minted,
+) -> Result<(Secret, NewSecret)> {
+    let (pepper_version, fingerprint) = pepper.fingerprint(&minted.api_key)?;
     let secret = Secret {
         id: SecretId::new(change.clock(), change.entropy()),
         created_at: change.now(),
@@ -181,18 +226,21 @@ pub(super) async fn add_secret(
         revoked_at: None,
         last_used_at: None,
     };
-    let new = NewSecret {
+    let row = NewSecret {
         id: secret.id.clone(),
+        key_id: key.clone(),
         fingerprint,
         pepper_version,
-        verifier: minted.verifier.map(|verifier| verifier.as_str().to_owned()),
+        verifier: minted
+            .verifier
+            .as_ref()
+            .map(|verifier| verifier.as_str().to_owned()),
         created_at: secret.created_at,
         valid_until: None,
     };
-    store::insert_secret(change.conn(), key, &new).await?;
     // What a node remembers as unknown may be this key now.
     change.touch(Kind::LookupId, minted.lookup_id.as_str());
-    Ok((secret, minted.api_key))
+    Ok((secret, row))
 }
 
 pub(super) async fn rotate(
@@ -254,10 +302,13 @@ pub(super) async fn rotate(
     for secret in &ended {
         store::update_secret(change.conn(), secret).await?;
     }
-    let (secret, api_key) = add_secret(change, peppers, &before.id, minted).await?;
+    let pepper = peppers.current(change.conn()).await?;
+    let (secret, row) = secret_for(change, &pepper, &before.id, &minted)?;
+    store::insert_secrets(change.conn(), &[row]).await?;
     after.secrets.insert(0, secret);
     after.rotated_at = Some(now);
     let key = finish(change, "key.rotate", &before, after, false).await?;
+    let api_key = minted.api_key;
     Ok(Issued { key, api_key })
 }
 
@@ -356,7 +407,7 @@ pub(super) async fn apply(
     }
     if let Some(external_id) = patch.external_id {
         if let Some(external_id) = &external_id {
-            refuse_taken(change, external_id, Some(&key.id)).await?;
+            refuse_taken(change, &[external_id], Some(&key.id)).await?;
         }
         key.external_id = external_id;
     }
@@ -378,6 +429,35 @@ pub(super) fn disabled(change: &Change, before: &Key) -> Key {
     after
 }
 
+/// Ends keys that are not ended so yet, together: the writing half of [`revoked`] or [`disabled`].
+pub(super) async fn end_all(change: &mut Change, action: EndAction, keys: &[Key]) -> Result<()> {
+    let (now, at) = (change.now(), change.attribution().clone());
+    let ids: Vec<&KeyId> = keys.iter().map(|key| &key.id).collect();
+    let reason = at.reason.as_deref();
+    let (name, after): (_, fn(&Change, &Key) -> Key) = match action {
+        EndAction::Revoke => {
+            store::revoke(change.conn(), &ids, &at.actor, reason, now).await?;
+            ("key.revoke", revoked)
+        }
+        EndAction::Disable => {
+            store::disable(change.conn(), &ids, reason, now).await?;
+            ("key.disable", disabled)
+        }
+    };
+    for before in keys {
+        let mut after = after(change, before);
+        stamp(change, before, &mut after);
+        record(change, name, Some(before), &after);
+        change.touch(Kind::Key, after.id.as_str());
+    }
+    Ok(())
+}
+
+fn stamp(change: &Change, before: &Key, after: &mut Key) {
+    after.version = before.version + 1;
+    after.updated_at = change.now();
+}
+
 /// Writes a changed key, raises its version, leaves its line and makes decisions look again.
 ///
 /// A change that changes nothing is answered without a version, a line or a step of the feed.
@@ -391,8 +471,7 @@ pub(super) async fn finish(
     if action == "key.update" && shown(change, before) == shown(change, &after) {
         return Ok(before.clone());
     }
-    after.version = before.version + 1;
-    after.updated_at = change.now();
+    stamp(change, before, &mut after);
     store::update(change.conn(), &after, rules).await?;
     record(change, action, Some(before), &after);
     change.touch(Kind::Key, after.id.as_str());

@@ -183,7 +183,7 @@ impl Node {
         let (tenant, now) = (self.at.tenant.id.to_string(), self.clock.now());
         self.db
             .write(async move |conn: &mut Conn| -> db::Result<()> {
-                let (version, print) = peppers.fingerprint_current(conn, &row.key).await?;
+                let (version, print) = peppers.current(conn).await?.fingerprint(&row.key)?;
                 insert(conn, &tenant, &row, version, &print, now.millis()).await
             })
             .await

@@ -232,6 +232,24 @@ impl PepperRing {
     }
 }
 
+/// The version that new secrets are fingerprinted under.
+pub struct CurrentPepper {
+    version: i32,
+    ring: Arc<PepperRing>,
+}
+
+impl CurrentPepper {
+    /// # Errors
+    /// [`db::Error::Corrupt`] when no listed master key opens the version.
+    pub fn fingerprint(&self, key: &ApiKey) -> db::Result<(i32, Fingerprint)> {
+        let version = self.version;
+        let fingerprint = self.ring.fingerprint_under(version, key).ok_or_else(|| {
+            db::Error::Corrupt(format!("the pepper version {version} cannot be computed"))
+        })?;
+        Ok((version, fingerprint))
+    }
+}
+
 /// The ring of this node, exchanged when the database tells of another.
 #[derive(Debug)]
 pub struct Peppers {
@@ -255,23 +273,15 @@ impl Peppers {
         self.ring.load_full()
     }
 
-    /// The fingerprint of a new secret: under the version that the database calls current in the
-    /// caller's own transaction.
-    pub async fn fingerprint_current(
-        &self,
-        conn: &mut Conn,
-        key: &ApiKey,
-    ) -> db::Result<(i32, Fingerprint)> {
-        let current = store::current_in(conn).await?;
-        if let Some(fingerprint) = self.ring().fingerprint_under(current, key) {
-            return Ok((current, fingerprint));
+    /// What fingerprints new secrets: the version that the database calls current in the caller's
+    /// own transaction.
+    pub async fn current(&self, conn: &mut Conn) -> db::Result<CurrentPepper> {
+        let version = store::current_in(conn).await?;
+        let mut ring = self.ring();
+        if !ring.computes(version) {
+            ring = self.reload(conn).await?;
         }
-        let ring = self.reload(conn).await?;
-        ring.fingerprint_under(current, key)
-            .map(|fingerprint| (current, fingerprint))
-            .ok_or_else(|| {
-                db::Error::Corrupt(format!("the pepper version {current} cannot be computed"))
-            })
+        Ok(CurrentPepper { version, ring })
     }
 
     /// Learns of a rotation that this node has not heard of yet, for who must not miss a secret.

@@ -4,13 +4,16 @@ use futures_util::future::join_all;
 use serde_json::json;
 
 use super::*;
-use crate::support::{Home, both};
+use crate::support::{Backend, Fault, Home, Proxy, both, run};
 
 both!(
     one_of_fifty_updates_with_the_same_if_match_wins,
     parallel_rotations_never_leave_more_than_three_live_secrets,
     twenty_creates_with_one_idempotency_key_make_one_key,
     a_batch_is_all_or_nothing,
+    external_ids_of_a_batch_are_each_for_one_key,
+    a_batch_asked_for_again_is_told_in_its_order,
+    keys_ended_together_are_each_a_version_further,
     ending_by_filter_needs_the_count_it_was_told,
     wrong_keys_never_run_argon2,
 );
@@ -158,6 +161,133 @@ async fn a_batch_is_all_or_nothing(home: Home) {
         }
     }
     assert_eq!(seen.len(), 200);
+}
+
+async fn external_ids_of_a_batch_are_each_for_one_key(home: Home) {
+    let server = home.serve().await;
+    let owner = server.owner();
+    catalogue(&owner).await;
+    let named = |external_id: &str| {
+        let mut new = new_key();
+        new["external_id"] = json!(external_id);
+        new
+    };
+    let post = async |items: Value| {
+        let body = json!({"items": items});
+        owner.post("/v1/keys/batch").json(body).send().await
+    };
+    let twice = post(json!([named("a"), new_key(), named("b"), named("a")])).await;
+    assert_eq!(twice.status, 400, "{twice}");
+    let errors = &twice.body["errors"];
+    assert_eq!(errors[0]["pointer"], "/items/3/external_id", "{errors}");
+    assert_eq!(errors.as_array().unwrap().len(), 1);
+    let made = post(json!([named("a"), named("b")])).await.expect(201);
+    let taken = post(json!([named("c"), named("b")])).await;
+    assert_eq!((taken.status, taken.code()), (409, "external_id_taken"));
+    assert_eq!(taken.body["existing_id"], made["items"][1]["key"]["id"]);
+    let listed = owner.get("/v1/keys?consumer=acme").send().await.expect(200);
+    assert_eq!(listed["items"].as_array().unwrap().len(), 2);
+}
+
+async fn a_batch_asked_for_again_is_told_in_its_order(home: Home) {
+    let server = home.serve().await;
+    let owner = server.owner();
+    catalogue(&owner).await;
+    let mut items = vec![new_key(); 300];
+    for (n, item) in items.iter_mut().enumerate() {
+        item["name"] = json!(format!("number {n}"));
+        item["tags"] = json!(["b", "a", "b"]);
+    }
+    let post = || {
+        let body = json!({"items": items});
+        let post = owner
+            .post("/v1/keys/batch")
+            .header("idempotency-key", "once");
+        post.json(body).send()
+    };
+    let (first, again) = (post().await.expect(201), post().await.expect(201));
+    let told = |answer: &Value| {
+        let items = answer["items"].as_array().unwrap().iter();
+        items.map(|one| one["key"].clone()).collect::<Vec<_>>()
+    };
+    let keys = told(&first);
+    assert_eq!(keys, told(&again));
+    for (n, key) in keys.iter().enumerate() {
+        assert_eq!(key["name"], format!("number {n}"));
+        assert_eq!(key["tags"], json!(["a", "b"]));
+        assert_eq!(key["secrets"].as_array().unwrap().len(), 1);
+    }
+    assert!(again["items"][0]["api_key"].is_null());
+}
+
+async fn keys_ended_together_are_each_a_version_further(home: Home) {
+    let server = home.serve().await;
+    let owner = server.owner();
+    catalogue(&owner).await;
+    let mut ids = Vec::new();
+    for _ in 0..4 {
+        ids.push(issue(&owner, new_key()).await.0);
+    }
+    let path = |n: usize| format!("/v1/keys/{}", ids[n]);
+    let patch = json!({"name": "patched"});
+    let patched = owner.request("PATCH".parse().unwrap(), &path(1));
+    patched.json(patch).send().await.expect(200);
+    let post = |path: String, body: Value| owner.post(&path).json(body).send();
+    post(format!("{}/disable", path(2)), json!({}))
+        .await
+        .expect(200);
+    post(format!("{}/revoke", path(3)), json!({}))
+        .await
+        .expect(200);
+    let read = async |n: usize| owner.get(&path(n)).send().await.expect(200);
+    let revoked = read(3).await;
+    for (action, changed) in [("disable", 2), ("revoke", 3)] {
+        let reason = format!("to {action} them");
+        let end = json!({"consumer": "acme", "expected": 4, "action": action, "reason": reason});
+        let done = post("/v1/keys/revoke".to_owned(), end).await.expect(200);
+        assert_eq!(done["changed"], changed, "{done}");
+        for n in 0..3 {
+            let key = read(n).await;
+            let target = format!("/v1/audit/events?target={}&action=key.{action}", ids[n]);
+            let lines = owner.get(&target).send().await.expect(200);
+            let line = &lines["items"][0];
+            let after = &line["after"];
+            if n < 2 || action == "revoke" {
+                // The line says what is stored now.
+                assert_eq!(after, &key, "{line}");
+                assert_eq!(key["reason"], reason);
+            }
+            let further = if action == "revoke" { 2 } else { 1 };
+            let before = [1, 2, 1][n];
+            assert_eq!(key["version"], before + further, "{key}");
+        }
+        assert_eq!(read(3).await, revoked);
+    }
+}
+
+/// Statements one after the other for each key would take a minute.
+#[test]
+fn keys_are_issued_and_ended_together_over_a_slow_network() {
+    run(Backend::Postgres, async |home| {
+        let mut proxy = Proxy::before(home.database_address()).await;
+        let url = home.database_url_at(proxy.address);
+        let server = home.serve_with(&[("DATABASE__URL", &url)]).await;
+        let owner = server.owner();
+        catalogue(&owner).await;
+        let mut items = vec![new_key(); 500];
+        for (n, item) in items.iter_mut().enumerate() {
+            item["external_id"] = json!(format!("number-{n}"));
+        }
+        proxy
+            .set(Fault::Delay(std::time::Duration::from_millis(15)))
+            .await;
+        let batch = json!({"items": items});
+        let made = owner.post("/v1/keys/batch").json(batch).send().await;
+        assert_eq!(made.expect(201)["items"].as_array().unwrap().len(), 500);
+        let end = json!({"consumer": "acme", "expected": 500});
+        let ended = owner.post("/v1/keys/revoke").json(end).send().await;
+        assert_eq!(ended.expect(200)["changed"], 500);
+    });
 }
 
 async fn ending_by_filter_needs_the_count_it_was_told(home: Home) {

@@ -1,5 +1,7 @@
 //! Keys in SQL. Functions take the connection and compose in one change.
 
+mod write;
+
 use std::collections::HashMap;
 
 use diesel::prelude::*;
@@ -17,6 +19,11 @@ use crate::id::{ConsumerId, KeyId, SecretId, ServiceId, TenantId};
 use crate::page::{Page, PageRequest, Position};
 use crate::text::{Environment, ExternalId, Name, Prefix, Slug, Tag};
 use crate::time::Timestamp;
+
+pub use write::{
+    NewSecret, disable, insert, insert_secrets, revoke, store_last_used, store_verifier, update,
+    update_secret,
+};
 
 #[derive(Queryable, Selectable, Insertable, AsChangeset, Clone)]
 #[diesel(table_name = api_key)]
@@ -70,17 +77,6 @@ struct SecretRow {
     last_used_at: Option<Timestamp>,
 }
 
-/// A secret to insert: what proves it, never the plaintext.
-pub struct NewSecret {
-    pub id: SecretId,
-    pub fingerprint: Fingerprint,
-    pub pepper_version: i32,
-    /// `None` while it waits to be computed.
-    pub verifier: Option<String>,
-    pub created_at: Timestamp,
-    pub valid_until: Option<Timestamp>,
-}
-
 /// Which keys. Every part that is given must match; `tenant` always does.
 #[derive(Clone, Debug, Default)]
 pub struct KeyFilter {
@@ -111,9 +107,6 @@ pub struct KeyFilter {
     pub never_used: Option<bool>,
     pub unused_since: Option<Timestamp>,
 }
-
-/// Far fewer than the variables that a statement may have.
-const USES_TOGETHER: usize = 500;
 
 pub(super) fn to_json<T: Serialize>(value: &T) -> db::Result<String> {
     serde_json::to_string(value).map_err(|error| db::Error::Corrupt(error.to_string()))
@@ -205,99 +198,6 @@ impl KeyRow {
     }
 }
 
-/// Inserts the key with its grants and tags; secrets go by [`insert_secret`].
-pub async fn insert(conn: &mut Conn, key: &Key) -> db::Result<()> {
-    let row = KeyRow::from_key(key)?;
-    each!(conn, c => diesel::insert_into(api_key::table).values(&row).execute(c).await)?;
-    insert_grants(conn, key).await?;
-    insert_tags(conn, key).await
-}
-
-async fn insert_grants(conn: &mut Conn, key: &Key) -> db::Result<()> {
-    for (position, grant) in (0_i32..).zip(&key.grants) {
-        let scopes = to_json(&grant.scopes)?;
-        let rate_limits = grant.rate_limits.as_ref().map(to_json).transpose()?;
-        each!(conn, c => diesel::insert_into(key_grant::table)
-            .values((
-                key_grant::key_id.eq(&key.id),
-                key_grant::service_id.eq(&grant.service_id),
-                key_grant::position.eq(position),
-                key_grant::scopes.eq(&scopes),
-                key_grant::rate_limits.eq(rate_limits.as_deref()),
-            ))
-            .execute(c)
-            .await)?;
-    }
-    Ok(())
-}
-
-async fn insert_tags(conn: &mut Conn, key: &Key) -> db::Result<()> {
-    for tag in &key.tags {
-        each!(conn, c => diesel::insert_into(key_tag::table)
-            .values((key_tag::key_id.eq(&key.id), key_tag::tag.eq(tag)))
-            .on_conflict_do_nothing()
-            .execute(c)
-            .await)?;
-    }
-    Ok(())
-}
-
-/// Writes every column of a changed key; with `rules`, its grants and tags too.
-pub async fn update(conn: &mut Conn, key: &Key, rules: bool) -> db::Result<()> {
-    let row = KeyRow::from_key(key)?;
-    each!(conn, c => diesel::update(api_key::table.find(&key.id)).set(&row).execute(c).await)?;
-    if rules {
-        each!(conn, c => diesel::delete(key_grant::table.filter(key_grant::key_id.eq(&key.id)))
-            .execute(c)
-            .await)?;
-        each!(conn, c => diesel::delete(key_tag::table.filter(key_tag::key_id.eq(&key.id)))
-            .execute(c)
-            .await)?;
-        insert_grants(conn, key).await?;
-        insert_tags(conn, key).await?;
-    }
-    Ok(())
-}
-
-pub async fn insert_secret(conn: &mut Conn, key: &KeyId, new: &NewSecret) -> db::Result<()> {
-    each!(conn, c => diesel::insert_into(secret::table)
-        .values((
-            secret::id.eq(&new.id),
-            secret::key_id.eq(key),
-            secret::fingerprint.eq(Some(&new.fingerprint)),
-            secret::pepper_version.eq(Some(new.pepper_version)),
-            secret::verifier.eq(new.verifier.as_deref()),
-            secret::created_at.eq(new.created_at),
-            secret::valid_until.eq(new.valid_until),
-        ))
-        .execute(c)
-        .await)?;
-    Ok(())
-}
-
-/// Writes when a secret ends and why it does.
-pub async fn update_secret(conn: &mut Conn, changed: &Secret) -> db::Result<()> {
-    each!(conn, c => diesel::update(secret::table.find(&changed.id))
-        .set((
-            secret::valid_until.eq(changed.valid_until),
-            secret::superseded_at.eq(changed.superseded_at),
-            secret::revoked_at.eq(changed.revoked_at),
-        ))
-        .execute(c)
-        .await)?;
-    Ok(())
-}
-
-/// Stores a verifier that was computed after its secret; one that is there stays.
-pub async fn store_verifier(conn: &mut Conn, id: &SecretId, verifier: &str) -> db::Result<()> {
-    each!(conn, c => diesel::update(
-            secret::table.filter(secret::id.eq(id)).filter(secret::verifier.is_null()))
-        .set(secret::verifier.eq(verifier))
-        .execute(c)
-        .await)?;
-    Ok(())
-}
-
 /// Finds one key by id or, failing that, by external id.
 pub async fn find(conn: &mut Conn, tenant: &TenantId, reference: &str) -> db::Result<Option<Key>> {
     let row = match KeyId::parse(reference) {
@@ -319,19 +219,23 @@ pub async fn find(conn: &mut Conn, tenant: &TenantId, reference: &str) -> db::Re
     Ok(complete(conn, row.into_iter().collect()).await?.pop())
 }
 
-/// The id of the key that holds an external id.
-pub async fn id_by_external(
+/// Which keys hold these external ids, of a thousand at most.
+pub async fn by_external_ids(
     conn: &mut Conn,
     tenant: &TenantId,
-    external_id: &ExternalId,
-) -> db::Result<Option<KeyId>> {
-    Ok(each!(conn, c => api_key::table
+    external_ids: &[&ExternalId],
+) -> db::Result<HashMap<ExternalId, KeyId>> {
+    if external_ids.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let rows: Vec<(Option<ExternalId>, KeyId)> = each!(conn, c => api_key::table
         .filter(api_key::tenant_id.eq(tenant))
-        .filter(api_key::external_id.eq(external_id))
-        .select(api_key::id)
-        .first(c)
-        .await
-        .optional())?)
+        .filter(api_key::external_id.eq_any(external_ids))
+        .select((api_key::external_id, api_key::id))
+        .load(c)
+        .await)?;
+    let held = rows.into_iter().filter_map(|(held, id)| Some((held?, id)));
+    Ok(held.collect())
 }
 
 /// The boxed query of a filter; a macro, because its type differs by database.
@@ -654,33 +558,4 @@ async fn complete(conn: &mut Conn, rows: Vec<(KeyRow, Option<Timestamp>)>) -> db
             row.into_key(consumer, last_used_at, grants, secrets)
         })
         .collect()
-}
-
-/// Moves `last_used_at` of keys and secrets forward, true to the second: what was used in one second
-/// is written together, since a statement for each takes longer to prepare than to run.
-pub async fn store_last_used(
-    conn: &mut Conn,
-    used: &[(KeyId, SecretId, Timestamp)],
-) -> db::Result<()> {
-    let mut used: Vec<_> = used.iter().collect();
-    used.sort_unstable_by_key(|(_, _, at)| *at);
-    let seconds = used.chunk_by(|(_, _, a), (_, _, b)| a.unix_seconds() == b.unix_seconds());
-    for some in seconds.flat_map(|second| second.chunks(USES_TOGETHER)) {
-        let Some((_, _, at)) = some.last() else {
-            continue;
-        };
-        let keys: Vec<&KeyId> = some.iter().map(|(key, _, _)| key).collect();
-        let secrets: Vec<&SecretId> = some.iter().map(|(_, secret, _)| secret).collect();
-        each!(conn, c => diesel::update(api_key::table.filter(api_key::id.eq_any(&keys)))
-            .filter(api_key::last_used_at.is_null().or(api_key::last_used_at.lt(at)))
-            .set(api_key::last_used_at.eq(at))
-            .execute(c)
-            .await)?;
-        each!(conn, c => diesel::update(secret::table.filter(secret::id.eq_any(&secrets)))
-            .filter(secret::last_used_at.is_null().or(secret::last_used_at.lt(at)))
-            .set(secret::last_used_at.eq(at))
-            .execute(c)
-            .await)?;
-    }
-    Ok(())
 }
