@@ -13,6 +13,7 @@ const FOUNDATIONS: &[&str] = &[
     "entropy",
     "error",
     "id",
+    "insert_all",
     "json",
     "limits",
     "master",
