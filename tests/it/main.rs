@@ -25,6 +25,7 @@ mod limited;
 mod limits;
 mod maintenance;
 mod matrix;
+mod metrics;
 mod oauth;
 mod openapi;
 mod peppers;
