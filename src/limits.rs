@@ -21,7 +21,9 @@ const PERIOD_MAX: Span = Span::days(31);
 /// The longest time after which a full burst is available again.
 const REFILL_MAX: Span = Span::days(366);
 
-/// What happens to requests while the shared counters cannot be reached.
+/// What happens to requests while the shared counters, in Redis, cannot be reached. `local`: each node
+/// counts alone, from where it last saw the shared counter. `open`: they pass, and are not counted.
+/// `closed`: they are refused, for a second at a time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FailMode {
@@ -34,7 +36,8 @@ pub enum FailMode {
     Closed,
 }
 
-/// A named rate limit (GCRA): `limit` requests a `period`, up to `burst` of them at once.
+/// A named rate limit (GCRA): `limit` requests a `period`, up to `burst` of them at once. A request
+/// counts as often as its `cost` says.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(try_from = "RateLimitInput", deny_unknown_fields)]
 pub struct RateLimit {

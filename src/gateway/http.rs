@@ -86,12 +86,15 @@ pub struct AuthorizeQuery {
             ("X-Keystead-Environment" = String, description = "The key's environment"),
             ("X-Keystead-Subject" = String, description = "The consumer's id, or the subject of \
                 the token"),
+            ("RateLimit-Policy" = String, description = "The limits of the client's key, as of a 429"),
+            ("RateLimit" = String, description = "Where they stand, as of a 429"),
         )),
         (status = 401, description = "`unauthenticated`, `invalid_credential`, \
             `ambiguous_credential`, or why a known key does not count"),
         (status = 403, description = "`wrong_environment`, `wrong_service`, `ip_not_allowed` or \
             `insufficient_scope`"),
-        (status = 429, description = "`rate_limited` or `quota_exceeded`"),
+        (status = 429, description = "`rate_limited` or `quota_exceeded`: a limit or a quota of the \
+            client's key"),
         (status = 503, description = "`caller_not_allowed`: the gateway itself is not let in; \
             `store_unavailable`, `busy` or `starting`: try again after `Retry-After`"),
     ),

@@ -54,10 +54,20 @@ milliseconds, durations are texts such as `90d` (`s`, `m`, `h`, `d`, `w`). `PATC
 (RFC 7396): `null` clears, lists are replaced whole.
 
 **Refusals** are problems (RFC 9457) with a `code`; they come in the order 404 for the route, 405, \
-413, 415, 401, 403 for the operation, 400, 404 for the object, 403 for the object, 409, 412, 422, 503.
+413, 415, 401, 429 for the caller's own limits, 403 for the operation, 400, 404 for the object, 403 \
+for the object, 409, 412, 422, 503.
 
 **Lists** are newest first, `limit` items a page; `next_cursor` leads on and holds for the same \
 tenant, filter and order. Every answer carries `X-Request-Id`.";
+
+const RETRY_AFTER: &str = "Seconds after which another try makes sense.";
+
+/// The headers of draft-ietf-httpapi-ratelimit-headers, as they are told; a quota has none.
+const RATE_LIMIT_POLICY: &str = "\
+Each limit by whose it is and its name, such as `\"key:burst\";q=100;w=60`: `q` requests every `w` \
+seconds. Left out where there is no limit.";
+const RATE_LIMIT: &str = "\
+Each limit, such as `\"key:burst\";r=7;t=56`: `r` could be spent now, all of it in `t` seconds.";
 
 /// Completes the document that the handlers' descriptions make.
 pub fn finish(mut openapi: OpenApi) -> OpenApi {
@@ -320,10 +330,12 @@ fn dress(status: &str, response: &mut Response) {
     );
     match status {
         "401" => header("WWW-Authenticate", "How to authenticate (RFC 6750)."),
-        "429" | "503" => header(
-            "Retry-After",
-            "Seconds after which another try makes sense.",
-        ),
+        "503" => header("Retry-After", RETRY_AFTER),
+        "429" => {
+            header("Retry-After", RETRY_AFTER);
+            header("RateLimit-Policy", RATE_LIMIT_POLICY);
+            header("RateLimit", RATE_LIMIT);
+        }
         _ => {}
     }
 }

@@ -40,11 +40,12 @@ pub struct CreateService {
     #[schema(required = false, max_items = 1000)]
     pub scopes: Vec<ScopeEntry>,
     pub key_policy: Option<KeyPolicyPatch>,
-    /// For keys and grants that have none of their own.
+    /// Counted for each key, where neither the key nor its grant names any; an empty list there does
+    /// not lift them.
     #[serde(default)]
     #[schema(required = false)]
     pub rate_limits: RateLimits,
-    /// For keys that have none of their own.
+    /// Counted for each key that has none of its own.
     pub quota: Option<Quota>,
     #[serde(default)]
     #[schema(required = false)]
@@ -75,11 +76,12 @@ pub struct ReplaceService {
     #[schema(required = false, max_items = 1000)]
     pub scopes: Vec<ScopeEntry>,
     pub key_policy: Option<KeyPolicyPatch>,
-    /// For keys and grants that have none of their own.
+    /// Counted for each key, where neither the key nor its grant names any; an empty list there does
+    /// not lift them.
     #[serde(default)]
     #[schema(required = false)]
     pub rate_limits: RateLimits,
-    /// For keys that have none of their own.
+    /// Counted for each key that has none of its own.
     pub quota: Option<Quota>,
     #[serde(default)]
     #[schema(required = false)]

@@ -37,7 +37,7 @@ macro_rules! asking {
             /// The address that the key was presented from.
             #[schema(example = "203.0.113.7")]
             pub ip: Option<String>,
-            /// What is charged to limits and quota; 0 decides and records without charging.
+            /// What is charged to limits and quota; 0 decides, as for 1, and records without charging.
             #[schema(minimum = 0, maximum = 1_000_000_000, default = 1)]
             pub cost: Option<u64>,
             /// Default: the environment of the caller's own key; for a JWT the first of the
@@ -194,13 +194,14 @@ pub struct VerifyAnswer {
     pub expires_at: Option<Timestamp>,
     #[schema(nullable = false)]
     pub secret: Option<SecretTold>,
-    /// Every limit that the decision was charged to.
+    /// Every limit that the decision was charged to; of one that was refused, which charges nothing,
+    /// every limit that was asked.
     #[schema(nullable = false)]
     pub rate_limits: Option<Vec<LimitTold>>,
-    /// The quota that is nearest to its end.
+    /// The key's own quota, or else the service's, or the consumer's: whichever is nearest to its end.
     #[schema(nullable = false)]
     pub quota: Option<QuotaTold>,
-    /// When to come again, of one that was refused for a limit.
+    /// When to come again, of one that was refused: the longest wait of all that refuse it.
     #[schema(nullable = false)]
     pub retry_after_ms: Option<u64>,
     pub request_id: String,
@@ -228,10 +229,11 @@ pub struct SecretTold {
 #[derive(Debug, ToSchema)]
 #[cfg_attr(test, derive(Deserialize), serde(deny_unknown_fields))]
 pub struct LimitTold {
-    /// Whose it is, and its name.
+    /// Whose it is (`key`, `grant`, `consumer` or `service`), and its name.
     #[schema(example = "key:burst")]
     pub name: String,
     pub limit: u64,
+    /// What could be spent at once.
     pub remaining: u64,
     /// Until the whole burst is there again.
     pub reset_after_ms: u64,
