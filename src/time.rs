@@ -1,64 +1,85 @@
 //! Points and spans of time as they stand in JSON, SQL and configuration.
 
 use std::fmt;
+use std::num::NonZero;
 use std::str::FromStr;
 use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, TimeZone as _, Utc};
 use diesel::deserialize::{self, FromSql, FromSqlRow};
 use diesel::expression::AsExpression;
+use diesel::pg::Pg;
 use diesel::serialize::{self, Output, ToSql};
 use diesel::sql_types::BigInt;
+use diesel::sqlite::Sqlite;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// The last representable instant: 9999-12-31T23:59:59.999Z, the end of RFC 3339.
 const MILLIS_MAX: i64 = 253_402_300_799_999;
 
 /// A UTC instant to the millisecond: RFC 3339 with `Z` in JSON, Unix milliseconds in SQL.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, AsExpression, FromSqlRow)]
+///
+/// Kept as one more than the milliseconds, so that an `Option` of it takes no more room: there are several
+/// in each remembered key.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, AsExpression, FromSqlRow)]
 #[diesel(sql_type = BigInt)]
-pub struct Timestamp(i64);
+pub struct Timestamp(NonZero<i64>);
 
 impl Timestamp {
-    pub const MAX: Self = Self(MILLIS_MAX);
+    pub const MAX: Self = Self(match NonZero::new(MILLIS_MAX + 1) {
+        Some(millis) => millis,
+        None => NonZero::<i64>::MIN,
+    });
 
     /// Clamps to the years 1970 to 9999.
     pub fn from_millis(millis: i64) -> Self {
-        Self(millis.clamp(0, MILLIS_MAX))
+        let millis = millis.clamp(0, MILLIS_MAX);
+        Self(NonZero::new(millis + 1).unwrap_or(Self::MAX.0))
     }
 
     pub fn millis(self) -> i64 {
-        self.0
+        self.0.get() - 1
     }
 
     /// Whole seconds, rounded down, as in JWT claims (RFC 7519 §2 `NumericDate`).
     pub fn unix_seconds(self) -> i64 {
-        self.0.div_euclid(1000)
+        self.millis().div_euclid(1000)
     }
 
     /// Saturates at the end of the year 9999.
     #[must_use]
     pub fn plus(self, span: Span) -> Self {
-        Self::from_millis(self.0.saturating_add(span.millis()))
+        Self::from_millis(self.millis().saturating_add(span.millis()))
     }
 
     #[must_use]
     pub fn minus(self, span: Span) -> Self {
-        Self::from_millis(self.0.saturating_sub(span.millis()))
+        Self::from_millis(self.millis().saturating_sub(span.millis()))
     }
 
     /// Zero when `earlier` is not earlier.
     pub fn since(self, earlier: Self) -> Span {
-        Span::from_millis(self.0.saturating_sub(earlier.0).max(0).unsigned_abs())
+        Span::from_millis(
+            self.millis()
+                .saturating_sub(earlier.millis())
+                .max(0)
+                .unsigned_abs(),
+        )
     }
 }
 
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match Utc.timestamp_millis_opt(self.0).single() {
+        match Utc.timestamp_millis_opt(self.millis()).single() {
             Some(at) => f.write_str(&at.to_rfc3339_opts(SecondsFormat::Millis, true)),
             None => Err(fmt::Error),
         }
+    }
+}
+
+impl fmt::Debug for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Timestamp").field(&self.millis()).finish()
     }
 }
 
@@ -75,7 +96,7 @@ impl FromStr for Timestamp {
         if !(0..=MILLIS_MAX).contains(&millis) {
             return Err("must lie between the years 1970 and 9999");
         }
-        Ok(Self(millis))
+        Ok(Self::from_millis(millis))
     }
 }
 
@@ -98,16 +119,20 @@ where
     i64: FromSql<BigInt, DB>,
 {
     fn from_sql(bytes: DB::RawValue<'_>) -> deserialize::Result<Self> {
-        i64::from_sql(bytes).map(Self)
+        i64::from_sql(bytes).map(Self::from_millis)
     }
 }
 
-impl<DB: diesel::backend::Backend> ToSql<BigInt, DB> for Timestamp
-where
-    i64: ToSql<BigInt, DB>,
-{
-    fn to_sql<'b>(&'b self, out: &mut Output<'b, '_, DB>) -> serialize::Result {
-        self.0.to_sql(out)
+impl ToSql<BigInt, Sqlite> for Timestamp {
+    fn to_sql<'b>(&'b self, out: &mut Output<'b, '_, Sqlite>) -> serialize::Result {
+        out.set_value(self.millis());
+        Ok(serialize::IsNull::No)
+    }
+}
+
+impl ToSql<BigInt, Pg> for Timestamp {
+    fn to_sql<'b>(&'b self, out: &mut Output<'b, '_, Pg>) -> serialize::Result {
+        ToSql::<BigInt, Pg>::to_sql(&self.millis(), &mut out.reborrow())
     }
 }
 

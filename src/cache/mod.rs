@@ -23,6 +23,7 @@ pub mod history;
 pub mod nodes;
 pub mod relay;
 pub mod seal;
+pub mod shared;
 pub mod shelf;
 
 pub use changes::{Changes, Lease};
@@ -30,4 +31,5 @@ pub use entries::{Entries, Entry};
 pub use flights::Flights;
 pub use history::History;
 pub use nodes::Nodes;
+pub use shared::Shared;
 pub use shelf::Shelf;

@@ -302,7 +302,7 @@ fn admit(
         subject.tenant.slug.as_str(),
         service,
         &scopes.join(" "),
-        subject.key.environment.as_str(),
+        subject.key.owner.environment.as_str(),
         token.map_or(subject.consumer.id.as_str(), |token| &token.subject),
     ];
     let mut response = HttpResponse::Ok();

@@ -293,7 +293,11 @@ impl Oauth {
         wanted: &Wanted,
     ) -> Result<Result<Target, Refusal>, Refusal> {
         let tenant = &subject.tenant.id;
-        let mut found = match (&wanted.audience, &wanted.resource, &*subject.key.grants) {
+        let mut found = match (
+            &wanted.audience,
+            &wanted.resource,
+            &*subject.key.terms.grants,
+        ) {
             (Some(reference), _, _) => self.validation.service(tenant, reference).await?,
             (None, Some(_), _) => None,
             (None, None, [only]) => {
@@ -308,7 +312,7 @@ impl Oauth {
         };
         if let Some(uri) = &wanted.resource {
             let audience = found.take();
-            for grant in &subject.key.grants {
+            for grant in &*subject.key.terms.grants {
                 let id = grant.service_id.as_str();
                 let Some(entry) = self.validation.service(tenant, id).await? else {
                     continue;

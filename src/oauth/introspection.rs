@@ -125,7 +125,7 @@ impl Asker<'_> {
     /// What is asked of a key or token: whether it is good here. Nothing is charged.
     fn request<'a>(&'a self, question: &Question) -> Request<'a> {
         Request {
-            environment: AskedEnvironment::Is(Cow::Borrowed(&self.subject.key.environment)),
+            environment: AskedEnvironment::Is(Cow::Borrowed(&self.subject.key.owner.environment)),
             ip: question.ip,
             cost: 0,
             ..Request::default()
@@ -315,7 +315,10 @@ impl Oauth {
             return Ok(NO_SERVICE.into());
         }
         let mut found = None;
-        for grant in subject.iter().flat_map(|subject| &subject.key.grants) {
+        for grant in subject
+            .iter()
+            .flat_map(|subject| &*subject.key.terms.grants)
+        {
             let id = grant.service_id.as_str();
             let Some(entry) = self.validation.service(tenant, id).await? else {
                 continue;

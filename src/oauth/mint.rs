@@ -91,7 +91,7 @@ impl<'a> Provenance<'a> {
         Self {
             service: service.map_or("", |entry| entry.service.slug.as_str()),
             tenant: subject.tenant.slug.as_str(),
-            environment: subject.key.environment.as_str(),
+            environment: subject.key.owner.environment.as_str(),
             key_id: subject.key.key_id.as_str(),
             secret_id: subject.key.secret.id.as_str(),
             client_key_id: None,
@@ -273,7 +273,10 @@ pub fn asked_for(claims: &TokenClaims, subject: &Subject) -> Map<String, Value> 
     // Both were written by us when the entries were loaded.
     let read = |text: &str| serde_json::from_str::<Map<String, Value>>(text).unwrap_or_default();
     let consumer = read(&subject.consumer.told);
-    let key = read(&format!("{{{}}}", subject.key.told));
+    let mut key = "{".to_owned();
+    subject.key.told.write(&subject.key.secret, &mut key);
+    key.push('}');
+    let key = read(&key);
     let metadata = |of: &Map<String, Value>, path: &str| {
         let metadata = of.get("metadata")?.as_object()?;
         json::find(metadata, path).cloned()

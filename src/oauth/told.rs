@@ -8,7 +8,7 @@ use super::delegation::Delegation;
 use super::mint::Provenance;
 use crate::json;
 use crate::scope::Scope;
-use crate::validation::snapshot::members;
+use crate::validation::told::members;
 
 /// So long is an answer as a rule; a longer one grows.
 const LENGTH: usize = 768;

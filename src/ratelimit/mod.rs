@@ -55,7 +55,7 @@ pub struct Charge<'a> {
 }
 
 /// A quota that a decision is charged to.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct QuotaCharge {
     pub counter: CounterId,
     pub quota: Quota,

@@ -27,8 +27,12 @@ use crate::db::{self, Conn, Db};
 /// So many blocks go in one transaction: some seconds of a node.
 const BLOCKS_MAX: usize = 16;
 
-/// A group takes no further block beyond so many bytes: some 12,000 uses.
+/// A group takes no further block beyond so many bytes: some 12,000 uses that differ in all.
 const BYTES_MAX: i64 = 4 * 1024 * 1024;
+
+/// Nor beyond so many uses, however few bytes they have: each is some 3 KB while it is made ready, with the
+/// rows that it counts in, and two groups are there at a time.
+const USES_MAX: usize = 12_000;
 
 /// A block that was not taken is tried again so much later.
 const ASIDE_FOR: Duration = Duration::from_mins(1);
@@ -267,8 +271,8 @@ impl Ledger {
         } = wanted;
         let left_out: Arc<[i64]> = left_out.into();
         let (mut numbers, mut batches, mut bytes) = (Vec::new(), Vec::new(), 0);
-        let mut leaving = Vec::new();
-        while numbers.len() < blocks_max && bytes < BYTES_MAX {
+        let (mut leaving, mut uses) = (Vec::new(), 0);
+        while numbers.len() < blocks_max && bytes < BYTES_MAX && uses < USES_MAX {
             let without = Arc::clone(&left_out);
             let next = async move |conn: &mut Conn| {
                 journal::next(conn, after, &without, codec::FORM).await
@@ -288,6 +292,7 @@ impl Ledger {
                 self.inherit(&batch);
             }
             refusals.fold(&mut batch);
+            uses += batch.records.len() + batch.counts_only.len();
             numbers.push(block.number);
             leaving.push(Leaving::of(&batch));
             batches.push(batch);

@@ -236,8 +236,8 @@ pub fn explain(subject: &Subject, request: &Request<'_>, now: Timestamp) -> Vec<
         Outcome::WrongEnvironment,
         environment(subject, request, now),
         match asked_environment(subject, request) {
-            Some(asked) => format!("asked for {asked}, the key is of {}", key.environment),
-            None => format!("none asked for, the key is of {}", key.environment),
+            Some(asked) => format!("asked for {asked}, the key is of {}", key.owner.environment),
+            None => format!("none asked for, the key is of {}", key.owner.environment),
         },
     );
     add(
@@ -257,7 +257,7 @@ pub fn explain(subject: &Subject, request: &Request<'_>, now: Timestamp) -> Vec<
     add(
         Outcome::IpNotAllowed,
         ip(subject, request, now),
-        match (&key.allowed_ips, request.ip) {
+        match (&key.terms.allowed_ips, request.ip) {
             (None, _) => "every address is allowed".to_owned(),
             (Some(_), None) => "the key has allowed_ips and no ip was given".to_owned(),
             (Some(nets), Some(ip)) => format!("{ip} against {} networks", nets.len()),
@@ -303,7 +303,7 @@ fn not_yet_valid(subject: &Subject, _: &Request<'_>, now: Timestamp) -> Option<O
 
 fn environment(subject: &Subject, request: &Request<'_>, _: Timestamp) -> Option<Outcome> {
     asked_environment(subject, request)
-        .is_some_and(|asked| *asked != subject.key.environment)
+        .is_some_and(|asked| *asked != subject.key.owner.environment)
         .then_some(Outcome::WrongEnvironment)
 }
 
@@ -338,7 +338,7 @@ fn service(subject: &Subject, _: &Request<'_>, _: Timestamp) -> Option<Outcome> 
 }
 
 fn ip(subject: &Subject, request: &Request<'_>, _: Timestamp) -> Option<Outcome> {
-    let nets = subject.key.allowed_ips.as_ref()?;
+    let nets = subject.key.terms.allowed_ips.as_ref()?;
     let allowed = request.ip.is_some_and(|ip| {
         let ip = ip.to_canonical();
         nets.iter().any(|net| net.contains(&ip))

@@ -27,6 +27,7 @@ pub mod spend;
 pub mod store;
 #[cfg(test)]
 mod tests;
+pub mod told;
 
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -374,7 +375,7 @@ impl Validation {
             key_id: subject.key.key_id.clone(),
             tenant: subject.tenant.to_ref(),
             rights: subject.rights().clone(),
-            environment: subject.key.environment.clone(),
+            environment: subject.key.owner.environment.clone(),
             expires_at: subject.end(),
             superseded: subject.key.secret.superseded,
             limits,
@@ -392,7 +393,7 @@ impl Validation {
             key_id: subject.key.key_id.clone(),
             tenant: subject.tenant.to_ref(),
             rights: Rights::none(),
-            environment: subject.key.environment.clone(),
+            environment: subject.key.owner.environment.clone(),
             expires_at: subject.end(),
             superseded: subject.key.secret.superseded,
             limits,
@@ -464,7 +465,7 @@ impl Validation {
         now_us: u64,
     ) -> Option<Result<Subject, Outcome>> {
         match self.records.key_now(print, now_us) {
-            Now::Known(key) if tenant.is_none_or(|tenant| *tenant == key.tenant_id) => {
+            Now::Known(key) if tenant.is_none_or(|tenant| *tenant == key.owner.tenant_id) => {
                 let subject = self.records.join_now(key, known, asked.service(), now_us)?;
                 Some(Ok(subject))
             }
@@ -495,7 +496,7 @@ impl Validation {
         for _ in 0..TRIES {
             let subject = match self.records.key(&key, lookup_id.as_ref(), client).await? {
                 // Another tenant's key is not there.
-                Some(key) if tenant.is_none_or(|tenant| *tenant == key.tenant_id) => {
+                Some(key) if tenant.is_none_or(|tenant| *tenant == key.owner.tenant_id) => {
                     self.records.join(key, asked.service()).await?
                 }
                 Some(_) | None => return Ok(Err(Outcome::Unknown)),

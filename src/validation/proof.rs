@@ -83,7 +83,7 @@ impl Validation {
             Credential::Identified(key, found) => {
                 let found = self.records.join(Arc::clone(&found.key), asked.service());
                 let found = found.await?;
-                let loaded = if found.key.tenant_id == *tenant && self.records.holds(&found) {
+                let loaded = if found.key.owner.tenant_id == *tenant && self.records.holds(&found) {
                     Ok(found)
                 } else {
                     self.load(key, Some(tenant), asked, request.ip).await?
@@ -177,7 +177,8 @@ impl Validation {
     ) -> Result<Option<Subject>, Failure> {
         match self.records.key_of_secret(secret).await? {
             Some(found)
-                if found.tenant_id == *tenant && key.is_none_or(|key| found.key_id == *key) =>
+                if found.owner.tenant_id == *tenant
+                    && key.is_none_or(|key| found.key_id == *key) =>
             {
                 Ok(Some(self.records.join(found, asked.service()).await?))
             }

@@ -63,7 +63,7 @@ pub(super) fn record(
         None => service,
     };
     let environment = match (subject, &request.environment) {
-        (Some(subject), _) => subject.key.environment.as_str(),
+        (Some(subject), _) => subject.key.owner.environment.as_str(),
         (None, AskedEnvironment::Is(environment)) => environment.as_str(),
         (None, AskedEnvironment::Any | AskedEnvironment::ServiceDefault) => "",
     };
@@ -78,7 +78,7 @@ pub(super) fn record(
             key_id: subject.key.key_id.as_str(),
             secret_id: subject.key.secret.id.as_str(),
             superseded: subject.key.secret.superseded,
-            consumer_id: subject.key.consumer_id.as_str(),
+            consumer_id: subject.key.owner.consumer_id.as_str(),
         }),
         service,
         environment,

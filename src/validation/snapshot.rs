@@ -3,15 +3,20 @@
 //! Consumer, service and tenant are entries of their own, joined at decision time, so that a change
 //! of a service makes one entry stale and not its million keys. What is only told, and never
 //! decided by, is written once, when the snapshot is made: the members of the answer as JSON text.
+//!
+//! There may be a million keys of a few kinds: what they have in common is kept once, see [`Common`], and
+//! never changed. A key that changes is read again, and becomes another snapshot.
 
-use std::sync::{Arc, OnceLock};
+use std::hash::{Hash, Hasher};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use ipnet::IpNet;
 use serde::Serialize;
 
 use super::last_used::LastNoted;
+use super::told::Told;
 use crate::audit::TenantRef;
-use crate::cache::Entry;
+use crate::cache::{Entry, Shared};
 use crate::consumers::Consumer;
 use crate::id::{ConsumerId, KeyId, SecretId, ServiceId, TenantId};
 use crate::keys::catalogue::Catalogue;
@@ -22,50 +27,92 @@ use crate::rights::Rights;
 use crate::scope::{RequiredScope, Scope};
 use crate::services::Service;
 use crate::tenants::Tenant;
-use crate::text::{Environment, ExternalId, Name, Slug, Tag};
+use crate::text::{Environment, ExternalId, Name, Slug};
 use crate::time::Timestamp;
 
 /// A key as one of its secrets proves it.
 #[derive(Clone, Debug)]
 pub struct KeySnapshot {
     pub key_id: KeyId,
-    pub tenant_id: TenantId,
-    pub consumer_id: ConsumerId,
-    pub environment: Environment,
+    pub owner: Arc<Owner>,
+    pub terms: Arc<Terms>,
     pub not_before: Option<Timestamp>,
     pub expires_at: Option<Timestamp>,
     pub disabled: bool,
     pub revoked: bool,
-    pub allowed_ips: Option<Box<[IpNet]>>,
-    pub limits: Box<[Counted]>,
-    pub quota: Option<QuotaCharge>,
-    pub grants: Box<[GrantSnapshot]>,
+    /// What every counter of its terms, and of the defaults of services, is paired with.
+    pub counter: CounterId,
     pub secret: SecretSnapshot,
-    /// [`KeyTold`] without its braces.
-    pub told: Box<str>,
-    /// Of a management key, worked out at its first use as a credential.
-    pub rights: OnceLock<Rights>,
+    pub told: Told,
     pub last_noted: LastNoted,
 }
 
-#[derive(Clone, Debug)]
+/// Whose a key is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Owner {
+    pub tenant_id: TenantId,
+    pub consumer_id: ConsumerId,
+    pub environment: Environment,
+}
+
+/// What a key may do, from where and how often.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Terms {
+    pub grants: Arc<[GrantSnapshot]>,
+    pub limits: Arc<[Counted]>,
+    pub quota: Option<QuotaCharge>,
+    pub allowed_ips: Option<Box<[IpNet]>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct GrantSnapshot {
     pub service_id: ServiceId,
     pub scopes: Box<[Scope]>,
     pub limits: Box<[Counted]>,
-    /// Paired with the name of a default of the service: the key's counter for it.
+    /// Paired with a key's counter and the name of a default of the service: the key's counter for it.
     pub defaults: CounterId,
+    pub rights: GrantedRights,
+}
+
+/// What the scopes of a grant on `keystead` come to, worked out when a key with them is first used as a
+/// credential. It is no part of what a grant is: no two differ by it.
+#[derive(Clone, Debug, Default)]
+pub struct GrantedRights(OnceLock<Rights>);
+
+impl PartialEq for GrantedRights {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for GrantedRights {}
+
+impl Hash for GrantedRights {
+    fn hash<H: Hasher>(&self, _: &mut H) {}
+}
+
+/// What keys have in common, kept once while any of them is remembered.
+#[derive(Debug, Default)]
+pub struct Common {
+    pub owners: Shared<Owner>,
+    pub terms: Shared<Terms>,
+    /// Of these, those of keys that differ in the rest of their terms.
+    pub grants: Shared<[GrantSnapshot]>,
+    pub limits: Shared<[Counted]>,
+    /// See [`Told`].
+    pub told: Shared<str>,
 }
 
 /// A rate limit and the counter it is kept by.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Counted {
     pub counter: CounterId,
     pub limit: RateLimit,
 }
 
 impl Counted {
-    /// The limits of `owner`; `kind` tells those of one owner apart.
+    /// The limits of `owner`, or of nobody, to be paired with the counter of whose they are; `kind` tells
+    /// those of one owner apart.
     pub fn all(owner: &str, kind: &str, limits: RateLimits) -> Box<[Self]> {
         limits
             .into_iter()
@@ -94,26 +141,6 @@ pub struct SecretSnapshot {
     pub revoked: bool,
 }
 
-/// What is told of a key and the secret that was presented.
-#[derive(Serialize)]
-pub struct KeyTold<'a> {
-    pub name: &'a Name,
-    pub environment: &'a Environment,
-    pub metadata: &'a Metadata,
-    pub tags: &'a [Tag],
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub expires_at: Option<Timestamp>,
-    pub secret: SecretTold<'a>,
-}
-
-#[derive(Serialize)]
-pub struct SecretTold<'a> {
-    pub id: &'a SecretId,
-    pub superseded: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub valid_until: Option<Timestamp>,
-}
-
 /// What is told of a consumer.
 #[derive(Serialize)]
 struct ConsumerTold<'a> {
@@ -121,15 +148,6 @@ struct ConsumerTold<'a> {
     slug: &'a Slug,
     name: &'a Name,
     metadata: &'a Metadata,
-}
-
-/// Members of an object as JSON text, without the braces around them.
-pub fn members<T: Serialize>(told: &T) -> Result<Box<str>, serde_json::Error> {
-    let text = serde_json::to_string(told)?;
-    let inner = text
-        .strip_prefix('{')
-        .and_then(|rest| rest.strip_suffix('}'));
-    Ok(Box::from(inner.unwrap_or_default()))
 }
 
 /// A consumer as its keys' decisions need it.
@@ -245,10 +263,8 @@ impl Subject {
     /// The key's grant on the service asked for.
     pub fn grant(&self) -> Option<&GrantSnapshot> {
         let service = &self.service.as_ref()?.service;
-        self.key
-            .grants
-            .iter()
-            .find(|grant| grant.service_id == service.id)
+        let mut grants = self.key.terms.grants.iter();
+        grants.find(|grant| grant.service_id == service.id)
     }
 
     /// What may be done on the service asked for: nothing without a grant.
@@ -304,9 +320,10 @@ impl Subject {
 
     /// What the key may do in the administration, when `keystead` is the service asked for.
     pub fn rights(&self) -> &Rights {
-        self.key.rights.get_or_init(|| {
-            let scopes = self.grant().map(|grant| &*grant.scopes);
-            Rights::new(scopes.unwrap_or_default())
+        static NONE: LazyLock<Rights> = LazyLock::new(Rights::none);
+        self.grant().map_or(&*NONE, |grant| {
+            let rights = &grant.rights.0;
+            rights.get_or_init(|| Rights::new(&*grant.scopes))
         })
     }
 

@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 
-use super::snapshot::{ConsumerSnapshot, KeySnapshot, ServiceEntry, TenantSnapshot};
+use super::snapshot::{Common, ConsumerSnapshot, KeySnapshot, ServiceEntry, TenantSnapshot};
 use super::store::{self, KeyRows};
 use crate::cache::changes::Entity;
 use crate::cache::follow::Reach;
@@ -66,6 +66,7 @@ pub(super) struct Source {
     reach: Reach,
     shelf: Shelf,
     refresh_us: u64,
+    common: Arc<Common>,
 }
 
 /// What is noted before anything is read: in this order, see [`Shelf::ticket`].
@@ -109,6 +110,7 @@ impl Source {
             reach,
             shelf,
             refresh_us: u64::try_from(refresh.as_micros()).unwrap_or(u64::MAX),
+            common: Arc::default(),
         }
     }
 
@@ -134,7 +136,7 @@ impl Source {
     }
 
     fn key_entry(&self, rows: KeyRows, as_of: (u64, i64)) -> db::Result<Entry<KeySnapshot>> {
-        let snapshot = KeySnapshot::try_from(rows)?;
+        let snapshot = KeySnapshot::new(rows, &self.common)?;
         let entity = Entity::new(Kind::Key, snapshot.key_id.as_str());
         Ok(Entry::new(snapshot, as_of, entity, self.refresh_us))
     }

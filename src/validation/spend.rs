@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 
 use super::snapshot::{Counted, Subject};
 use crate::limits::RateLimit;
-use crate::ratelimit::{Charge, LimitState, QuotaCharge, QuotaState, Spending, Spent};
+use crate::ratelimit::{Charge, CounterId, LimitState, QuotaCharge, QuotaState, Spending, Spent};
 
 /// Everything one decision is charged to, in the order in which it is told.
 #[derive(Clone, Debug)]
@@ -32,7 +32,7 @@ impl<'a> Charges<'a> {
 
     /// Whether anything limits the subject.
     pub fn has_any(subject: &Subject) -> bool {
-        let (key, consumer) = (&subject.key, &subject.consumer);
+        let (key, consumer) = (&subject.key.terms, &subject.consumer);
         let is_limited =
             |limits: &[Counted], quota: Option<_>| !limits.is_empty() || quota.is_some();
         is_limited(&key.limits, key.quota)
@@ -64,40 +64,46 @@ impl<'a> Charges<'a> {
 
 /// Each limit with whose it is.
 fn each_limit(subject: &Subject) -> impl Iterator<Item = (&'static str, Charge<'_>)> {
-    let (key, grant) = (&subject.key, subject.grant());
+    let (key, grant) = (&subject.key.terms, subject.grant());
+    let own = subject.key.counter;
     let grants = grant.map(|grant| &*grant.limits).unwrap_or_default();
     let names_none = key.limits.is_empty() && grants.is_empty();
     let defaults = grant.zip(subject.service.as_ref()).filter(|_| names_none);
-    let defaults = defaults.into_iter().flat_map(|(grant, service)| {
-        service.limits.iter().map(|counted| Charge {
-            counter: grant.defaults.paired(counted.counter),
-            limit: &counted.limit,
-        })
+    let defaults = defaults.into_iter().flat_map(move |(grant, service)| {
+        let own = own.paired(grant.defaults);
+        (service.limits.iter()).map(move |counted| paired(own, counted))
     });
-    each_of("key", &key.limits)
-        .chain(each_of("grant", grants))
-        .chain(each_of("consumer", &subject.consumer.limits))
+    (key.limits.iter().map(move |one| ("key", paired(own, one))))
+        .chain(grants.iter().map(move |one| ("grant", paired(own, one))))
+        .chain((subject.consumer.limits.iter()).map(|one| ("consumer", one.into())))
         .chain(defaults.map(|charge| ("service", charge)))
 }
 
-fn each_of<'a>(
-    of: &'static str,
-    limits: &'a [Counted],
-) -> impl Iterator<Item = (&'static str, Charge<'a>)> {
-    limits.iter().map(move |one| (of, Charge::from(one)))
+/// A limit that many keys share, by the counter of one of them.
+fn paired(own: CounterId, counted: &Counted) -> Charge<'_> {
+    Charge {
+        counter: own.paired(counted.counter),
+        limit: &counted.limit,
+    }
 }
 
 fn each_quota(subject: &Subject) -> impl Iterator<Item = QuotaCharge> {
-    let (key, service) = (&subject.key, subject.service.as_ref());
+    let (own, key) = (subject.key.counter, &subject.key.terms);
+    let service = subject.service.as_ref();
     let default = subject.grant().zip(service.and_then(|entry| entry.quota));
     let default = default.filter(|_| key.quota.is_none());
-    let default = default.map(|(grant, default)| QuotaCharge {
-        counter: grant.defaults.paired(default.counter),
-        quota: default.quota,
-    });
-    [key.quota, subject.consumer.quota, default]
-        .into_iter()
-        .flatten()
+    let paired = |own: CounterId, charge: QuotaCharge| QuotaCharge {
+        counter: own.paired(charge.counter),
+        ..charge
+    };
+    let default = default.map(|(grant, default)| paired(own.paired(grant.defaults), default));
+    [
+        key.quota.map(|quota| paired(own, quota)),
+        subject.consumer.quota,
+        default,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// Each limit with where it stands.

@@ -1,7 +1,5 @@
 //! What a validation reads, as snapshots.
 
-use std::sync::OnceLock;
-
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 use serde::de::DeserializeOwned;
@@ -9,9 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use super::last_used::LastNoted;
 use super::snapshot::{
-    Counted, GrantSnapshot, KeySnapshot, KeyTold, SecretSnapshot, SecretTold, counted_quota,
-    members,
+    Common, Counted, GrantSnapshot, GrantedRights, KeySnapshot, Owner, SecretSnapshot, Terms,
+    counted_quota,
 };
+use super::told::{Alike, Told};
 use crate::db::schema::{api_key, key_grant, revoked_token, secret};
 use crate::db::{self, Conn};
 use crate::each;
@@ -97,6 +96,10 @@ pub struct Hit {
 
 fn parse<T: DeserializeOwned>(column: &str, text: &str) -> db::Result<T> {
     serde_json::from_str(text).map_err(|error| db::Error::Corrupt(format!("{column}: {error}")))
+}
+
+fn parse_some<T: DeserializeOwned>(column: &str, text: Option<&str>) -> db::Result<Option<T>> {
+    text.map(|text| parse(column, text)).transpose()
 }
 
 /// Finds the key of a plaintext by its fingerprints.
@@ -210,84 +213,199 @@ async fn complete(conn: &mut Conn, key: KeyRow, secret: SecretRow) -> db::Result
     })
 }
 
-impl TryFrom<KeyRows> for KeySnapshot {
-    type Error = db::Error;
-
-    fn try_from(rows: KeyRows) -> db::Result<Self> {
+impl KeySnapshot {
+    /// # Errors
+    /// [`db::Error::Corrupt`] for rows that were not written by us.
+    pub fn new(rows: KeyRows, common: &Common) -> db::Result<Self> {
         let KeyRows {
             key,
             secret,
             grants,
         } = rows;
-        let grants = grants
-            .into_iter()
-            .map(|row| {
-                let limits: Option<RateLimits> = row
-                    .rate_limits
-                    .as_deref()
-                    .map(|limits| parse("rate_limits", limits))
-                    .transpose()?;
-                let (owner, service) = (key.id.as_str(), row.service_id.as_str());
-                Ok(GrantSnapshot {
-                    scopes: parse("scopes", &row.scopes)?,
-                    limits: Counted::all(owner, service, limits.unwrap_or_default()),
-                    defaults: CounterId::new(owner, "default", service),
-                    service_id: row.service_id,
-                })
-            })
-            .collect::<db::Result<_>>()?;
-        let metadata = Metadata::from_stored(&key.metadata)?;
-        let tags: Vec<Tag> = parse("tags", &key.tags)?;
-        let told = KeyTold {
-            name: &key.name,
-            environment: &key.environment,
-            metadata: &metadata,
-            tags: &tags,
-            expires_at: key.expires_at,
-            secret: SecretTold {
-                id: &secret.id,
-                superseded: secret.superseded_at.is_some(),
-                valid_until: secret.valid_until,
-            },
-        };
-        let told = members(&told)
-            .map_err(|error| db::Error::Corrupt(format!("the key {}: {error}", key.id)))?;
-        Ok(Self {
-            told,
-            rights: OnceLock::new(),
-            last_noted: LastNoted::default(),
-            limits: Counted::all(
-                key.id.as_str(),
+        let terms = Terms {
+            grants: common.grants.one(
+                grants
+                    .into_iter()
+                    .map(GrantSnapshot::try_from)
+                    .collect::<db::Result<Vec<_>>>()?,
+            ),
+            limits: common.limits.one(Counted::all(
+                "",
                 "limit",
                 parse("rate_limits", &key.rate_limits)?,
-            ),
-            quota: counted_quota(
-                key.id.as_str(),
-                key.quota
-                    .as_deref()
-                    .map(|quota| parse("quota", quota))
-                    .transpose()?,
-            ),
-            allowed_ips: key
-                .allowed_ips
-                .as_deref()
-                .map(|ips| parse("allowed_ips", ips))
-                .transpose()?,
+            )),
+            quota: counted_quota("", parse_some("quota", key.quota.as_deref())?),
+            allowed_ips: parse_some("allowed_ips", key.allowed_ips.as_deref())?,
+        };
+        let secret = SecretSnapshot {
+            id: secret.id,
+            valid_until: secret.valid_until,
+            superseded: secret.superseded_at.is_some(),
+            revoked: secret.revoked_at.is_some(),
+        };
+        let tags: Vec<Tag> = parse("tags", &key.tags)?;
+        let alike = Alike {
+            environment: &key.environment,
+            metadata: &Metadata::from_stored(&key.metadata)?,
+            tags: &tags,
+        };
+        let told = alike.members().and_then(|alike| {
+            let alike = common.told.one(alike);
+            Told::new(&key.name, key.expires_at, &secret, alike)
+        });
+        let told =
+            told.map_err(|error| db::Error::Corrupt(format!("the key {}: {error}", key.id)))?;
+        Ok(Self {
+            counter: CounterId::new(key.id.as_str(), "key", ""),
             key_id: key.id,
-            tenant_id: key.tenant_id,
-            consumer_id: key.consumer_id,
-            environment: key.environment,
+            owner: common.owners.one(Owner {
+                tenant_id: key.tenant_id,
+                consumer_id: key.consumer_id,
+                environment: key.environment,
+            }),
+            terms: common.terms.one(terms),
             not_before: key.not_before,
             expires_at: key.expires_at,
             disabled: key.disabled_at.is_some(),
             revoked: key.revoked_at.is_some(),
-            grants,
-            secret: SecretSnapshot {
-                id: secret.id,
-                valid_until: secret.valid_until,
-                superseded: secret.superseded_at.is_some(),
-                revoked: secret.revoked_at.is_some(),
-            },
+            secret,
+            told,
+            last_noted: LastNoted::default(),
         })
+    }
+}
+
+impl TryFrom<GrantRow> for GrantSnapshot {
+    type Error = db::Error;
+
+    fn try_from(row: GrantRow) -> db::Result<Self> {
+        let limits: Option<RateLimits> = parse_some("rate_limits", row.rate_limits.as_deref())?;
+        let service = row.service_id.as_str();
+        Ok(Self {
+            scopes: parse("scopes", &row.scopes)?,
+            limits: Counted::all("", service, limits.unwrap_or_default()),
+            defaults: CounterId::new("", "service", service),
+            rights: GrantedRights::default(),
+            service_id: row.service_id,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::cache::Entry;
+    use crate::clock::Clock;
+    use crate::entropy::Entropy;
+
+    /// So much one remembered key may take, apart from what it shares with others and its place in the
+    /// map: what [`Arc`] and [`Entry`] add to it, and the text of its name.
+    const BYTES_MAX: usize = 256;
+
+    /// What makes keys of one kind.
+    struct Kind {
+        ids: Entropy,
+        tenant: TenantId,
+        consumer: ConsumerId,
+        service: ServiceId,
+        common: Common,
+    }
+
+    impl Kind {
+        fn new() -> Self {
+            let (clock, ids) = (Clock::System, Entropy::seeded(1));
+            Self {
+                tenant: TenantId::new(&clock, &ids),
+                consumer: ConsumerId::new(&clock, &ids),
+                service: ServiceId::new(&clock, &ids),
+                common: Common::default(),
+                ids,
+            }
+        }
+
+        fn rows(&self) -> KeyRows {
+            let clock = Clock::System;
+            KeyRows {
+                key: KeyRow {
+                    id: KeyId::new(&clock, &self.ids),
+                    tenant_id: self.tenant.clone(),
+                    consumer_id: self.consumer.clone(),
+                    environment: Environment::parse("live").unwrap(),
+                    name: Name::parse("a worker of acme").unwrap(),
+                    not_before: None,
+                    expires_at: None,
+                    disabled_at: None,
+                    revoked_at: None,
+                    allowed_ips: None,
+                    rate_limits: r#"[{"name":"burst","limit":100,"period":"1m"}]"#.to_owned(),
+                    quota: Some(r#"{"limit":1000,"period":"day"}"#.to_owned()),
+                    metadata: "{}".to_owned(),
+                    tags: "[]".to_owned(),
+                },
+                secret: SecretRow {
+                    id: SecretId::new(&clock, &self.ids),
+                    valid_until: None,
+                    superseded_at: None,
+                    revoked_at: None,
+                },
+                grants: vec![GrantRow {
+                    service_id: self.service.clone(),
+                    scopes: r#"["invoice:read","invoice:send"]"#.to_owned(),
+                    rate_limits: None,
+                }],
+            }
+        }
+
+        fn key(&self, change: fn(&mut KeyRows)) -> KeySnapshot {
+            let mut rows = self.rows();
+            change(&mut rows);
+            KeySnapshot::new(rows, &self.common).unwrap()
+        }
+    }
+
+    #[test]
+    fn what_keys_have_in_common_is_kept_once_and_counted_apart() {
+        let kind = Kind::new();
+        let (one, same) = (kind.key(|_| ()), kind.key(|_| ()));
+        assert!(Arc::ptr_eq(&one.owner, &same.owner));
+        assert!(Arc::ptr_eq(&one.terms, &same.terms));
+        let counter = |key: &KeySnapshot| key.counter.paired(key.terms.limits[0].counter);
+        assert_ne!(counter(&one), counter(&same));
+        assert_eq!(one.terms.limits[0].limit.limit, 100);
+    }
+
+    #[test]
+    fn what_differs_in_anything_is_not_shared() {
+        let kind = Kind::new();
+        let one = kind.key(|_| ());
+        let changes: [fn(&mut KeyRows); 6] = [
+            |rows| rows.key.rate_limits = rows.key.rate_limits.replace("100", "101"),
+            |rows| rows.key.quota = None,
+            |rows| rows.key.allowed_ips = Some(r#"["203.0.113.0/24"]"#.to_owned()),
+            |rows| rows.grants.clear(),
+            |rows| rows.grants[0].scopes = r#"["invoice:read"]"#.to_owned(),
+            |rows| {
+                let limits = r#"[{"name":"burst","limit":5,"period":"1m"}]"#;
+                rows.grants[0].rate_limits = Some(limits.to_owned());
+            },
+        ];
+        for change in changes {
+            let other = kind.key(change);
+            assert_ne!(*one.terms, *other.terms);
+            assert!(Arc::ptr_eq(&one.owner, &other.owner));
+        }
+        let other = kind.key(|rows| rows.key.environment = Environment::parse("test").unwrap());
+        assert!(!Arc::ptr_eq(&one.owner, &other.owner) && Arc::ptr_eq(&one.terms, &other.terms));
+        assert_eq!(other.owner.environment.as_str(), "test");
+    }
+
+    #[test]
+    fn a_remembered_key_is_small() {
+        let key = Kind::new().key(|_| ());
+        // Two counts of an Arc stand before what it holds.
+        let bytes = 16 + size_of::<Entry<KeySnapshot>>() + key.told.own_bytes();
+        assert!(bytes <= BYTES_MAX, "{bytes}");
     }
 }

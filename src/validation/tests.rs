@@ -1,7 +1,7 @@
 //! The decision as a table, and the answer that is written of it.
 
 use std::borrow::Cow;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use serde_json::json;
 
@@ -11,16 +11,16 @@ use super::body::VerifyAnswer;
 use super::decide::{AskedEnvironment, Outcome, Request, decide, explain};
 use super::last_used::LastNoted;
 use super::snapshot::{
-    ConsumerSnapshot, Counted, GrantSnapshot, KeySnapshot, KeyTold, SecretSnapshot, SecretTold,
-    ServiceEntry, Subject, TenantSnapshot, members,
+    ConsumerSnapshot, GrantSnapshot, GrantedRights, KeySnapshot, Owner, SecretSnapshot,
+    ServiceEntry, Subject, TenantSnapshot, Terms,
 };
+use super::told::{Alike, Told};
 use crate::cache::Entry;
 use crate::cache::changes::Entity;
 use crate::clock::Clock;
 use crate::db::feed::Kind;
 use crate::entropy::Entropy;
 use crate::id::{ConsumerId, KeyId, SecretId, TenantId};
-use crate::limits::RateLimits;
 use crate::metadata::Metadata;
 use crate::ratelimit::{CounterId, HashTag};
 use crate::scope::{RequiredScope, Scope};
@@ -48,6 +48,11 @@ struct Made {
 }
 
 impl Made {
+    fn allow(&mut self, net: &str) {
+        let nets = Box::new([net.parse().unwrap()]);
+        Arc::make_mut(&mut self.key.terms).allowed_ips = Some(nets);
+    }
+
     /// A good key of `acme` with `invoice:read` on `invoicing`.
     fn good() -> Self {
         let (clock, entropy) = (Clock::System, Entropy::seeded(1));
@@ -66,40 +71,39 @@ impl Made {
             superseded: false,
             revoked: false,
         };
-        let told = members(&KeyTold {
-            name: &name,
+        let alike = Alike {
             environment: &environment,
             metadata: &metadata,
             tags: &tags,
-            expires_at,
-            secret: SecretTold {
-                id: &secret.id,
-                superseded: false,
-                valid_until: None,
-            },
-        });
+        };
+        let told = Told::new(&name, expires_at, &secret, alike.members().unwrap().into());
         Self {
             key: KeySnapshot {
                 key_id: KeyId::new(&clock, &entropy),
-                tenant_id: tenant_id.clone(),
-                consumer_id: consumer_id.clone(),
-                environment,
+                owner: Arc::new(Owner {
+                    tenant_id: tenant_id.clone(),
+                    consumer_id: consumer_id.clone(),
+                    environment,
+                }),
+                terms: Arc::new(Terms {
+                    grants: Arc::new([GrantSnapshot {
+                        service_id: service.id.clone(),
+                        scopes: Box::new([Scope::parse("invoice:read").unwrap()]),
+                        limits: Box::new([]),
+                        defaults: CounterId::new("", "service", "service"),
+                        rights: GrantedRights::default(),
+                    }]),
+                    limits: Arc::new([]),
+                    quota: None,
+                    allowed_ips: None,
+                }),
                 not_before: Some(now()),
                 expires_at,
                 disabled: false,
                 revoked: false,
-                allowed_ips: None,
-                limits: Counted::all("key", "limit", RateLimits::default()),
-                quota: None,
-                grants: Box::new([GrantSnapshot {
-                    service_id: service.id.clone(),
-                    scopes: Box::new([Scope::parse("invoice:read").unwrap()]),
-                    limits: Box::new([]),
-                    defaults: CounterId::new("key", "default", "service"),
-                }]),
+                counter: CounterId::new("key", "key", ""),
                 secret,
                 told: told.unwrap(),
-                rights: OnceLock::new(),
                 last_noted: LastNoted::default(),
             },
             consumer: ConsumerSnapshot {
@@ -192,12 +196,12 @@ const SPOILED: [(&str, Outcome, Spoil); 17] = [
         "the service's first environment",
         Outcome::WrongEnvironment,
         |made, request| {
-            made.key.environment = Environment::parse("test").unwrap();
+            Arc::make_mut(&mut made.key.owner).environment = Environment::parse("test").unwrap();
             request.environment = AskedEnvironment::ServiceDefault;
         },
     ),
     ("no grant", Outcome::WrongService, |made, _| {
-        made.key.grants = Box::new([]);
+        Arc::make_mut(&mut made.key.terms).grants = Arc::new([]);
     }),
     ("service disabled", Outcome::WrongService, |made, _| {
         made.service.as_mut().unwrap().is_active = false;
@@ -206,10 +210,10 @@ const SPOILED: [(&str, Outcome, Spoil); 17] = [
         made.service = None;
     }),
     ("no address given", Outcome::IpNotAllowed, |made, _| {
-        made.key.allowed_ips = Some(Box::new(["203.0.113.0/24".parse().unwrap()]));
+        made.allow("203.0.113.0/24");
     }),
     ("another address", Outcome::IpNotAllowed, |made, request| {
-        made.key.allowed_ips = Some(Box::new(["203.0.113.0/24".parse().unwrap()]));
+        made.allow("203.0.113.0/24");
         request.ip = Some("203.0.114.1".parse().unwrap());
     }),
     (

@@ -341,7 +341,7 @@ impl Oauth {
             self.charge(secret, service.slug.as_str(), origin).await?;
         }
         let request = Request {
-            environment: AskedEnvironment::Is(Cow::Borrowed(&here.key.environment)),
+            environment: AskedEnvironment::Is(Cow::Borrowed(&here.key.owner.environment)),
             required_scopes: required.into(),
             any_scopes: None,
             ip: if is_own { Some(origin.ip) } else { ip },

@@ -218,7 +218,7 @@ impl Oauth {
     ) -> Result<Option<Answer>, Refusal> {
         let tenant = &client.tenant.id;
         let request = Request {
-            environment: AskedEnvironment::Is(Cow::Borrowed(&client.key.environment)),
+            environment: AskedEnvironment::Is(Cow::Borrowed(&client.key.owner.environment)),
             ip,
             ..Request::default()
         };

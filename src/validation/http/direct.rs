@@ -24,7 +24,7 @@ fn answer_now(validation: &Validation, plain: &Plain<'_>) -> Option<HttpResponse
     let body = json_body::parse_once::<VerifyRequest>(plain.body).ok()?;
     let (asked, request_id) = (body.asked(), &plain.context.request_id);
     let caller = validation.caller_now(plain.key, plain.context.ip, at)?;
-    let own = Some(&caller.key.environment);
+    let own = Some(&caller.key.owner.environment);
     let (service, request) = ask(caller.rights(), own, asked).ok()?;
     let decided = validation.validate_now(
         &caller,

@@ -352,16 +352,19 @@ impl Records {
             db::Error::Corrupt(format!("the {what} of the key {} is gone", key.key_id))
         };
         let tenant = self
-            .tenant(&key.tenant_id, now_us)
+            .tenant(&key.owner.tenant_id, now_us)
             .await?
             .ok_or_else(|| gone("tenant"))?;
         let consumer = self
-            .consumer(&key.consumer_id, now_us)
+            .consumer(&key.owner.consumer_id, now_us)
             .await?
             .ok_or_else(|| gone("consumer"))?;
         let asks_service = service.is_some();
         let service = match service {
-            Some(reference) => self.service(&key.tenant_id, reference, now_us).await?,
+            Some(reference) => {
+                self.service(&key.owner.tenant_id, reference, now_us)
+                    .await?
+            }
             None => None,
         };
         if service

@@ -66,22 +66,21 @@ impl Records {
         let inner = &*self.0;
         let tenant = match tenant {
             Some(tenant) => Arc::clone(tenant),
-            None => fresh(
-                inner
-                    .tenants
-                    .entries
-                    .find(&key.tenant_id, &inner.changes, now_us),
-            )?,
+            None => fresh(inner.tenants.entries.find(
+                &key.owner.tenant_id,
+                &inner.changes,
+                now_us,
+            ))?,
         };
         let consumer = fresh(inner.consumers.entries.find(
-            &key.consumer_id,
+            &key.owner.consumer_id,
             &inner.changes,
             now_us,
         ))?;
         let asks_service = service.is_some();
         let service = match service {
             Some(reference) => {
-                let name = ServiceNameRef(&key.tenant_id, reference);
+                let name = ServiceNameRef(&key.owner.tenant_id, reference);
                 fresh(inner.services.find(&name, &inner.changes, now_us))?
                     .value
                     .clone()
