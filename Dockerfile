@@ -8,6 +8,10 @@
 # port only to a proxy that speaks TLS, as docker-compose.yml does by 127.0.0.1.
 
 FROM rust:1.95-slim-bookworm AS build
+# For the allocator.
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends make \
+ && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
 RUN cargo build --release --locked --bin keystead
