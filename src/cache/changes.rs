@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
-use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::clock::Clock;
@@ -31,7 +31,7 @@ struct Known {
     highest: AtomicI64,
     /// Raised when the database turns out to have another history: numbers of the one before mean
     /// nothing then.
-    epoch: AtomicU64,
+    epoch: AtomicU32,
     /// Entries may be used until then, see [`Clock::uptime_us`].
     lease_until_us: AtomicU64,
     /// What changes of this node touch that are being committed, and how many those are.
@@ -58,14 +58,19 @@ pub struct Lease {
 
 /// An entity by the hash of its name, worked out once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Entity(usize);
+pub struct Entity(u32);
 
 impl Entity {
     pub fn new(kind: Kind, id: &str) -> Self {
         // Without keys, so that it is the same in every part of a process; whom a collision is
         // forced upon loads an entry once more than needed.
         let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one((kind, id));
-        Self(usize::try_from(hash).unwrap_or(usize::MAX) % CELLS)
+        let cell = hash % CELLS as u64;
+        Self(u32::try_from(cell).unwrap_or_default())
+    }
+
+    fn cell(self) -> usize {
+        self.0 as usize
     }
 
     /// What a change of an entity makes stale.
@@ -95,7 +100,7 @@ impl Changes {
             floor: AtomicI64::new(0),
             position: AtomicI64::new(0),
             highest: AtomicI64::new(0),
-            epoch: AtomicU64::new(0),
+            epoch: AtomicU32::new(0),
             lease_until_us: AtomicU64::new(0),
             commits: RwLock::default(),
             commit_count: AtomicUsize::new(0),
@@ -106,7 +111,7 @@ impl Changes {
     pub fn note(&self, seq: i64, kind: Kind, id: &str) {
         self.see(seq);
         for entity in Entity::all_of(kind, id) {
-            if let Some(last) = self.0.last.get(entity.0) {
+            if let Some(last) = self.0.last.get(entity.cell()) {
                 last.fetch_max(seq, Ordering::SeqCst);
             }
         }
@@ -156,7 +161,7 @@ impl Changes {
     }
 
     /// What is to be noted *before* something is read: the history that its numbers belong to.
-    pub fn epoch(&self) -> u64 {
+    pub fn epoch(&self) -> u32 {
         self.0.epoch.load(Ordering::SeqCst)
     }
 
@@ -174,7 +179,7 @@ impl Changes {
 
     /// Whether what was read after the counter stood at `as_of` is what its entity is now.
     pub fn is_fresh(&self, as_of: i64, entity: Entity) -> bool {
-        let last = self.0.last.get(entity.0);
+        let last = self.0.last.get(entity.cell());
         as_of >= last.map_or(i64::MAX, |last| last.load(Ordering::SeqCst))
             && as_of >= self.0.floor.load(Ordering::SeqCst)
     }

@@ -21,7 +21,7 @@ pub struct Entry<T> {
     /// The counter as it stood before the value was read.
     pub as_of: i64,
     /// The history that the counter belongs to, noted before the value was read.
-    epoch: u64,
+    epoch: u32,
     /// Whose change makes it stale.
     pub entity: Entity,
     /// When it is due to be read again, see [`Clock::uptime_us`].
@@ -48,7 +48,7 @@ pub enum Found<T> {
 
 impl<T> Entry<T> {
     /// `refresh_us` is how long until it is due; entries made together are not due together.
-    pub fn new(value: T, (epoch, as_of): (u64, i64), entity: Entity, refresh_us: u64) -> Self {
+    pub fn new(value: T, (epoch, as_of): (u32, i64), entity: Entity, refresh_us: u64) -> Self {
         let now = Clock::uptime_us();
         // ± 10 %, spread by the clock's last digits.
         let spread = refresh_us / 5;

@@ -93,7 +93,7 @@ impl<'a> Provenance<'a> {
             tenant: subject.tenant.slug.as_str(),
             environment: subject.key.owner.environment.as_str(),
             key_id: subject.key.key_id.as_str(),
-            secret_id: subject.key.secret.id.as_str(),
+            secret_id: subject.key.secret_id.as_str(),
             client_key_id: None,
             client_secret_id: None,
             other_secret_ids: None,
@@ -274,7 +274,7 @@ pub fn asked_for(claims: &TokenClaims, subject: &Subject) -> Map<String, Value> 
     let read = |text: &str| serde_json::from_str::<Map<String, Value>>(text).unwrap_or_default();
     let consumer = read(&subject.consumer.told);
     let mut key = "{".to_owned();
-    subject.key.told.write(&subject.key.secret, &mut key);
+    subject.key.told_to(&mut key);
     key.push('}');
     let key = read(&key);
     let metadata = |of: &Map<String, Value>, path: &str| {

@@ -101,7 +101,7 @@ impl Phantoms {
             return Ok(None);
         };
         let name = (
-            subject.key.secret.id.clone(),
+            subject.key.secret_id.clone(),
             service.service.id.clone(),
             of.map(|token| token.id.clone()),
         );

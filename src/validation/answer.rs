@@ -38,7 +38,7 @@ pub fn write(answer: &Answer, request_id: &str) -> String {
                 .is_some_and(|service| service.is_active);
         if is_for_service && !matches!(outcome, Outcome::WrongEnvironment) {
             out.push(',');
-            key.told.write(&key.secret, &mut out);
+            key.told_to(&mut out);
             out.push_str(",\"consumer\":");
             out.push_str(&subject.consumer.told);
             member(&mut out, "tenant", subject.tenant.slug.as_str());

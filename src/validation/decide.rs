@@ -193,7 +193,7 @@ pub fn explain(subject: &Subject, request: &Request<'_>, now: Timestamp) -> Vec<
     add(
         Outcome::Revoked,
         revoked(subject, request, now),
-        match (key.revoked, key.secret.revoked) {
+        match (key.revoked, key.secret_revoked) {
             (true, _) => "the key is revoked".to_owned(),
             (false, true) => "the secret is revoked".to_owned(),
             (false, false) => "neither the key nor the secret is revoked".to_owned(),
@@ -221,7 +221,7 @@ pub fn explain(subject: &Subject, request: &Request<'_>, now: Timestamp) -> Vec<
         format!(
             "the key ends {}, the secret {}",
             named(key.expires_at),
-            named(key.secret.valid_until)
+            named(key.secret_until)
         ),
     );
     add(
@@ -278,7 +278,7 @@ pub fn explain(subject: &Subject, request: &Request<'_>, now: Timestamp) -> Vec<
 }
 
 fn revoked(subject: &Subject, _: &Request<'_>, _: Timestamp) -> Option<Outcome> {
-    (subject.key.revoked || subject.key.secret.revoked).then_some(Outcome::Revoked)
+    (subject.key.revoked || subject.key.secret_revoked).then_some(Outcome::Revoked)
 }
 
 fn disabled(subject: &Subject, _: &Request<'_>, _: Timestamp) -> Option<Outcome> {
@@ -289,8 +289,7 @@ fn disabled(subject: &Subject, _: &Request<'_>, _: Timestamp) -> Option<Outcome>
 /// From its very instant: a key that ends at noon is refused at noon.
 fn expired(subject: &Subject, _: &Request<'_>, now: Timestamp) -> Option<Outcome> {
     let ended = |end: Option<Timestamp>| end.is_some_and(|end| end <= now);
-    (ended(subject.key.expires_at) || ended(subject.key.secret.valid_until))
-        .then_some(Outcome::Expired)
+    (ended(subject.key.expires_at) || ended(subject.key.secret_until)).then_some(Outcome::Expired)
 }
 
 fn not_yet_valid(subject: &Subject, _: &Request<'_>, now: Timestamp) -> Option<Outcome> {

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::snapshot::KeySnapshot;
 use crate::id::{KeyId, SecretId};
@@ -16,35 +16,27 @@ const SHARDS: usize = 32;
 /// Beyond so many secrets between two writes further ones wait for their next use.
 const NOTED_MAX: usize = 100_000;
 
-/// Of the uses of a secret within so much of each other only the first is noted.
-const NOTED_EVERY_MS: i64 = 1_000;
-
-/// When a use of an entry's secret was last noted.
-#[derive(Debug)]
-pub struct LastNoted(AtomicI64);
-
-impl Default for LastNoted {
-    fn default() -> Self {
-        Self(AtomicI64::new(i64::MIN))
-    }
-}
+/// In which second, by the Unix clock, a use of an entry's secret was last noted; 0 for never. Of the uses
+/// within a second only the first is noted.
+#[derive(Debug, Default)]
+pub struct LastNoted(AtomicU32);
 
 impl Clone for LastNoted {
     fn clone(&self) -> Self {
-        Self(AtomicI64::new(self.0.load(Ordering::Relaxed)))
+        Self(AtomicU32::new(self.0.load(Ordering::Relaxed)))
     }
 }
 
 impl LastNoted {
     /// Whether a use is to be noted. Two workers at once may both be told so, which does no harm.
-    fn is_long_ago(&self, at: Timestamp) -> bool {
-        let (at, last) = (at.millis(), self.0.load(Ordering::Relaxed));
-        // A clock that was put back is not waited for.
-        let is_long_ago = at.abs_diff(last) >= NOTED_EVERY_MS.unsigned_abs();
-        if is_long_ago {
-            self.0.store(at, Ordering::Relaxed);
+    fn is_new(&self, at: Timestamp) -> bool {
+        // A clock that was put back is not waited for. The number is whole until 2106, and goes on from 0.
+        let second = u32::try_from(at.unix_seconds() & i64::from(u32::MAX)).unwrap_or_default();
+        let is_new = self.0.load(Ordering::Relaxed) != second;
+        if is_new {
+            self.0.store(second, Ordering::Relaxed);
         }
-        is_long_ago
+        is_new
     }
 }
 
@@ -56,8 +48,8 @@ type Noted = HashMap<SecretId, (KeyId, Timestamp)>;
 
 impl LastUsed {
     pub fn note(&self, key: &KeySnapshot, at: Timestamp) {
-        if key.last_noted.is_long_ago(at) {
-            self.put(&key.key_id, &key.secret.id, at);
+        if key.last_noted.is_new(at) {
+            self.put(&key.key_id, &key.secret_id, at);
         }
     }
 
@@ -99,4 +91,22 @@ impl LastUsed {
 
 fn lock(shard: &Mutex<Noted>) -> MutexGuard<'_, Noted> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_the_uses_within_a_second_the_first_is_noted() {
+        let noted = LastNoted::default();
+        let is_new = |millis| noted.is_new(Timestamp::from_millis(millis));
+        assert!(is_new(1_900_000_000_000));
+        assert!(!is_new(1_900_000_000_999));
+        assert!(is_new(1_900_000_001_000));
+        // A clock that was put back.
+        assert!(is_new(1_800_000_000_000));
+        assert!(is_new(Timestamp::MAX.millis()));
+        assert!(!is_new(Timestamp::MAX.millis()));
+    }
 }

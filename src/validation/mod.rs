@@ -377,7 +377,7 @@ impl Validation {
             rights: subject.rights().clone(),
             environment: subject.key.owner.environment.clone(),
             expires_at: subject.end(),
-            superseded: subject.key.secret.superseded,
+            superseded: subject.key.superseded,
             limits,
         })
     }
@@ -395,7 +395,7 @@ impl Validation {
             rights: Rights::none(),
             environment: subject.key.owner.environment.clone(),
             expires_at: subject.end(),
-            superseded: subject.key.secret.superseded,
+            superseded: subject.key.superseded,
             limits,
         })
     }

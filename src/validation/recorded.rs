@@ -76,8 +76,8 @@ pub(super) fn record(
         tenant_id: tenant.as_str(),
         key: subject.map(|subject| UsedKey {
             key_id: subject.key.key_id.as_str(),
-            secret_id: subject.key.secret.id.as_str(),
-            superseded: subject.key.secret.superseded,
+            secret_id: subject.key.secret_id.as_str(),
+            superseded: subject.key.superseded,
             consumer_id: subject.key.owner.consumer_id.as_str(),
         }),
         service,

@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use super::last_used::LastNoted;
-use super::told::Told;
+use super::told::{Told, ToldSecret};
 use crate::audit::TenantRef;
 use crate::cache::{Entry, Shared};
 use crate::consumers::Consumer;
@@ -40,19 +40,40 @@ pub struct KeySnapshot {
     pub expires_at: Option<Timestamp>,
     pub disabled: bool,
     pub revoked: bool,
+    /// The secret that was presented. It lies flat, and so do its marks: there are no gaps between them.
+    pub secret_id: SecretId,
+    pub secret_until: Option<Timestamp>,
+    pub superseded: bool,
+    pub secret_revoked: bool,
     /// What every counter of its terms, and of the defaults of services, is paired with.
     pub counter: CounterId,
-    pub secret: SecretSnapshot,
     pub told: Told,
     pub last_noted: LastNoted,
 }
 
-/// Whose a key is.
+impl KeySnapshot {
+    /// What is told of it: members of an object as JSON text.
+    pub fn told_to(&self, out: &mut String) {
+        self.told.write(&self.owner, &self.secret(), out);
+    }
+
+    fn secret(&self) -> ToldSecret<'_> {
+        ToldSecret {
+            id: &self.secret_id,
+            valid_until: self.secret_until,
+            superseded: self.superseded,
+        }
+    }
+}
+
+/// Whose a key is, and what is told of many.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Owner {
     pub tenant_id: TenantId,
     pub consumer_id: ConsumerId,
     pub environment: Environment,
+    /// See [`Told`].
+    pub told: Box<str>,
 }
 
 /// What a key may do, from where and how often.
@@ -99,8 +120,6 @@ pub struct Common {
     /// Of these, those of keys that differ in the rest of their terms.
     pub grants: Shared<[GrantSnapshot]>,
     pub limits: Shared<[Counted]>,
-    /// See [`Told`].
-    pub told: Shared<str>,
 }
 
 /// A rate limit and the counter it is kept by.
@@ -130,15 +149,6 @@ pub fn counted_quota(owner: &str, quota: Option<Quota>) -> Option<QuotaCharge> {
         counter: CounterId::new(owner, "quota", ""),
         quota,
     })
-}
-
-/// The secret that was presented.
-#[derive(Clone, Debug)]
-pub struct SecretSnapshot {
-    pub id: SecretId,
-    pub valid_until: Option<Timestamp>,
-    pub superseded: bool,
-    pub revoked: bool,
 }
 
 /// What is told of a consumer.
@@ -329,7 +339,7 @@ impl Subject {
 
     /// When the presented secret stops being good, by the clock alone.
     pub fn end(&self) -> Option<Timestamp> {
-        match (self.key.expires_at, self.key.secret.valid_until) {
+        match (self.key.expires_at, self.key.secret_until) {
             (Some(key), Some(secret)) => Some(key.min(secret)),
             (key, secret) => key.or(secret),
         }

@@ -72,7 +72,7 @@ pub(super) struct Source {
 /// What is noted before anything is read: in this order, see [`Shelf::ticket`].
 #[derive(Clone, Copy)]
 struct Noted {
-    epoch: u64,
+    epoch: u32,
     ticket: Ticket,
 }
 
@@ -82,7 +82,7 @@ pub(super) type Named = Option<Arc<Entry<ServiceEntry>>>;
 /// What the database says of a plaintext.
 pub(super) enum KeyFound {
     Known(Box<Entry<KeySnapshot>>),
-    Unknown { as_of: (u64, i64) },
+    Unknown { as_of: (u32, i64) },
 }
 
 impl Source {
@@ -135,7 +135,7 @@ impl Source {
         rows.map(|rows| self.key_entry(rows, as_of)).transpose()
     }
 
-    fn key_entry(&self, rows: KeyRows, as_of: (u64, i64)) -> db::Result<Entry<KeySnapshot>> {
+    fn key_entry(&self, rows: KeyRows, as_of: (u32, i64)) -> db::Result<Entry<KeySnapshot>> {
         let snapshot = KeySnapshot::new(rows, &self.common)?;
         let entity = Entity::new(Kind::Key, snapshot.key_id.as_str());
         Ok(Entry::new(snapshot, as_of, entity, self.refresh_us))
@@ -266,8 +266,8 @@ impl Source {
         name: &str,
         is_due: bool,
         read: impl Future<Output = db::Result<(i64, Option<R>)>>,
-        entry: impl Fn(R, (u64, i64)) -> db::Result<Entry<T>>,
-    ) -> Result<((u64, i64), Option<Entry<T>>), LoadError>
+        entry: impl Fn(R, (u32, i64)) -> db::Result<Entry<T>>,
+    ) -> Result<((u32, i64), Option<Entry<T>>), LoadError>
     where
         R: Serialize + DeserializeOwned,
     {
@@ -311,7 +311,7 @@ impl Source {
         &self,
         noted: Noted,
         taken: Taken<R>,
-        entry: impl Fn(R, (u64, i64)) -> db::Result<Entry<T>>,
+        entry: impl Fn(R, (u32, i64)) -> db::Result<Entry<T>>,
     ) -> Option<Entry<T>> {
         let entry = entry(taken.rows, (noted.epoch, taken.as_of)).ok()?;
         let entry = entry.aged(taken.age_us);
@@ -521,7 +521,7 @@ impl Source {
     ) {
         if verifier_missing {
             self.verifiers
-                .push([(snapshot.secret.id.clone(), key.clone())]);
+                .push([(snapshot.secret_id.clone(), key.clone())]);
         }
         let ring = self.peppers.ring();
         let Some(current) = ring.current() else {
@@ -537,7 +537,7 @@ impl Source {
             // There are enough on the way; this one moves at a later load.
             return;
         };
-        let secret = snapshot.secret.id.clone();
+        let secret = snapshot.secret_id.clone();
         let rewritten = rewrite(self.db.clone(), secret, version, (current, print));
         self.db.runtime().spawn(async move {
             let _place = place;

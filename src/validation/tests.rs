@@ -11,10 +11,10 @@ use super::body::VerifyAnswer;
 use super::decide::{AskedEnvironment, Outcome, Request, decide, explain};
 use super::last_used::LastNoted;
 use super::snapshot::{
-    ConsumerSnapshot, GrantSnapshot, GrantedRights, KeySnapshot, Owner, SecretSnapshot,
-    ServiceEntry, Subject, TenantSnapshot, Terms,
+    ConsumerSnapshot, GrantSnapshot, GrantedRights, KeySnapshot, Owner, ServiceEntry, Subject,
+    TenantSnapshot, Terms,
 };
-use super::told::{Alike, Told};
+use super::told::{Alike, Told, ToldSecret};
 use crate::cache::Entry;
 use crate::cache::changes::Entity;
 use crate::clock::Clock;
@@ -65,18 +65,19 @@ impl Made {
         let metadata: Metadata = serde_json::from_value(json!({"plan": ["a", 1]})).unwrap();
         let tags = [Tag::parse("blue").unwrap()];
         let expires_at = Some(now().plus(Span::hours(1)));
-        let secret = SecretSnapshot {
-            id: SecretId::new(&clock, &entropy),
-            valid_until: None,
-            superseded: false,
-            revoked: false,
-        };
+        let secret_id = SecretId::new(&clock, &entropy);
         let alike = Alike {
             environment: &environment,
             metadata: &metadata,
             tags: &tags,
         };
-        let told = Told::new(&name, expires_at, &secret, alike.members().unwrap().into());
+        let alike = alike.members().unwrap().into();
+        let told = ToldSecret {
+            id: &secret_id,
+            valid_until: None,
+            superseded: false,
+        };
+        let told = Told::new(&name, expires_at, &told).unwrap();
         Self {
             key: KeySnapshot {
                 key_id: KeyId::new(&clock, &entropy),
@@ -84,6 +85,7 @@ impl Made {
                     tenant_id: tenant_id.clone(),
                     consumer_id: consumer_id.clone(),
                     environment,
+                    told: alike,
                 }),
                 terms: Arc::new(Terms {
                     grants: Arc::new([GrantSnapshot {
@@ -102,8 +104,11 @@ impl Made {
                 disabled: false,
                 revoked: false,
                 counter: CounterId::new("key", "key", ""),
-                secret,
-                told: told.unwrap(),
+                secret_id,
+                secret_until: None,
+                superseded: false,
+                secret_revoked: false,
+                told,
                 last_noted: LastNoted::default(),
             },
             consumer: ConsumerSnapshot {
@@ -164,7 +169,7 @@ const SPOILED: [(&str, Outcome, Spoil); 17] = [
         made.key.revoked = true;
     }),
     ("secret revoked", Outcome::Revoked, |made, _| {
-        made.key.secret.revoked = true;
+        made.key.secret_revoked = true;
     }),
     ("disabled", Outcome::Disabled, |made, _| {
         made.key.disabled = true;
@@ -179,7 +184,7 @@ const SPOILED: [(&str, Outcome, Spoil); 17] = [
         made.key.expires_at = Some(now());
     }),
     ("secret ends now", Outcome::Expired, |made, _| {
-        made.key.secret.valid_until = Some(now());
+        made.key.secret_until = Some(now());
     }),
     ("begins in a moment", Outcome::NotYetValid, |made, _| {
         made.key.not_before = Some(Timestamp::from_millis(NOW + 1));
@@ -281,7 +286,7 @@ fn an_end_is_refused_from_its_very_instant() {
         made.key.expires_at = end;
         assert_eq!(outcome(made, &asking(&[])), code);
         let mut made = Made::good();
-        made.key.secret.valid_until = end;
+        made.key.secret_until = end;
         assert_eq!(outcome(made, &asking(&[])), code);
     }
 }

@@ -3,22 +3,25 @@
 //! Written once, when a snapshot is made, as far as it is not the same for every key: that many keys may
 //! have in common is a text of its own, which they share.
 
-use std::sync::Arc;
-
 use serde::Serialize;
 
-use super::snapshot::SecretSnapshot;
+use super::snapshot::Owner;
+use crate::id::SecretId;
 use crate::metadata::Metadata;
 use crate::text::{Environment, Name, Tag};
 use crate::time::Timestamp;
 
-/// The members of a key, see [`Told::write`].
+/// [`Own`] without its braces, and behind it how `secret` begins if it has an end. The rest stands with the
+/// [`Owner`].
 #[derive(Clone, Debug)]
-pub struct Told {
-    /// [`Own`] without its braces, and behind it how `secret` begins if it has an end.
-    own: Box<str>,
-    /// [`Alike`] without its braces.
-    alike: Arc<str>,
+pub struct Told(Box<str>);
+
+/// The secret that was presented.
+#[derive(Clone, Copy, Debug)]
+pub struct ToldSecret<'a> {
+    pub id: &'a SecretId,
+    pub valid_until: Option<Timestamp>,
+    pub superseded: bool,
 }
 
 #[derive(Serialize)]
@@ -45,15 +48,12 @@ impl Alike<'_> {
 }
 
 impl Told {
-    /// `alike` is the text of [`Alike::members`].
-    ///
     /// # Errors
     /// A name without a JSON form: there is none.
     pub fn new(
         name: &Name,
         expires_at: Option<Timestamp>,
-        secret: &SecretSnapshot,
-        alike: Arc<str>,
+        secret: &ToldSecret<'_>,
     ) -> Result<Self, serde_json::Error> {
         let mut own = members(&Own { name, expires_at })?;
         if let Some(until) = secret.valid_until {
@@ -63,28 +63,25 @@ impl Told {
             own.push_str(&until.to_string());
             own.push_str("\",");
         }
-        Ok(Self {
-            own: own.into(),
-            alike,
-        })
+        Ok(Self(own.into()))
     }
 
     /// All members; `secret` is the one it was made with.
-    pub fn write(&self, secret: &SecretSnapshot, out: &mut String) {
-        out.push_str(&self.own);
+    pub fn write(&self, owner: &Owner, secret: &ToldSecret<'_>, out: &mut String) {
+        out.push_str(&self.0);
         if secret.valid_until.is_none() {
             out.push_str(secret_begins(secret.superseded));
         }
         out.push_str("\"id\":\"");
         out.push_str(secret.id.as_str());
         out.push_str("\"},");
-        out.push_str(&self.alike);
+        out.push_str(&owner.told);
     }
 
     /// The bytes that no other key shares.
     #[cfg(test)]
     pub(super) fn own_bytes(&self) -> usize {
-        self.own.len()
+        self.0.len()
     }
 }
 
@@ -114,7 +111,7 @@ mod tests {
     use super::*;
     use crate::clock::Clock;
     use crate::entropy::Entropy;
-    use crate::id::SecretId;
+    use crate::id::{ConsumerId, TenantId};
 
     #[test]
     fn all_of_a_key_is_told_whatever_its_secret_is() {
@@ -126,7 +123,13 @@ mod tests {
             metadata: &metadata,
             tags: &[Tag::parse("blue").unwrap()],
         };
-        let alike: Arc<str> = alike.members().unwrap().into();
+        let (clock, ids) = (Clock::System, Entropy::seeded(2));
+        let owner = Owner {
+            tenant_id: TenantId::new(&clock, &ids),
+            consumer_id: ConsumerId::new(&clock, &ids),
+            environment: alike.environment.clone(),
+            told: alike.members().unwrap().into(),
+        };
         let name = Name::parse("a \"worker\" \u{1f511}").unwrap();
         for (expires_at, valid_until, superseded) in [
             (None, None, false),
@@ -134,15 +137,14 @@ mod tests {
             (None, Some(at), true),
             (Some(at), Some(at), false),
         ] {
-            let secret = SecretSnapshot {
-                id: id.clone(),
+            let secret = ToldSecret {
+                id: &id,
                 valid_until,
                 superseded,
-                revoked: false,
             };
-            let told = Told::new(&name, expires_at, &secret, Arc::clone(&alike)).unwrap();
+            let told = Told::new(&name, expires_at, &secret).unwrap();
             let mut text = "{".to_owned();
-            told.write(&secret, &mut text);
+            told.write(&owner, &secret, &mut text);
             text.push('}');
             let mut expected = json!({
                 "name": name, "environment": "live", "metadata": metadata, "tags": ["blue"],

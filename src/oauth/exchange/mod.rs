@@ -442,14 +442,14 @@ impl Oauth {
 fn bonds(place: &Place, subject: &Known<'_>, actor: Option<&Known<'_>>) -> Result<Bonds, Refusal> {
     let client = &place.client.key;
     let made_from = subject.key.as_ref().map_or(client, |key| &key.key);
-    let is_by_another = made_from.secret.id != client.secret.id;
+    let is_by_another = made_from.secret_id != client.secret_id;
     let acting = actor.and_then(|actor| actor.key.as_ref());
     let others = [Some(subject), actor].into_iter().flatten();
     let others = others
         .flat_map(|known| known.party.secrets())
-        .chain(acting.map(|acting| &acting.key.secret.id))
-        .filter(|secret| ![&made_from.secret.id, &client.secret.id].contains(secret));
-    let client = is_by_another.then_some((&client.key_id, &client.secret.id));
+        .chain(acting.map(|acting| &acting.key.secret_id))
+        .filter(|secret| ![&made_from.secret_id, &client.secret_id].contains(secret));
+    let client = is_by_another.then_some((&client.key_id, &client.secret_id));
     Bonds::new(client, others).ok_or_else(|| {
         Refusal::invalid_request("too many have exchanged it, or acted, one after the other")
     })
