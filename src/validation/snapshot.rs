@@ -32,6 +32,10 @@ use crate::time::Timestamp;
 
 /// A key as one of its secrets proves it.
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is by itself: any of them may be set whatever the others are"
+)]
 pub struct KeySnapshot {
     pub key_id: KeyId,
     pub owner: Arc<Owner>,
