@@ -30,6 +30,7 @@ pub mod oauth;
 pub mod outbound;
 pub mod page;
 pub mod patch;
+pub mod patience;
 pub mod process;
 pub mod ratelimit;
 pub mod redis_link;

@@ -35,6 +35,7 @@ use super::query_credential;
 use crate::clock::{Clock, Reading};
 use crate::entropy::Entropy;
 use crate::metrics::Metrics;
+use crate::patience;
 use crate::telemetry::{SecurityEvent, Sighting};
 
 /// No answer takes longer to begin than this.
@@ -314,7 +315,13 @@ impl Visit {
         S: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error>,
         B: MessageBody + 'static,
     {
-        let running = AssertUnwindSafe(self.run(req, &*service)).catch_unwind();
+        let waits_max = if is_validation(req.path()) {
+            patience::OF_VALIDATION
+        } else {
+            patience::OF_OTHERS
+        };
+        let running = patience::limited(waits_max, self.run(req, &*service));
+        let running = AssertUnwindSafe(running).catch_unwind();
         match tokio::time::timeout(self.settings.time_limit, running).await {
             Ok(Ok(Ok(res))) => Ok(self.end(res)),
             Ok(Ok(Err(error))) => Err(self.lost(foreign(&error))),
@@ -589,6 +596,11 @@ fn is_host(host: &[u8]) -> bool {
 /// Answers while the node starts.
 fn is_operations(path: &str) -> bool {
     path.starts_with("/health/") || path == "/metrics"
+}
+
+/// Whoever asks there waits with a request of his own.
+fn is_validation(path: &str) -> bool {
+    path == "/v1/verify" || is_gateway(path)
 }
 
 /// There the query may hold the client's own, and nothing that a client sends is a 400.

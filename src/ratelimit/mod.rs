@@ -13,6 +13,7 @@ mod shard;
 mod shared;
 mod store;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,7 @@ use crate::clock::{Clock, Reading};
 use crate::db::{self, Conn, Db};
 use crate::limits::{FailMode, Quota, RateLimit};
 use crate::metrics::Metrics;
+use crate::patience::{self, OutOfPatience};
 use crate::redis_link::{RedisAway, RedisLink};
 use crate::time::{Span, Timestamp};
 
@@ -230,9 +232,32 @@ impl Limiter {
             return Ok(spent);
         }
         self.seed(spending, now).await;
-        Ok(local
-            .spend(spending, now, mode, Seeds::DoneWithout)
-            .unwrap_or_else(|Unseeded| Spent::admitted()))
+        Ok(self.decided_alone(spending, now, mode))
+    }
+
+    /// What this node decides with what it knows.
+    fn decided_alone(&self, spending: &Spending<'_>, now: Now, mode: Mode) -> Spent {
+        let decided = self.0.local.spend(spending, now, mode, Seeds::DoneWithout);
+        decided.unwrap_or_else(|Unseeded| Spent::admitted())
+    }
+
+    /// Decides as [`Limiter::spend`] does while the shared counters are away, for who cannot wait for them.
+    ///
+    /// # Errors
+    /// As [`Limiter::spend`].
+    pub fn spend_alone(
+        &self,
+        spending: &Spending<'_>,
+        now: Now,
+    ) -> Result<Spent, CostExceedsLimit> {
+        spending.check()?;
+        let mode = if self.0.shared.is_some() {
+            self.note_degraded(true);
+            Mode::InPlaceOfShared
+        } else {
+            Mode::Alone
+        };
+        Ok(self.decided_alone(spending, now, mode))
     }
 
     /// Writes the counts that moved since the last time; call it every second and at the stop, not
@@ -377,9 +402,9 @@ impl Limiter {
                 }
                 Ok(counts)
             });
-        let counts = match tokio::time::timeout(SEED_MAX, load).await {
+        let counts = match patience::wait(SEED_MAX, pin!(load)).await {
             Ok(loaded) => loaded,
-            Err(_elapsed) => Err(db::Error::Busy),
+            Err(OutOfPatience) => Err(db::Error::Busy),
         };
         match counts {
             Ok(counts) => {

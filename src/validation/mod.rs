@@ -30,6 +30,7 @@ mod tests;
 pub mod told;
 
 use std::net::IpAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -50,6 +51,7 @@ use crate::id::{KeyId, SecretId, TenantId};
 use crate::keys::fingerprint::Fingerprint;
 use crate::keys::secret::{ApiKey, LookupId, Shape};
 use crate::metrics::{Metrics, UNDECIDED};
+use crate::patience::{self, OutOfPatience};
 use crate::ratelimit::{Limiter, Spent, Verdict};
 use crate::rights::{self, Rights};
 use crate::text::Environment;
@@ -447,9 +449,15 @@ impl Validation {
         let charges = Charges::of(subject);
         let spending = charges.spending(cost);
         let now = self.limiter.now();
-        let spent = match self.limiter.spend_local(&spending, now) {
-            Some(spent) => spent,
-            None => self.limiter.spend(&spending, now).await,
+        let spent = if let Some(spent) = self.limiter.spend_local(&spending, now) {
+            spent
+        } else {
+            // Pinned here, and not moved about: it is large.
+            let shared = pin!(self.limiter.spend(&spending, now));
+            match patience::spend(shared).await {
+                Ok(spent) => spent,
+                Err(OutOfPatience) => self.limiter.spend_alone(&spending, now),
+            }
         };
         spent.map_err(|error| Failure::CostExceedsLimit(charges.name(error.index)))
     }

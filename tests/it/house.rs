@@ -22,6 +22,7 @@ const FOUNDATIONS: &[&str] = &[
     "outbound",
     "page",
     "patch",
+    "patience",
     "process",
     "ratelimit",
     "redis_link",

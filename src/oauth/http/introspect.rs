@@ -1,5 +1,7 @@
 //! `POST /oauth/introspect`.
 
+use std::pin::pin;
+
 use actix_web::http::header::{Accept, Header as _, Quality};
 use actix_web::{HttpRequest, HttpResponse, web};
 
@@ -13,6 +15,7 @@ use crate::oauth::Oauth;
 use crate::oauth::client::Client;
 use crate::oauth::introspection::{Question, Told, Written};
 use crate::oauth::told::Active;
+use crate::patience;
 use crate::telemetry::SecurityEvent;
 
 const INTROSPECTION_JWT: &str = "application/token-introspection+jwt";
@@ -84,6 +87,8 @@ pub(super) async fn introspect(posted: Posted<'_>, oauth: &Oauth) -> Reply {
             .await?;
         Ok((told, forged, asker.limits))
     };
+    let told = pin!(told);
+    let told = patience::limited(patience::OF_VALIDATION, told);
     let (told, forged, limits) = match told.await {
         Ok(told) => told,
         Err(refusal) => return Reply::Bare(refuse(req, &refusal, context)),

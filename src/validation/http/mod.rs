@@ -30,6 +30,7 @@ use crate::http::json_body::{self, RefusesRepeats};
 use crate::http::problem::{Code, Problem, ProblemBody};
 use crate::id::ServiceId;
 use crate::keys::secret::UnparsedKey;
+use crate::patience;
 use crate::rights::{Permission, Rights};
 use crate::text::{Environment, Slug};
 use crate::usage::record::Operation;
@@ -107,7 +108,11 @@ pub async fn verify_keys(
     let items = futures_util::stream::iter(items)
         .map(|item| async move {
             let done = match json_body::parse_once::<VerifyRequest>(item.get().as_bytes()) {
-                Ok(request) => verify(caller, validation, &request.api_key, request.asked()).await,
+                Ok(request) => {
+                    let done = verify(caller, validation, &request.api_key, request.asked());
+                    // Each has its own, from when its turn comes.
+                    patience::limited(patience::OF_VALIDATION, done).await
+                }
                 Err(violation) => Err(Problem::invalid(vec![violation])),
             };
             let done = match done {

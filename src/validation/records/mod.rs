@@ -3,17 +3,19 @@
 //! A load is one task a key, whoever waits. The counter of changes is read before the rows, so what
 //! a load brings is judged by the changes that became known meanwhile like everything else.
 
+mod loads;
 mod now;
 
 use std::hash::{Hash, Hasher as StdHasher};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
+use futures_util::future::try_join3;
 pub use now::Now;
 use quick_cache::Equivalent;
 use tokio::runtime::Handle;
 
+use self::loads::{Loaded, Loads};
 use super::Failure;
 use super::failures::Failures;
 use super::snapshot::{ConsumerSnapshot, KeySnapshot, ServiceEntry, Subject, TenantSnapshot};
@@ -22,7 +24,8 @@ use crate::cache::changes::Entity;
 use crate::cache::entries::Found;
 use crate::cache::flights::NoLanding;
 use crate::cache::follow::Reach;
-use crate::cache::{Changes, Entries, Entry, Flights, Shelf};
+use crate::cache::line::Turn;
+use crate::cache::{Changes, Entries, Entry, Shelf};
 use crate::clock::Clock;
 use crate::config::Cache as CacheSettings;
 use crate::db::feed::Kind;
@@ -35,12 +38,6 @@ use crate::keys::secret::{ApiKey, LookupId};
 use crate::keys::verifier_queue::VerifierQueue;
 use crate::services::OnOutage;
 
-/// No validation waits longer for the database.
-const WAIT_MAX: Duration = Duration::from_millis(150);
-
-/// So many loads are under way at once.
-const LOADS_MAX: usize = 1_000;
-
 /// So many unknown keys are remembered.
 const UNKNOWN_MAX: usize = 50_000;
 
@@ -52,9 +49,6 @@ const TOKENS_MAX: usize = 100_000;
 
 /// A load that a change overtook is repeated so often.
 const TRIES: usize = 4;
-
-/// What a load answers to all who wait for it.
-type Loaded<T> = Result<Option<Arc<Entry<T>>>, LoadError>;
 
 /// A service as a request names it: by slug or id, within a tenant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,10 +76,10 @@ impl Equivalent<ServiceName> for ServiceNameRef<'_> {
     }
 }
 
-/// What is remembered of one kind by id, and the loads of it that are under way.
+/// What is remembered of one kind by id, and the loads of it.
 struct Kept<K, T> {
     entries: Entries<K, T>,
-    flights: Flights<K, Loaded<T>>,
+    loads: Loads<K, T>,
 }
 
 impl<K, T> Kept<K, T>
@@ -96,7 +90,7 @@ where
     fn new(entries_max: usize, runtime: &Handle) -> Self {
         Self {
             entries: Entries::new(entries_max),
-            flights: Flights::new(runtime.clone(), LOADS_MAX),
+            loads: Loads::new(runtime),
         }
     }
 }
@@ -119,8 +113,8 @@ struct Inner {
     /// Whether a token was revoked by itself.
     tokens: Kept<TokenId, bool>,
     failures: Failures,
-    key_flights: Flights<Fingerprint, Loaded<KeySnapshot>>,
-    service_flights: Flights<ServiceName, Loaded<Named>>,
+    key_loads: Loads<Fingerprint, KeySnapshot>,
+    service_loads: Loads<ServiceName, Named>,
 }
 
 impl Records {
@@ -160,8 +154,8 @@ impl Records {
             of_secrets: Kept::new(settings.entries_max, &runtime),
             tokens: Kept::new(TOKENS_MAX, &runtime),
             failures: Failures::new(),
-            key_flights: Flights::new(runtime.clone(), LOADS_MAX),
-            service_flights: Flights::new(runtime, LOADS_MAX),
+            key_loads: Loads::new(&runtime),
+            service_loads: Loads::new(&runtime),
         }))
     }
 
@@ -219,17 +213,28 @@ impl Records {
         {
             return Ok(None);
         }
+        let loads = &inner.key_loads;
+        let turn = match loads.turn(&print, due.is_some()).await {
+            Ok(turn) => turn,
+            Err(why) => return or_due(Err(inner.failure(why)), due, &inner.changes),
+        };
+        if turn.as_ref().is_some_and(Turn::was_waited_for)
+            && let Some(landed) = inner.landed_before(&print)
+        {
+            return Ok(landed);
+        }
         // What was there before is no guess, whatever changed of it, and who waits for a look-up that is under
-        // way makes none; what is found is given back.
-        let is_no_guess =
-            due.is_some() || inner.keys.has(&print) || inner.key_flights.is_under_way(&print);
+        // way makes none; what is found is given back. In this order: those who wait for their turn have taken
+        // nothing, so there are always enough for keys that are good.
+        let is_no_guess = due.is_some() || inner.keys.has(&print) || loads.is_under_way(&print);
         let attempt = if is_no_guess {
             None
         } else {
+            let now_us = Clock::uptime_us();
             let attempt = inner.failures.take(client, lookup_id, now_us);
             Some(attempt.ok_or(Failure::Busy)?)
         };
-        let loaded = self.load_key(print, key, lookup_id, due).await;
+        let loaded = self.load_key(turn, print, key, lookup_id, due).await;
         if let Some(attempt) = attempt
             && !matches!(loaded, Ok(None))
         {
@@ -240,6 +245,7 @@ impl Records {
 
     async fn load_key(
         &self,
+        turn: Option<Turn>,
         print: Fingerprint,
         key: &ApiKey,
         lookup_id: Option<&LookupId>,
@@ -248,7 +254,7 @@ impl Records {
         let inner = &*self.0;
         let is_due = due.is_some();
         let loaded = inner
-            .settle(&inner.key_flights, print, || {
+            .settle(&inner.key_loads, turn, print, || {
                 let (records, key, lookup_id) = (self.clone(), key.clone(), lookup_id.cloned());
                 async move {
                     if let Some(landed) = records.0.landed_before(&print) {
@@ -351,22 +357,22 @@ impl Records {
         let gone = |what: &str| {
             db::Error::Corrupt(format!("the {what} of the key {} is gone", key.key_id))
         };
-        let tenant = self
-            .tenant(&key.owner.tenant_id, now_us)
-            .await?
-            .ok_or_else(|| gone("tenant"))?;
-        let consumer = self
-            .consumer(&key.owner.consumer_id, now_us)
-            .await?
-            .ok_or_else(|| gone("consumer"))?;
         let asks_service = service.is_some();
-        let service = match service {
-            Some(reference) => {
-                self.service(&key.owner.tenant_id, reference, now_us)
-                    .await?
+        let named = async {
+            match service {
+                Some(reference) => self.service(&key.owner.tenant_id, reference, now_us).await,
+                None => Ok(None),
             }
-            None => None,
         };
+        // At the same time: the slowest of them is waited for, not each in turn.
+        let (tenant, consumer, service) = try_join3(
+            self.tenant(&key.owner.tenant_id, now_us),
+            self.consumer(&key.owner.consumer_id, now_us),
+            named,
+        )
+        .await?;
+        let tenant = tenant.ok_or_else(|| gone("tenant"))?;
+        let consumer = consumer.ok_or_else(|| gone("consumer"))?;
         if service
             .as_ref()
             .is_some_and(|entry| self.0.is_out_for(entry))
@@ -426,7 +432,7 @@ impl Records {
         };
         let is_due = due.is_some();
         let loaded = inner
-            .settle(&kept(inner).flights, id.clone(), || {
+            .settle_in_turn(&kept(inner).loads, id.clone(), is_due, || {
                 let (records, id) = (self.clone(), id.clone());
                 async move {
                     let Inner { changes, .. } = &*records.0;
@@ -476,7 +482,7 @@ impl Records {
         let name = ServiceName(tenant.clone(), reference.into());
         let is_due = due.is_some();
         let loaded = inner
-            .settle(&inner.service_flights, name.clone(), || {
+            .settle_in_turn(&inner.service_loads, name.clone(), is_due, || {
                 let records = self.clone();
                 async move {
                     let Inner {
@@ -533,10 +539,28 @@ impl Inner {
         matches!(unknown, Found::Fresh(_)).then_some(None)
     }
 
+    async fn settle_in_turn<K, T, F>(
+        &self,
+        loads: &Loads<K, T>,
+        key: K,
+        is_due: bool,
+        load: impl FnOnce() -> F + Clone,
+    ) -> Result<Option<Arc<Entry<T>>>, Failure>
+    where
+        K: Hash + Eq + Clone + Send + 'static,
+        T: Send + Sync + 'static,
+        F: Future<Output = Loaded<T>> + Send + 'static,
+    {
+        let turn = loads.turn(&key, is_due).await;
+        let turn = turn.map_err(|why| self.failure(why))?;
+        self.settle(loads, turn, key, load).await
+    }
+
     /// What a load brings, when no change has overtaken it.
     async fn settle<K, T, F>(
         &self,
-        flights: &Flights<K, Loaded<T>>,
+        loads: &Loads<K, T>,
+        mut turn: Option<Turn>,
         key: K,
         load: impl FnOnce() -> F + Clone,
     ) -> Result<Option<Arc<Entry<T>>>, Failure>
@@ -546,28 +570,30 @@ impl Inner {
         F: Future<Output = Loaded<T>> + Send + 'static,
     {
         for _ in 0..TRIES {
-            let landed = flights.join(key.clone(), WAIT_MAX, load.clone()).await;
-            match landed {
-                Ok(Ok(Some(entry))) => {
+            let landed = loads.join(turn.take(), key.clone(), load.clone()).await;
+            match landed.map_err(|why| self.failure(why))? {
+                Ok(Some(entry)) => {
                     entry.tell(&self.changes);
                     if entry.is_fresh(&self.changes) {
                         return Ok(Some(entry));
                     }
                     // Overtaken by a change: what is there now is asked for again.
                 }
-                Ok(Ok(None)) => return Ok(None),
-                Ok(Err(LoadError::Busy)) | Err(NoLanding::Full) => return Err(Failure::Busy),
-                Ok(Err(LoadError::Store(error))) => return Err(error.repeated().into()),
-                Err(NoLanding::Late) => {
-                    return Err(if self.reach.is_database_away() {
-                        away()
-                    } else {
-                        Failure::Late
-                    });
-                }
+                Ok(None) => return Ok(None),
+                Err(LoadError::Busy) => return Err(Failure::Busy),
+                Err(LoadError::Store(error)) => return Err(error.repeated().into()),
             }
         }
         Err(Failure::Busy)
+    }
+
+    /// Why nothing was loaded, as far as anybody waited.
+    fn failure(&self, why: NoLanding) -> Failure {
+        match why {
+            NoLanding::Full => Failure::Busy,
+            NoLanding::Late if self.reach.is_database_away() => away(),
+            NoLanding::Late => Failure::Late,
+        }
     }
 }
 

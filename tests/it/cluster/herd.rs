@@ -4,13 +4,22 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::{Cluster, expect_all_valid_or_busy, figure, sized, three_nodes};
+use super::{Cluster, expect_all_valid_or_busy, figure, is_long, sized, three_nodes};
 use crate::support::load::Plan;
 
 three_nodes!(
     five_hundred_who_want_the_same_cold_key_cause_one_look_up_a_node,
+    thousands_of_cold_keys_after_a_start_from_nothing_are_all_answered,
     a_redis_that_forgets_everything_revives_no_key,
 );
+
+/// All of those who come at once are answered by then.
+const ANSWERED_MAX: Duration = Duration::from_secs(5);
+
+/// Nobody waits longer for a key that is remembered meanwhile.
+const HOT_P99: Duration = Duration::from_millis(50);
+
+const READY_MAX: Duration = Duration::from_secs(30);
 
 async fn five_hundred_who_want_the_same_cold_key_cause_one_look_up_a_node(cluster: Cluster) {
     let warm = cluster.issue(1).await;
@@ -29,6 +38,42 @@ async fn five_hundred_who_want_the_same_cold_key_cause_one_look_up_a_node(cluste
             expect_all_valid_or_busy(&asked, "at once");
         }
     }
+}
+
+async fn thousands_of_cold_keys_after_a_start_from_nothing_are_all_answered(mut cluster: Cluster) {
+    let hot = cluster.issue(50).await;
+    let cold = cluster.issue(sized(300, 5_000)).await;
+    for node in &mut cluster.nodes {
+        node.process.signal("KILL");
+        node.process.ended(READY_MAX).await;
+    }
+    cluster.redis.command(&["FLUSHALL"]).await;
+    for node in &mut cluster.nodes {
+        // Without the proxies: they run where so many clients do, and would stand in line behind them.
+        for (name, value) in &mut node.settings {
+            match *name {
+                "DATABASE__URL" => value.clone_from(&cluster.home.database_url),
+                "REDIS__URL" => *value = cluster.redis.url(),
+                _ => {}
+            }
+        }
+        node.start_again(&cluster.home);
+    }
+    for node in &mut cluster.nodes {
+        node.process.ready(READY_MAX).await;
+    }
+    cluster.warm(&hot).await;
+    let load = cluster.load(sized(50, 500), &hot).start().await;
+    let questions = cold.iter().map(|key| key.question.clone()).collect();
+    let plan = Plan::at_once(cold.len(), cluster.addresses(), questions);
+    let asked = plan.run().await;
+    let hot = load.stop().await;
+    figure(format_args!("all cold: {asked}"));
+    figure(format_args!("hot beside them: {hot}"));
+    expect_all_valid_or_busy(&asked, "at once");
+    assert!(asked.max() <= ANSWERED_MAX, "{asked}");
+    hot.expect_all_valid("beside cold keys");
+    assert!(!is_long() || hot.p99() <= HOT_P99, "{hot}");
 }
 
 async fn a_redis_that_forgets_everything_revives_no_key(cluster: Cluster) {

@@ -1,10 +1,18 @@
 //! Many at once: races, repetitions, batches, floods.
 
+use std::time::Duration;
+
 use futures_util::future::join_all;
+use keystead::entropy::Entropy;
+use keystead::keys::secret::{ApiKey, LookupId};
+use keystead::text::{Environment, Prefix, Slug};
+use keystead::validation::Failure;
+use keystead::validation::decide::{Outcome, Request};
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::*;
-use crate::support::{Backend, Fault, Home, Proxy, both, run};
+use crate::support::{Backend, Fault, Home, Proxy, both, figure, run, setting};
 
 both!(
     one_of_fifty_updates_with_the_same_if_match_wins,
@@ -16,6 +24,8 @@ both!(
     keys_ended_together_are_each_a_version_further,
     ending_by_filter_needs_the_count_it_was_told,
     wrong_keys_never_run_argon2,
+    thousands_of_keys_that_nobody_remembers_all_have_their_turn,
+    a_key_that_is_unknown_is_looked_up_once_however_often_it_is_tried,
 );
 
 async fn one_of_fifty_updates_with_the_same_if_match_wins(home: Home) {
@@ -278,9 +288,7 @@ fn keys_are_issued_and_ended_together_over_a_slow_network() {
         for (n, item) in items.iter_mut().enumerate() {
             item["external_id"] = json!(format!("number-{n}"));
         }
-        proxy
-            .set(Fault::Delay(std::time::Duration::from_millis(15)))
-            .await;
+        proxy.set(Fault::Delay(Duration::from_millis(15))).await;
         let batch = json!({"items": items});
         let made = owner.post("/v1/keys/batch").json(batch).send().await;
         assert_eq!(made.expect(201)["items"].as_array().unwrap().len(), 500);
@@ -327,12 +335,6 @@ async fn ending_by_filter_needs_the_count_it_was_told(home: Home) {
 }
 
 async fn wrong_keys_never_run_argon2(home: Home) {
-    use keystead::entropy::Entropy;
-    use keystead::keys::secret::{ApiKey, LookupId};
-    use keystead::text::{Environment, Prefix};
-    use keystead::validation::Failure;
-    use keystead::validation::decide::{Outcome, Request};
-
     let server = home.serve().await;
     let owner = server.owner();
     catalogue(&owner).await;
@@ -343,7 +345,7 @@ async fn wrong_keys_never_run_argon2(home: Home) {
         real.push(LookupId::parse(&text(&issued, "/key/lookup_id")).unwrap());
     }
     let runs = server.app.hasher.runs();
-    let tenant = keystead::text::Slug::parse("default").unwrap();
+    let tenant = Slug::parse("default").unwrap();
     let tenant = server.app.tenants.by_slug(tenant).await.unwrap().unwrap();
     let (prefix, live) = (
         Prefix::parse("ks").unwrap(),
@@ -379,4 +381,93 @@ async fn wrong_keys_never_run_argon2(home: Home) {
         }
     }
     assert_eq!(server.app.hasher.runs(), runs, "10,000 wrong keys");
+}
+
+async fn thousands_of_keys_that_nobody_remembers_all_have_their_turn(home: Home) {
+    const IN_LINE: Duration = Duration::from_millis(3_900);
+    const ANSWERED: Duration = Duration::from_secs(5);
+    let is_long = setting("KEYSTEAD_TEST_LONG").is_some();
+    // More than are looked up at once, and more than may be unknown in a second.
+    let count = if is_long { 5_000 } else { 1_100 };
+    let server = home.serve().await;
+    let owner = server.owner();
+    catalogue(&owner).await;
+    let mut keys = Vec::new();
+    while keys.len() < count {
+        let items: Vec<_> = (keys.len()..count).take(400).map(|_| new_key()).collect();
+        let issue = owner
+            .post("/v1/keys/batch")
+            .json(json!({"items": items}))
+            .header("idempotency-key", &format!("from-{}", keys.len()));
+        let issued = issue.send().await.expect(201);
+        let issued = issued["items"].as_array().unwrap();
+        keys.extend(issued.iter().map(|issued| text(issued, "/api_key")));
+    }
+    let tenant = Slug::parse("default").unwrap();
+    let tenant = server.app.tenants.by_slug(tenant).await.unwrap().unwrap();
+    let (request, asking) = (Request::default(), crate::support::asking());
+    let validation = &server.app.validation;
+    let began = Instant::now();
+    let judge = async |key: &String| {
+        let judged = validation.validate(key, &tenant.id, "invoicing", &request, &asking);
+        let outcome = judged.await.map(|answer| answer.decision.outcome);
+        (outcome, began.elapsed())
+    };
+    let judged = join_all(keys.iter().map(judge)).await;
+    let took = began.elapsed();
+    let mut late = 0;
+    for (outcome, after) in judged {
+        match outcome {
+            Ok(outcome) => assert_eq!(outcome, Outcome::Valid),
+            // On a machine that stalls a look-up takes longer than anybody waits, or all of them together do.
+            Err(Failure::Late) => late += 1,
+            Err(Failure::Busy) if after >= IN_LINE => late += 1,
+            Err(failure) => panic!("turned away after {after:.1?}: {failure}"),
+        }
+    }
+    figure(format_args!(
+        "{count} cold keys in {took:.1?}, {late} too late"
+    ));
+    assert!(late < count / 2, "{late} were too late");
+    assert!(!is_long || late == 0, "{late} were too late");
+    assert!(!is_long || took <= ANSWERED, "{took:?}");
+}
+
+async fn a_key_that_is_unknown_is_looked_up_once_however_often_it_is_tried(home: Home) {
+    let server = home.serve().await;
+    let owner = server.owner();
+    catalogue(&owner).await;
+    let (_, key) = issue(&owner, new_key()).await;
+    assert_eq!(verify(&owner, &key, "invoice:read").await, "valid");
+    let (prefix, live) = (
+        Prefix::parse("ks").unwrap(),
+        Environment::parse("live").unwrap(),
+    );
+    let lookup = LookupId::new(&Entropy::System);
+    let unknown = ApiKey::generate(&prefix, &live, &lookup, &Entropy::System);
+    let ask = async || {
+        let body = json!({
+            "api_key": unknown.expose_secret(), "service": "invoicing", "ip": "203.0.113.9",
+        });
+        owner.post("/v1/verify").json(body).send().await.expect(200)
+    };
+    let began = Instant::now();
+    let (lookups, tried) = server
+        .lookups(async {
+            let mut tried = 0;
+            // More often than its lookup id and its address may fail in that time.
+            while tried < 700 {
+                let told = join_all((0..50).map(|_| ask())).await;
+                assert!(
+                    told.iter().all(|told| told["code"] == "unknown"),
+                    "{told:?}"
+                );
+                tried += told.len();
+            }
+            tried
+        })
+        .await;
+    // It is remembered for five seconds.
+    let remembered = usize::try_from(began.elapsed().as_secs() / 5).unwrap();
+    assert!(lookups <= 1 + remembered, "{lookups} for {tried}");
 }
