@@ -43,6 +43,108 @@ async fn three_nodes_admit_exactly_the_limit() {
     assert!(nodes.iter().all(|node| !node.is_degraded()));
 }
 
+/// So short that what is waited for in real time is.
+fn twenty_a_second(burst: u64) -> [RateLimit; 1] {
+    [limit("tick", 20, "1s", burst, "closed")]
+}
+
+#[tokio::test]
+async fn who_waits_as_long_as_redis_says_is_admitted() {
+    let trials = if setting("KEYSTEAD_TEST_LONG").is_some() {
+        200
+    } else {
+        20
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let limiter = Limiter::new(no_db(&dir), Some(link(&url())), Clock::System);
+    let (key, limits) = (Key::new(), twenty_a_second(2));
+    for trial in 0..trials {
+        let cost = 1 + trial % 2;
+        let spend = || key.spend_at(&limiter, &limits, None, cost, limiter.now());
+        let mut spent = spend().await;
+        while spent.verdict == Verdict::Admitted {
+            spent = spend().await;
+        }
+        let wait_ms = spent.retry_after_ms;
+        assert!((1..=50 * cost).contains(&wait_ms), "{trial}: {spent:?}");
+        tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+        let spent = spend().await;
+        assert_eq!(
+            spent.verdict,
+            Verdict::Admitted,
+            "{trial}: after {wait_ms} ms"
+        );
+    }
+    assert!(!limiter.is_degraded());
+}
+
+#[tokio::test]
+async fn who_stays_below_a_shared_limit_is_never_refused() {
+    let windows = if setting("KEYSTEAD_TEST_LONG").is_some() {
+        10
+    } else {
+        2
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let db = no_db(&dir);
+    let node = || Limiter::new(db.clone(), Some(link(&url())), Clock::System);
+    let nodes = [node(), node(), node()];
+    let (key, limits) = (Key::new(), twenty_a_second(20));
+    let began = tokio::time::Instant::now();
+    // 90 % of it, evenly, at one node after the other.
+    for number in 0..18 * windows {
+        tokio::time::sleep_until(began + Duration::from_secs(1) * number / 18).await;
+        let node = &nodes[number as usize % nodes.len()];
+        let spent = key.spend(node, &limits, None).await;
+        assert_eq!(spent.verdict, Verdict::Admitted, "{number}: {spent:?}");
+    }
+    assert!(nodes.iter().all(|node| !node.is_degraded()));
+}
+
+#[tokio::test]
+async fn for_who_cannot_wait_for_redis_its_counters_go_on_here() {
+    let dir = tempfile::tempdir().unwrap();
+    let limiter = Limiter::new(no_db(&dir), Some(link(&url())), Clock::System);
+    let [local, open, closed] =
+        ["local", "open", "closed"].map(|mode| [limit(mode, 10, "1h", 10, mode)]);
+    let key = Key::new();
+    for limits in [&local, &open, &closed] {
+        for _ in 0..4 {
+            let spent = key.spend(&limiter, limits, None).await;
+            assert_eq!(spent.verdict, Verdict::Admitted);
+        }
+    }
+    let alone = |limits: &[RateLimit; 1], cost| {
+        let charge = Charge {
+            counter: key.counter("limit", &limits[0].name.to_string()),
+            limit: &limits[0],
+        };
+        let spending = Spending {
+            tag: &key.tag,
+            limits: &[charge],
+            quotas: &[],
+            cost,
+        };
+        limiter.spend_alone(&spending, limiter.now())
+    };
+    let admitted = |limits| {
+        let spent = (0..20).map(|_| alone(limits, 1).unwrap().verdict);
+        spent
+            .filter(|verdict| *verdict == Verdict::Admitted)
+            .count()
+    };
+    assert_eq!(
+        (admitted(&local), admitted(&open), admitted(&closed)),
+        (6, 20, 0)
+    );
+    assert!(alone(&local, 11).is_err(), "it can never be spent");
+    assert!(limiter.is_degraded());
+    // Whoever can wait finds the shared ones.
+    let spent = key.spend(&limiter, &closed, None).await;
+    assert_eq!(spent.limits[0].remaining, 5);
+    assert!(!limiter.is_degraded());
+}
+
 #[tokio::test]
 async fn redis_charges_all_or_none_and_keeps_the_counter_of_a_changed_limit() {
     let dir = tempfile::tempdir().unwrap();
