@@ -175,13 +175,16 @@ impl Request {
             request.method() == Method::GET
                 || path.starts_with("/v1/verify")
                 || path == "/v1/explain"
+                || path == "/oauth/introspect"
         });
         for _ in 0..50 {
             let Some(copy) = self.0.try_clone().filter(|_| is_question) else {
                 break;
             };
             let answer = Self(copy).once().await;
-            if (answer.status, answer.code()) != (503, "busy") {
+            let is_busy =
+                answer.code() == "busy" || answer.body["error"] == "temporarily_unavailable";
+            if answer.status != 503 || !is_busy {
                 return answer;
             }
         }
