@@ -10,9 +10,8 @@ use tokio::time::{Interval, MissedTickBehavior};
 use super::{App, start};
 use crate::audit::verify::tenants_of;
 use crate::audit::{Actor, Chains, Change};
-use crate::clock::Clock;
 use crate::db::{self, Conn, feed};
-use crate::http::health::{CUT_OFF, Phase};
+use crate::http::health::Phase;
 use crate::idempotency;
 use crate::keys::pepper_store;
 use crate::telemetry::SecurityEvent;
@@ -286,16 +285,8 @@ impl App {
         }
     }
 
-    /// How the parts work at present, for readiness and metrics.
-    pub(super) fn tell_modes(&self) {
-        let word = |away: bool| if away { "away" } else { "reachable" };
-        let readiness = &self.readiness;
-        readiness.set_mode("database", word(self.reach.is_database_away()));
-        let redis = self.redis.as_ref();
-        readiness.set_mode("redis", redis.map_or("none", |redis| word(redis.is_away())));
-        let decides = self.changes.may_use(Clock::uptime_us());
-        readiness.set_mode("decisions", if decides { "made" } else { CUT_OFF });
-        readiness.set_mode("changes", self.reach.teller());
+    /// How the parts work at present, for the metrics.
+    fn tell_modes(&self) {
         self.metrics.change_position.set(self.changes.position());
         let age = self.reach.proof_age();
         self.metrics.change_proof_age.set(age.as_secs_f64());

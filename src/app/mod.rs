@@ -24,7 +24,7 @@ use crate::consumers::Consumers;
 use crate::db::{self, Db};
 use crate::entropy::Entropy;
 use crate::http::docs::Document;
-use crate::http::health::Readiness;
+use crate::http::health::{CUT_OFF, Modes, Readiness};
 use crate::http::middleware::{Edge, EdgeSettings, TIME_LIMIT};
 use crate::http::operations::Operations;
 use crate::http::page::CursorKey;
@@ -263,7 +263,10 @@ impl App {
             clock.clone(),
             Arc::clone(&metrics),
         );
-        let readiness = Arc::new(Readiness::new());
+        let readiness = Arc::new(Readiness::telling({
+            let (reach, redis, changes) = (reach.clone(), redis.clone(), changes.clone());
+            move || modes(&reach, redis.as_ref(), &changes)
+        }));
         let document = routes::document();
         let edge = Edge::new(EdgeSettings {
             clock: clock.clone(),
@@ -347,6 +350,21 @@ impl App {
             ..self
         }
     }
+}
+
+/// How the parts work at this moment, for readiness.
+fn modes(reach: &Reach, redis: Option<&RedisLink>, changes: &Changes) -> Modes {
+    let word = |is_there: bool| if is_there { "reachable" } else { "away" };
+    let decides = changes.may_use(Clock::uptime_us());
+    Modes::from([
+        ("database", word(reach.reaches_database())),
+        (
+            "redis",
+            redis.map_or("none", |redis| word(!redis.is_away())),
+        ),
+        ("decisions", if decides { "made" } else { CUT_OFF }),
+        ("changes", reach.teller()),
+    ])
 }
 
 /// What the queue hands its verifiers to. One that cannot be stored is made again at a next use.

@@ -208,7 +208,6 @@ impl App {
                 }
             }
         }
-        self.tell_modes();
         self.readiness.set_phase(Phase::Ready);
         Ok(())
     }

@@ -95,9 +95,14 @@ impl Reach {
         seen > 0 && Clock::uptime_us().saturating_sub(seen) < REDIS_SEEN_US
     }
 
+    /// Whether the database answered, and has not failed to since. False before it answered at all.
+    pub fn reaches_database(&self) -> bool {
+        self.proved_us() > 0 && !self.is_database_away()
+    }
+
     /// Who tells this node of changes.
     pub fn teller(&self) -> &'static str {
-        if !self.is_database_away() {
+        if self.reaches_database() {
             "database"
         } else if self.sees_redis() {
             "redis"

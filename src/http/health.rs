@@ -1,8 +1,8 @@
 //! Is the node alive, and may it be asked? And what it counts.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use actix_web::http::header;
 use actix_web::{HttpResponse, web};
@@ -14,9 +14,12 @@ use crate::metrics::Metrics;
 /// The mode of `decisions` of a node that nobody could tell of changes for too long.
 pub const CUT_OFF: &str = "cut_off";
 
+/// How each part works at present: `("database", "reachable")`. Both are words of the code, so that no
+/// address or version gets out.
+pub type Modes = BTreeMap<&'static str, &'static str>;
+
 /// Where a node stands in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// Waits for what it depends on.
     Starting,
@@ -25,18 +28,33 @@ pub enum Phase {
     Draining,
 }
 
+/// Whether requests may be sent to a node, and if not, why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ReadinessStatus {
+    /// Waits for what it depends on.
+    Starting,
+    Ready,
+    /// Runs and decides nothing: it is cut off from everything that could tell it of changes.
+    NotReady,
+    /// Answers what still comes and is about to stop.
+    Draining,
+}
+
 /// The state behind `/health/ready`, shared by all workers.
-#[derive(Debug, Default)]
 pub struct Readiness {
     /// A [`Phase`] as a number, because every request looks at it.
     phase: AtomicU8,
-    modes: Mutex<BTreeMap<&'static str, &'static str>>,
+    modes: Box<dyn Fn() -> Modes + Send + Sync>,
 }
 
 impl Readiness {
-    /// Starting.
-    pub fn new() -> Self {
-        Self::default()
+    /// Of a node that starts; `modes` tells how its parts work, whenever somebody asks.
+    pub fn telling(modes: impl Fn() -> Modes + Send + Sync + 'static) -> Self {
+        Self {
+            phase: AtomicU8::new(Phase::Starting as u8),
+            modes: Box::new(modes),
+        }
     }
 
     pub fn phase(&self) -> Phase {
@@ -51,34 +69,38 @@ impl Readiness {
         self.phase.store(phase as u8, Ordering::Relaxed);
     }
 
-    /// Says how a part works at present: `set_mode("database", "reachable")`. Both are words of the
-    /// code, so that no address or version gets out.
-    pub fn set_mode(&self, part: &'static str, mode: &'static str) {
-        self.modes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(part, mode);
-    }
-
     fn body(&self) -> ReadinessBody {
-        ReadinessBody {
-            status: self.phase(),
-            modes: self
-                .modes
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone(),
-        }
+        let modes = (self.modes)();
+        // A node that is cut off decides nothing: others should be asked.
+        let decides = modes.get("decisions") != Some(&CUT_OFF);
+        let status = match self.phase() {
+            Phase::Starting => ReadinessStatus::Starting,
+            Phase::Ready if decides => ReadinessStatus::Ready,
+            Phase::Ready => ReadinessStatus::NotReady,
+            Phase::Draining => ReadinessStatus::Draining,
+        };
+        ReadinessBody { status, modes }
+    }
+}
+
+impl fmt::Debug for Readiness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Readiness")
+            .field("phase", &self.phase())
+            .finish_non_exhaustive()
     }
 }
 
 /// Whether a node may be asked.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ReadinessBody {
-    status: Phase,
-    /// How each part works at present, such as `{"database": "reachable"}`.
+    status: ReadinessStatus,
+    /// How each part works at present, such as `{"database": "reachable"}`: `database` is `reachable` or
+    /// `away`, `redis` those or `none`, `changes` who tells the node of them (`database`, `redis` or
+    /// `nobody`), `decisions` are `made` or `cut_off`. A Redis that ended is told as `away` within some two
+    /// seconds, or with the third request that it fails.
     #[schema(value_type = std::collections::HashMap<String, String>)]
-    modes: BTreeMap<&'static str, &'static str>,
+    modes: Modes,
 }
 
 /// The process runs.
@@ -120,13 +142,13 @@ pub async fn check_liveness() -> HttpResponse {
 )]
 pub async fn check_readiness(readiness: web::Data<Readiness>) -> HttpResponse {
     let body = readiness.body();
-    // A node that is cut off decides nothing: others should be asked.
-    let decides = body.modes.get("decisions") != Some(&CUT_OFF);
     match body.status {
-        Phase::Ready if decides => HttpResponse::Ok().json(body),
-        Phase::Ready | Phase::Starting | Phase::Draining => HttpResponse::ServiceUnavailable()
-            .insert_header((header::RETRY_AFTER, "2"))
-            .json(body),
+        ReadinessStatus::Ready => HttpResponse::Ok().json(body),
+        ReadinessStatus::Starting | ReadinessStatus::NotReady | ReadinessStatus::Draining => {
+            HttpResponse::ServiceUnavailable()
+                .insert_header((header::RETRY_AFTER, "2"))
+                .json(body)
+        }
     }
 }
 
@@ -148,9 +170,8 @@ pub async fn read_metrics(
     metrics: web::Data<Metrics>,
     readiness: web::Data<Readiness>,
 ) -> HttpResponse {
-    metrics
-        .ready
-        .set(i64::from(readiness.phase() == Phase::Ready));
+    let is_ready = readiness.body().status == ReadinessStatus::Ready;
+    metrics.ready.set(i64::from(is_ready));
     HttpResponse::Ok()
         .content_type("application/openmetrics-text; version=1.0.0; charset=utf-8")
         .body(metrics.encode())

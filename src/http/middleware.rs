@@ -34,7 +34,7 @@ use super::problem::{Code, Problem};
 use super::query_credential;
 use crate::clock::{Clock, Reading};
 use crate::entropy::Entropy;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, UNDECIDED};
 use crate::patience;
 use crate::telemetry::{SecurityEvent, Sighting};
 
@@ -444,6 +444,12 @@ impl Visit {
             Code::Escalation => self.security_event(SecurityEvent::Escalation),
             Code::CredentialInQuery => self.security_event(SecurityEvent::CredentialInQuery),
             _ => {}
+        }
+        let decides = self.operation.as_ref().is_some_and(|known| known.decides);
+        // A gateway that is not let in has its answer: it is not for us to try again.
+        let is_ours = problem.code() != Code::CallerNotAllowed;
+        if decides && is_ours && problem.code().status().is_server_error() {
+            metrics.decisions.inc(UNDECIDED);
         }
         if let Some(kind) = problem.database_error() {
             metrics.database_errors.inc(kind);

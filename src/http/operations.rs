@@ -19,6 +19,9 @@ const QUIET: &str = "validation";
 /// As quiet, by their ids: a validation with something before and behind it.
 const ALSO_QUIET: [&str; 2] = ["issue_token", "introspect_token"];
 
+/// Those that decide about a key: one that ends in a failure of ours is counted as not decided.
+const DECIDING: [&str; 3] = ["verify_key", "verify_keys", "authorize_request"];
+
 /// The operations of the `OpenAPI` document with their counters.
 #[derive(Clone, Debug)]
 pub struct Operations {
@@ -36,6 +39,8 @@ pub struct Known {
     /// Asked so often that only failures are worth a line in the access log: what was decided stands
     /// in the counters.
     pub is_quiet: bool,
+    /// It decides about a key.
+    pub decides: bool,
     /// The names of the parameters that its query may have.
     pub parameters: Vec<String>,
     pub metrics: OperationMetrics,
@@ -48,6 +53,7 @@ impl Operations {
                 id: id.to_owned(),
                 route: route.to_owned(),
                 is_quiet,
+                decides: DECIDING.contains(&id),
                 parameters,
                 metrics: metrics.operation(id),
             })

@@ -52,7 +52,7 @@ use crate::keys::fingerprint::Fingerprint;
 use crate::keys::secret::{ApiKey, LookupId, Shape};
 use crate::metrics::{Metrics, UNDECIDED};
 use crate::patience::{self, OutOfPatience};
-use crate::ratelimit::{Limiter, Spent, Verdict};
+use crate::ratelimit::{Limiter, Spending, Spent, Verdict};
 use crate::rights::{self, Rights};
 use crate::text::Environment;
 use crate::time::Timestamp;
@@ -164,7 +164,9 @@ impl Validation {
     /// Decides about what is presented for a service of `tenant`, and notes the use.
     ///
     /// # Errors
-    /// [`Failure`] when it cannot be decided: never to be told as a refusal.
+    /// [`Failure`] when it cannot be decided: never to be told as a refusal. The edge counts those of its
+    /// own requests, whatever they fail for; what is part of another answer is counted by
+    /// [`Self::note_undecided`].
     pub async fn validate(
         &self,
         presented: impl Into<Credential<'_>>,
@@ -174,13 +176,14 @@ impl Validation {
         asking: &Asking<'_>,
     ) -> Result<Answer, Failure> {
         let decided = self.decide(presented.into(), tenant, service, request);
-        let (answer, now) = decided.await.inspect_err(|failure| {
-            if !matches!(failure, Failure::CostExceedsLimit(_)) {
-                self.metrics.decisions.inc(UNDECIDED);
-            }
-        })?;
+        let (answer, now) = decided.await?;
         self.note((tenant, service), request, &answer, asking, now);
         Ok(answer)
+    }
+
+    /// Counts what could not be decided.
+    pub fn note_undecided(&self) {
+        self.metrics.decisions.inc(UNDECIDED);
     }
 
     /// The decision, with what it is charged.

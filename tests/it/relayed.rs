@@ -14,7 +14,9 @@ use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
 use crate::support::redis::{OwnRedis, patient_link};
-use crate::support::{Backend, Client, Fault, Home, Proxy, Server, run, tables, text, until};
+use crate::support::{
+    Backend, Client, Fault, Home, Proxy, Server, metric, run, signal, tables, text, until,
+};
 
 /// What the contract gives a change to reach a node that Redis alone connects.
 const SPREADS: Duration = Duration::from_secs(5);
@@ -26,6 +28,8 @@ struct Nodes {
     b: Server,
     owner: Client,
     owner_b: Client,
+    /// What `owner_b` presents.
+    manager: String,
     b_database: Proxy,
     b_redis: Proxy,
 }
@@ -54,13 +58,15 @@ impl Nodes {
         let grants = json!([{"service": "keystead", "scopes": ["*"]}]);
         let new = json!({"name": "b", "consumer": "managers", "grants": grants});
         let key = owner.create("/v1/keys", new).await;
-        let owner_b = b.client().with_key(&text(&key, "/api_key"));
+        let manager = text(&key, "/api_key");
+        let owner_b = b.client().with_key(&manager);
         Self {
             redis,
             a,
             b,
             owner,
             owner_b,
+            manager,
             b_database,
             b_redis,
         }
@@ -94,6 +100,9 @@ impl Nodes {
         patient_link(&self.redis.url(), Duration::from_secs(2))
     }
 }
+
+/// The counter of what was asked and could not be decided.
+const UNDECIDED: &str = "keystead_decisions_total{outcome=\"unavailable\"}";
 
 /// The outcome, or `unavailable`.
 async fn code(client: &Client, key: &str) -> String {
@@ -233,6 +242,17 @@ fn a_cold_key_is_served_from_redis_while_the_database_is_away() {
             "{:?}",
             began.elapsed()
         );
+        // Of a batch each that cannot be decided is counted.
+        let before = metric(&nodes.b.client(), UNDECIDED).await;
+        let items = [&stranger, &key, &stranger, &stranger]
+            .map(|key| json!({"api_key": key, "service": "invoicing"}));
+        let batch = nodes.owner_b.post("/v1/verify/batch");
+        let told = batch.json(json!({"items": items})).send().await.expect(200);
+        let undecided = |item: &&Value| item["problem"]["status"] == 503;
+        let undecided = told["items"].as_array().unwrap().iter().filter(undecided);
+        assert_eq!(told["items"][1]["code"], "valid", "{told}");
+        assert_eq!(undecided.count(), 3, "{told}");
+        assert_eq!(metric(&nodes.b.client(), UNDECIDED).await, before + 3);
         nodes.b_database.set(Fault::None).await;
         becomes(&nodes.owner_b, &gone, "revoked").await;
         becomes(&nodes.owner_b, &stranger, "valid").await;
@@ -260,14 +280,31 @@ fn a_node_that_nobody_can_tell_of_changes_stops_deciding_after_stale_max() {
             code(&nodes.owner_b, &key).await == "unavailable"
         })
         .await;
-        until(SPREADS, "it is not ready", async || {
-            let ready = nodes.b.client().get("/health/ready");
-            ready
-                .try_send()
-                .await
-                .is_some_and(|answer| answer.status == 503)
-        })
-        .await;
+        let client = nodes.b.client();
+        let ready = client.get("/health/ready").send().await;
+        let told = (&ready.body["status"], &ready.body["modes"]["decisions"]);
+        assert_eq!(ready.status, 503, "{ready}");
+        assert_eq!(told, (&json!("not_ready"), &json!("cut_off")), "{ready}");
+        assert_eq!(metric(&client, "keystead_ready").await, 0);
+        // Whoever asks is not even known.
+        let before = metric(&client, UNDECIDED).await;
+        let question = json!({"api_key": key, "service": "invoicing"});
+        let verify = nodes.owner_b.post("/v1/verify").json(question.clone());
+        let batch = nodes.owner_b.post("/v1/verify/batch");
+        let batch = batch.json(json!({"items": [question]}));
+        let gateway = client
+            .post("/gateway/authorize?service=invoicing")
+            .header("x-keystead-caller", &nodes.manager)
+            .header("x-api-key", &key);
+        for asked in [verify, batch, gateway] {
+            let answer = asked.send().await;
+            assert_eq!((answer.status, answer.code()), (503, "store_unavailable"));
+        }
+        assert_eq!(metric(&client, UNDECIDED).await, before + 3);
+        // A gateway that is not let in is not ours to be woken for.
+        let other = client.get("/gateway/authorize").send().await;
+        assert_eq!(other.code(), "caller_not_allowed");
+        assert_eq!(metric(&client, UNDECIDED).await, before + 3);
         while cut.elapsed() < Duration::from_secs(9) {
             assert_eq!(code(&nodes.owner_b, &key).await, "unavailable");
             tokio::time::sleep(Duration::from_millis(200)).await;

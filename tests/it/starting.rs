@@ -371,7 +371,18 @@ fn a_node_that_starts_before_its_database_is_ready_soon_after_it() {
             })
             .await;
             assert_eq!(status("/health/live").await, Some(200));
-            assert_eq!(status("/health/ready").await, Some(503));
+            let ready = client.get("/health/ready").send().await;
+            assert_eq!(
+                (ready.status, &ready.body["status"]),
+                (503, &json!("starting"))
+            );
+            let modes = json!({
+                "database": "away", "redis": "none", "changes": "nobody", "decisions": "cut_off",
+            });
+            assert_eq!(
+                ready.body["modes"], modes,
+                "it has never reached its database"
+            );
             let early = client
                 .post("/v1/verify")
                 .json(json!({"api_key": "x"}))

@@ -23,7 +23,7 @@ use crate::http::extract::{
     AuditReason, Body, BulkBody, IdempotencyKey, IfMatch, OptionalBody, Query, etag,
 };
 use crate::http::gate::Gate;
-use crate::http::health::{self, Phase, Readiness};
+use crate::http::health::{self, Modes, Phase, Readiness};
 use crate::http::middleware::{Edge, EdgeSettings};
 use crate::http::operations::Operations;
 use crate::http::problem::{Code, Problem};
@@ -150,7 +150,9 @@ struct Parts {
 fn parts() -> Parts {
     let slugs: Vec<_> = Code::ALL.iter().map(|code| code.slug()).collect();
     let metrics = Arc::new(Metrics::new(&slugs));
-    let readiness = Arc::new(Readiness::new());
+    let readiness = Arc::new(Readiness::telling(|| {
+        Modes::from([("database", "reachable")])
+    }));
     readiness.set_phase(Phase::Ready);
     let edge = Edge::new(EdgeSettings {
         clock: Clock::System,

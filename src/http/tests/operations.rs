@@ -6,7 +6,6 @@ use super::*;
 async fn readiness_follows_the_node() {
     let parts = parts();
     let app = app!(parts);
-    parts.readiness.set_mode("database", "reachable");
     for (phase, status, word) in [
         (Phase::Starting, StatusCode::SERVICE_UNAVAILABLE, "starting"),
         (Phase::Ready, StatusCode::OK, "ready"),

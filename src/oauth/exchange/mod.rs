@@ -356,7 +356,8 @@ impl Oauth {
                 &request,
                 asking,
             )
-            .await?;
+            .await
+            .inspect_err(|_undecided| self.validation.note_undecided())?;
         let limits = match (&answer.subject, &answer.spent) {
             (Some(subject), Some(spent)) => LimitHeaders::of(subject, spent),
             (_, _) => None,

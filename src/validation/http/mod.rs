@@ -124,6 +124,9 @@ pub async fn verify_keys(
                 },
                 Err(problem) => problem,
             };
+            if done.code().status().is_server_error() {
+                validation.note_undecided();
+            }
             BatchItem::Problem {
                 problem: done.to_value(caller.request_id.as_deref().unwrap_or_default()),
             }

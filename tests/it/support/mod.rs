@@ -32,6 +32,15 @@ pub use process::{BINARY, Frozen, Process, free_address, signal};
 pub use proxy::{Fault, Proxy};
 pub use server::Server;
 
+/// What `/metrics` says of a counter or gauge, named with its labels.
+pub async fn metric(client: &Client, name: &str) -> u64 {
+    let metrics = client.get("/metrics").send().await.text;
+    let value = metrics
+        .lines()
+        .find_map(|row| row.strip_prefix(name)?.strip_prefix(' '));
+    value.expect(name).parse().expect("a whole number")
+}
+
 /// Makes `name::sqlite` and `name::postgres` of each async function that takes a [`Home`].
 macro_rules! both {
     ($($name:ident),+ $(,)?) => {$(
