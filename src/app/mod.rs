@@ -180,6 +180,7 @@ impl App {
             clock.clone(),
             changes.clone(),
             relay.clone(),
+            config.cache.stale_max,
             node,
         );
         let follower = Follower::new(

@@ -1,10 +1,15 @@
 //! Which nodes may be validating, and whether all of them know of a change.
 //!
 //! A node has a row in the database while it runs, seen again every ten seconds, and says in Redis up
-//! to which number it knows every change. One that loses the database is known by what it says in
-//! Redis; one that loses both stops deciding within thirty seconds, before its row counts as old.
+//! to which number it knows every change. While it or another loses Redis it says so in its row, each
+//! second in which something changed. One that loses the database is known by what it says in Redis, and who reaches both
+//! keeps its row for it; one that loses both stops deciding within thirty seconds, before its row counts
+//! as old.
+//!
+//! Who asks without Redis has the rows alone. A node that only Redis reaches may be among them: it goes on for
+//! `cache.stale_max` after anybody who reached both, so rows count for so much longer then.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use super::Changes;
@@ -20,8 +25,12 @@ const KEPT_EVERY_TICKS: u64 = 10;
 /// ten seconds, thirty without any proof, and some for a write that takes long.
 const LIVES: Span = Span::seconds(60);
 
-/// A node whose row is older than this is forgotten.
-const FORGOTTEN: Span = Span::hours(1);
+/// A node whose row is older than this is forgotten: longer than any lives, the longest `cache.stale_max`
+/// included.
+const FORGOTTEN: Span = Span::hours(2);
+
+/// A node that acknowledges in Redis and whose row is older than this does not reach the database.
+const KEPT_FOR_AFTER: Span = Span::seconds(20);
 
 /// The same of what it said in Redis.
 const ACK_FORGOTTEN_US: u64 = 3_600_000_000;
@@ -33,6 +42,21 @@ const ACK_FRESH_US: u64 = 10_000_000;
 const ASK_FIRST: Duration = Duration::from_millis(3);
 const ASK_MAX: Duration = Duration::from_millis(50);
 
+impl Ack {
+    fn is_fresh(&self, now_us: u64) -> bool {
+        now_us.saturating_sub(self.at_us) <= ACK_FRESH_US
+    }
+
+    /// Numbers of another history say nothing in this one.
+    fn position_in(&self, history: u64) -> i64 {
+        if self.history == history {
+            self.position
+        } else {
+            0
+        }
+    }
+}
+
 /// This node among the others, cheap to clone.
 #[derive(Clone)]
 pub struct Nodes {
@@ -40,17 +64,27 @@ pub struct Nodes {
     clock: Clock,
     changes: Changes,
     relay: Option<Relay>,
+    /// How long a node may decide that Redis alone reaches.
+    stale_max: Span,
     id: String,
 }
 
 impl Nodes {
     /// `id` names this process, and no other that ever was.
-    pub fn new(db: Db, clock: Clock, changes: Changes, relay: Option<Relay>, id: String) -> Self {
+    pub fn new(
+        db: Db,
+        clock: Clock,
+        changes: Changes,
+        relay: Option<Relay>,
+        stale_max: Span,
+        id: String,
+    ) -> Self {
         Self {
             db,
             clock,
             changes,
             relay,
+            stale_max,
             id,
         }
     }
@@ -77,10 +111,11 @@ impl Nodes {
             return;
         }
         let mut written = self.changes.position();
+        let mut is_read = false;
         for tick in 1_u64.. {
             tokio::time::sleep(Duration::from_secs(1)).await;
             let position = self.changes.position();
-            let says_so_here = self.relay.as_ref().is_none_or(Relay::is_away);
+            let says_so_here = is_read || self.relay.as_ref().is_none_or(Relay::is_away);
             if tick % KEPT_EVERY_TICKS != 0 && !(says_so_here && position > written) {
                 continue;
             }
@@ -88,7 +123,46 @@ impl Nodes {
                 Ok(()) => written = position,
                 Err(error) => tracing::debug!(%error, "the node's row is written later"),
             }
+            if tick % KEPT_EVERY_TICKS == 0 {
+                match self.keep_others().await {
+                    Ok(read) => is_read = read,
+                    Err(error) => tracing::debug!(%error, "the rows of others are written later"),
+                }
+            }
         }
+    }
+
+    /// Keeps the rows of those that acknowledge in Redis and cannot write their own: who looks into the
+    /// database alone, now or later, has to know of them. Answers whether somebody does: lives, and says
+    /// nothing in Redis.
+    async fn keep_others(&self) -> db::Result<bool> {
+        let Some(relay) = &self.relay else {
+            return Ok(false);
+        };
+        let Ok((now_us, acks)) = relay.acks().await else {
+            return Ok(false);
+        };
+        let history = relay.history().name();
+        // In one order on every node: who writes rows in another would wait for who waits for it.
+        let living: BTreeMap<String, i64> = acks
+            .into_iter()
+            .filter(|(node, ack)| *node != self.id && ack.is_fresh(now_us))
+            .map(|(node, ack)| (node, ack.position_in(history)))
+            .collect();
+        let seen = self.seen_within(LIVES).await?;
+        let is_read = seen.keys().any(|node| !living.contains_key(node));
+        if !living.is_empty() {
+            let own = self.clock.now();
+            self.db
+                .write(async move |conn: &mut Conn| -> db::Result<()> {
+                    for (node, position) in &living {
+                        nodes::keep_for(conn, node, *position, KEPT_FOR_AFTER, own).await?;
+                    }
+                    Ok(())
+                })
+                .await?;
+        }
+        Ok(is_read)
     }
 
     /// Forgets nodes that ended without saying so.
@@ -145,13 +219,7 @@ impl Nodes {
 
     async fn until_all_know(&self, seq: i64) {
         loop {
-            let own = self.clock.now();
-            let living = self
-                .db
-                .read(async move |conn: &mut Conn| -> db::Result<_> {
-                    nodes::seen_within(conn, LIVES, own).await
-                })
-                .await;
+            let living = self.seen_within(LIVES).await;
             if let Ok(living) = living
                 && self.until_these_know(seq, living).await
             {
@@ -161,10 +229,29 @@ impl Nodes {
         }
     }
 
+    /// The positions of others by their rows.
+    async fn seen_within(&self, span: Span) -> db::Result<HashMap<String, i64>> {
+        let own = self.clock.now();
+        let seen = self
+            .db
+            .read(async move |conn: &mut Conn| -> db::Result<_> {
+                nodes::seen_within(conn, span, own).await
+            })
+            .await?;
+        Ok(seen.into_iter().filter(|(id, _)| *id != self.id).collect())
+    }
+
+    /// Whether all know by their rows alone, those included that only Redis may reach.
+    async fn all_know_by_rows(&self, seq: i64) -> bool {
+        let millis = LIVES.millis().saturating_add(self.stale_max.millis());
+        let span = Span::from_millis(millis.unsigned_abs());
+        let seen = self.seen_within(span).await;
+        seen.is_ok_and(|seen| seen.values().all(|position| *position >= seq))
+    }
+
     /// `false` when the rows have to be read again.
-    async fn until_these_know(&self, seq: i64, living: Vec<(String, i64)>) -> bool {
-        let mut positions: HashMap<String, i64> = living.into_iter().collect();
-        positions.remove(&self.id);
+    async fn until_these_know(&self, seq: i64, living: HashMap<String, i64>) -> bool {
+        let mut positions = living;
         let Some(relay) = &self.relay else {
             return positions.values().all(|position| *position >= seq);
         };
@@ -172,22 +259,15 @@ impl Nodes {
         let mut pause = ASK_FIRST;
         while Clock::uptime_us().saturating_sub(asked_us) < 1_000_000 {
             let Ok((now_us, acks)) = relay.acks().await else {
-                // Nobody can say what a node knows that reaches Redis alone.
-                return false;
+                return self.all_know_by_rows(seq).await;
             };
             let history = relay.history().name();
             for (node, ack) in acks {
-                let is_fresh = now_us.saturating_sub(ack.at_us) <= ACK_FRESH_US;
-                if node == self.id || !(is_fresh || positions.contains_key(&node)) {
+                if node == self.id || !(ack.is_fresh(now_us) || positions.contains_key(&node)) {
                     continue;
                 }
-                let acked = if ack.history == history {
-                    ack.position
-                } else {
-                    0
-                };
                 let position = positions.entry(node).or_default();
-                *position = acked.max(*position);
+                *position = ack.position_in(history).max(*position);
             }
             if positions.values().all(|position| *position >= seq) {
                 return true;

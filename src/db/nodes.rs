@@ -35,6 +35,28 @@ pub async fn keep(conn: &mut Conn, id: &str, position: i64, own: Timestamp) -> R
     Ok(())
 }
 
+/// The same of a node that cannot say so itself, unless it did within `span`, or another did for it: told by
+/// one that knows it to live.
+pub async fn keep_for(
+    conn: &mut Conn,
+    id: &str,
+    position: i64,
+    span: Span,
+    own: Timestamp,
+) -> Result<()> {
+    let now = common_clock(conn, own).await?;
+    let seen = each!(conn, c => node::table
+        .find(id)
+        .select(node::seen_at)
+        .first::<Timestamp>(c)
+        .await
+        .optional())?;
+    if seen.is_some_and(|seen| seen >= now.minus(span)) {
+        return Ok(());
+    }
+    keep(conn, id, position, own).await
+}
+
 /// The nodes that were seen within `span`, with their positions.
 pub async fn seen_within(
     conn: &mut Conn,

@@ -650,6 +650,123 @@ fn nodes_without_redis_tell_through_the_database() {
     });
 }
 
+/// Lets a row of the table of nodes be that much older.
+async fn age(home: &Home, node: &str, span: Span) {
+    let statement = format!(
+        "UPDATE node SET seen_at = seen_at - {} WHERE {node}",
+        span.millis()
+    );
+    tables::execute_on(home.eyes(), &statement).await;
+}
+
+/// A node that only the database knows, and that knows of nothing.
+fn another(home: &Home) -> cache::Nodes {
+    cache::Nodes::new(
+        home.db(),
+        Clock::System,
+        cache::Changes::new(),
+        None,
+        Span::minutes(15),
+        "another".to_owned(),
+    )
+}
+
+#[test]
+fn nodes_that_lose_redis_tell_through_the_database() {
+    run(Backend::Postgres, async |home| {
+        let nodes = Nodes::new(&home, &[]).await;
+        let revoke = async |id: &str, wait: &str| {
+            let path = format!("/v1/keys/{id}/revoke?wait={wait}");
+            let told = nodes.owner.post(&path).send().await.expect(200);
+            told["propagated"] == true
+        };
+        // One that was killed five minutes ago is not waited for.
+        another(&home).join().await.unwrap();
+        age(&home, "id = 'another'", Span::minutes(5)).await;
+        assert!(revoke(&nodes.issue().await.0, "5s").await);
+        signal(nodes.redis.process_id().await, "KILL");
+        until(SPREADS, "both miss it", async || {
+            let modes = async |client: Client| {
+                let ready = client.get("/health/ready").send().await.expect(200);
+                ready["modes"]["redis"] == "away"
+            };
+            modes(nodes.a.client()).await && modes(nodes.b.client()).await
+        })
+        .await;
+        // Nobody can say that it does not go on, by what others tell it there.
+        assert!(!revoke(&nodes.issue().await.0, "3s").await);
+        age(&home, "id = 'another'", Span::minutes(12)).await;
+        let mut told = Vec::new();
+        for _ in 0..4 {
+            let (id, key) = nodes.issue().await;
+            assert_eq!(settled(&nodes.owner_b, &key).await, "valid");
+            let is_told = revoke(&id, "5s").await;
+            let is_in_force = code(&nodes.owner_b, &key).await != "valid";
+            assert!(is_in_force || !is_told, "{told:?}");
+            told.push(is_told);
+        }
+        // On a machine that is busy one may be late.
+        assert!(told.iter().filter(|told| **told).count() >= 3, "{told:?}");
+    });
+}
+
+#[test]
+fn a_node_that_loses_redis_alone_is_told_through_the_database() {
+    run(Backend::Postgres, async |home| {
+        let mut nodes = Nodes::new(&home, &[]).await;
+        nodes.b_redis.set(Fault::Refuse).await;
+        // The others have to notice that somebody reads what they know in the database.
+        until(Duration::from_secs(30), "it is told in time", async || {
+            let (id, key) = nodes.issue().await;
+            let path = format!("/v1/keys/{id}/revoke?wait=5s");
+            let told = nodes.owner_b.post(&path).send().await.expect(200);
+            let is_in_force = code(&nodes.owner, &key).await != "valid";
+            assert!(is_in_force || told["propagated"] == false, "{told}");
+            told["propagated"] == true
+        })
+        .await;
+        // And from then on.
+        let mut told = 0;
+        for _ in 0..3 {
+            let (id, _) = nodes.issue().await;
+            let path = format!("/v1/keys/{id}/revoke?wait=5s");
+            let answer = nodes.owner_b.post(&path).send().await.expect(200);
+            told += usize::from(answer["propagated"] == true);
+        }
+        assert!(told >= 2, "{told}");
+    });
+}
+
+#[test]
+fn a_node_that_only_redis_reaches_is_waited_for_by_who_does_not_reach_it() {
+    run(Backend::Postgres, async |home| {
+        let mut nodes = Nodes::new(&home, &[]).await;
+        let (mut c_redis, url) = nodes.redis.behind_proxy().await;
+        let c = home.serve_with(&[("REDIS__URL", &url)]).await;
+        let owner = nodes.owner.at(&c);
+        nodes.cut_database(Fault::Hang).await;
+        // Hours ago, and nobody has looked after its row since: who reaches both does so now.
+        age(&home, "TRUE", Span::minutes(90)).await;
+        let living = "SELECT count(*) || '' AS line FROM node WHERE seen_at > \
+                      (extract(epoch FROM now()) - 60) * 1000";
+        until(
+            Duration::from_secs(30),
+            "its row is kept for it",
+            async || tables::lines_of(home.eyes(), living.to_owned()).await == ["3"],
+        )
+        .await;
+        age(&home, "TRUE", Span::minutes(10)).await;
+        c_redis.set(Fault::Refuse).await;
+        for _ in 0..2 {
+            let (id, key) = nodes.issue().await;
+            let path = format!("/v1/keys/{id}/revoke?wait=2s");
+            let told = owner.post(&path).send().await.expect(200);
+            assert_eq!(told["propagated"], false, "{told}");
+            assert_ne!(code(&nodes.owner, &key).await, "valid");
+        }
+    });
+}
+
 #[test]
 fn a_node_is_waited_for_whatever_the_clocks_of_others_say() {
     run(Backend::Postgres, async |home| {
@@ -657,13 +774,7 @@ fn a_node_is_waited_for_whatever_the_clocks_of_others_say() {
         let owner = a.owner();
         owner.create("/v1/consumers", json!({"slug": "acme"})).await;
         // It lives, and knows of nothing yet.
-        let other = cache::Nodes::new(
-            home.db(),
-            Clock::System,
-            cache::Changes::new(),
-            None,
-            "another".to_owned(),
-        );
+        let other = another(&home);
         other.join().await.unwrap();
         a.clock.advance(Span::hours(2));
         a.app.nodes.sweep().await.unwrap();
