@@ -186,6 +186,7 @@ fn limits(criterion: &mut Criterion, node: &Node) -> anyhow::Result<()> {
             limits: &charges,
             quotas: &[],
             cost: 1,
+            only_looks: false,
         };
         group.throughput(Throughput::Elements(count as u64));
         group.bench_function(count.to_string(), |bench| {

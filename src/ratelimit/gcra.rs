@@ -112,6 +112,7 @@ impl Gcra {
             remaining: left_us.checked_div(self.interval_us).unwrap_or(0),
             reset_after_ms: used_us.div_ceil(1000),
             limited,
+            is_degraded: false,
         }
     }
 

@@ -17,7 +17,7 @@ use super::counter::{CounterId, HashTag};
 use super::gcra::Gcra;
 use super::period::Period;
 use super::shard::{Count, Shard};
-use super::{Charge, Now, QuotaCharge, QuotaState, Spending, Spent};
+use super::{Charge, LimitState, Now, QuotaCharge, QuotaState, Spending, Spent};
 use crate::limits::FailMode;
 use crate::time::Timestamp;
 
@@ -120,7 +120,7 @@ impl Local {
 
         let mut is_full = false;
         let mut charged = 0;
-        if passes && spending.cost > 0 {
+        if passes && spending.charges() {
             let new = plan.iter().filter(|limit| limit.is_new(&shard)).count()
                 + counts.iter().filter(|count| count.is_new).count();
             is_full = !self.has_room(&mut shard, new, now);
@@ -136,6 +136,10 @@ impl Local {
             let state = limit
                 .gcra
                 .state(tat_us, now.monotonic_us, limit.wait_us > 0);
+            let state = LimitState {
+                is_degraded: mode == Mode::InPlaceOfShared,
+                ..state
+            };
             spent.add_limit(state, limit.wait_us);
         }
         for (count, charge) in counts.iter().zip(spending.quotas) {

@@ -72,13 +72,19 @@ pub struct Spending<'a> {
     pub quotas: &'a [QuotaCharge],
     /// 0 is judged like 1, and nothing is charged.
     pub cost: u64,
+    /// The cost is judged and not charged.
+    pub only_looks: bool,
 }
 
-/// A cost that can never be spent, because it is more than the burst of `limits[index]`.
+/// A cost that can never be spent, however long anybody waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the cost is more than the burst of a limit")]
-pub struct CostExceedsLimit {
-    pub index: usize,
+pub enum CostExceedsLimit {
+    /// It is more than the burst of the limit of this index.
+    #[error("the cost is more than the burst of a limit")]
+    Burst(usize),
+    /// It is more than the whole quota of this index.
+    #[error("the cost is more than a quota")]
+    Quota(usize),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +102,8 @@ pub struct LimitState {
     pub reset_after_ms: u64,
     /// It refuses.
     pub limited: bool,
+    /// Redis is away: its `fail_mode` decided in the place of the shared counter.
+    pub is_degraded: bool,
 }
 
 /// Where a quota stands after the decision.
@@ -473,10 +481,18 @@ impl Drop for Taken<'_> {
 impl Spending<'_> {
     fn check(&self) -> Result<(), CostExceedsLimit> {
         let exceeds = |charge: &Charge<'_>| self.cost > charge.limit.burst;
-        match self.limits.iter().position(exceeds) {
-            Some(index) => Err(CostExceedsLimit { index }),
+        if let Some(index) = self.limits.iter().position(exceeds) {
+            return Err(CostExceedsLimit::Burst(index));
+        }
+        let exceeds = |charge: &QuotaCharge| self.cost > charge.quota.limit;
+        match self.quotas.iter().position(exceeds) {
+            Some(index) => Err(CostExceedsLimit::Quota(index)),
             None => Ok(()),
         }
+    }
+
+    fn charges(&self) -> bool {
+        self.cost > 0 && !self.only_looks
     }
 
     /// Nothing limits it.

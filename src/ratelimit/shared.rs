@@ -84,7 +84,7 @@ fn call(spending: &Spending<'_>, knowns: &[Known], now: Now) -> (Vec<String>, Ve
     args.extend([
         u64::try_from(spending.limits.len()).unwrap_or(u64::MAX),
         spending.judged_cost(),
-        u64::from(spending.cost > 0),
+        u64::from(spending.charges()),
     ]);
     for charge in spending.limits {
         keys.push(limit_key(tag, charge.counter));

@@ -65,6 +65,7 @@ fn try_spend(
         limits: &charges,
         quotas: &[],
         cost,
+        only_looks: false,
     };
     limiter.spend_local(&spending, at(now)).unwrap()
 }
@@ -101,7 +102,7 @@ fn a_cost_as_large_as_the_burst_passes_and_a_larger_one_is_an_error() {
     assert_eq!(spent.limits[1].remaining, 0);
     assert_eq!(
         try_spend(&limiter, &[&wide, &narrow], 11, SECOND),
-        Err(CostExceedsLimit { index: 1 })
+        Err(CostExceedsLimit::Burst(1))
     );
     let full = spend(&limiter, &[&wide, &narrow], 10, SECOND);
     assert_eq!(full.verdict, Verdict::RateLimited);
@@ -216,6 +217,7 @@ fn counters_that_say_nothing_are_dropped_and_no_answer_changes() {
             limits: &charges,
             quotas: &[],
             cost: 10,
+            only_looks: false,
         };
         limiter.spend_local(&spending, at(now)).unwrap().unwrap()
     };
@@ -246,6 +248,7 @@ fn a_full_memory_refuses_newcomers_and_never_forgets_who_is_there() {
             limits: &charges,
             quotas: &[],
             cost: 1,
+            only_looks: false,
         };
         limiter.spend_local(&spending, at(now)).unwrap().unwrap()
     };

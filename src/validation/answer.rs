@@ -91,7 +91,11 @@ fn limits(out: &mut String, subject: &Subject, spent: &Spent) {
         number(out, state.remaining);
         out.push_str(",\"reset_after_ms\":");
         number(out, state.reset_after_ms);
-        out.push('}');
+        out.push_str(if state.is_degraded {
+            ",\"degraded\":true}"
+        } else {
+            "}"
+        });
         before = ",";
     }
     if before == "," {

@@ -237,6 +237,10 @@ pub struct LimitTold {
     pub remaining: u64,
     /// Until the whole burst is there again.
     pub reset_after_ms: u64,
+    /// `true` where Redis did not answer and the limit's `fail_mode` decided in the place of the counter that all
+    /// nodes share: one that is `closed` refuses then, whatever is left of it. Else left out.
+    #[schema(nullable = false)]
+    pub degraded: Option<bool>,
 }
 
 #[derive(Debug, ToSchema)]
@@ -255,7 +259,8 @@ pub struct QuotaTold {
 }))]
 pub struct ExplainAnswer {
     pub code: Outcome,
-    /// In their order; empty for a key that is not identified.
+    /// In their order, then each limit and quota if those before all passed; empty for a key that is not
+    /// identified.
     pub checks: Vec<CheckTold>,
 }
 

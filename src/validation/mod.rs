@@ -72,8 +72,8 @@ pub enum Failure {
     /// The database takes longer than a validation waits.
     #[error("the database takes too long")]
     Late,
-    /// The cost can never be granted: it is more than the burst of the limit of this name.
-    #[error("the cost is more than the burst of {0}")]
+    /// The cost can never be granted: it is more than this, the burst of a limit or a quota.
+    #[error("the cost is more than {0}")]
     CostExceedsLimit(String),
 }
 
@@ -369,6 +369,24 @@ impl Validation {
         Ok(Some((decision, checks, subject)))
     }
 
+    /// What its limits and quotas say of a key that is good otherwise, each as a check; nothing is charged.
+    ///
+    /// # Errors
+    /// [`Failure::CostExceedsLimit`].
+    pub async fn explain_limits(
+        &self,
+        subject: &Subject,
+        cost: u64,
+    ) -> Result<(Outcome, Vec<Check>), Failure> {
+        let charges = Charges::of(subject);
+        let looking = Spending {
+            only_looks: true,
+            ..charges.spending(cost)
+        };
+        let looked = self.decide_on(&charges, looking).await?;
+        Ok((outcome(looked.verdict), spend::checks(subject, &looked)))
+    }
+
     /// Authenticates a management key by itself: its tenant is its own.
     pub async fn authenticate(
         &self,
@@ -450,7 +468,14 @@ impl Validation {
     /// node's.
     async fn spend(&self, subject: &Subject, cost: u64) -> Result<Spent, Failure> {
         let charges = Charges::of(subject);
-        let spending = charges.spending(cost);
+        self.decide_on(&charges, charges.spending(cost)).await
+    }
+
+    async fn decide_on(
+        &self,
+        charges: &Charges<'_>,
+        spending: Spending<'_>,
+    ) -> Result<Spent, Failure> {
         let now = self.limiter.now();
         let spent = if let Some(spent) = self.limiter.spend_local(&spending, now) {
             spent
@@ -462,7 +487,7 @@ impl Validation {
                 Err(OutOfPatience) => self.limiter.spend_alone(&spending, now),
             }
         };
-        spent.map_err(|error| Failure::CostExceedsLimit(charges.name(error.index)))
+        spent.map_err(|exceeded| Failure::CostExceedsLimit(charges.name(exceeded)))
     }
 
     /// What [`Self::load`] loads, from memory alone; `None` if something is to be asked for. `known` is the

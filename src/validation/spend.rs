@@ -5,9 +5,12 @@ use std::fmt::Write as _;
 
 use smallvec::SmallVec;
 
+use super::decide::{Check, Outcome};
 use super::snapshot::{Counted, Subject};
 use crate::limits::RateLimit;
-use crate::ratelimit::{Charge, CounterId, LimitState, QuotaCharge, QuotaState, Spending, Spent};
+use crate::ratelimit::{
+    Charge, CostExceedsLimit, CounterId, LimitState, QuotaCharge, QuotaState, Spending, Spent,
+};
 
 /// Everything one decision is charged to, in the order in which it is told.
 #[derive(Clone, Debug)]
@@ -22,7 +25,7 @@ impl<'a> Charges<'a> {
         let (mut limits, mut quotas) = (SmallVec::new(), SmallVec::new());
         // Walked from inside: a chain that is asked for one after the other costs twice that.
         each_limit(subject).for_each(|(_, charge)| limits.push(charge));
-        each_quota(subject).for_each(|charge| quotas.push(charge));
+        each_quota(subject).for_each(|(_, charge)| quotas.push(charge));
         Self {
             subject,
             limits,
@@ -50,15 +53,21 @@ impl<'a> Charges<'a> {
             limits: &self.limits,
             quotas: &self.quotas,
             cost,
+            only_looks: false,
         }
     }
 
-    /// What a limit is called in answers: `key:burst`.
-    pub fn name(&self, index: usize) -> String {
-        each_limit(self.subject)
-            .nth(index)
-            .map(|(of, charge)| format!("{of}:{}", charge.limit.name))
-            .unwrap_or_default()
+    /// What a cost is more than: `the burst of key:calls`, or `the quota of the key`.
+    pub fn name(&self, exceeded: CostExceedsLimit) -> String {
+        let name = match exceeded {
+            CostExceedsLimit::Burst(index) => each_limit(self.subject)
+                .nth(index)
+                .map(|(of, charge)| format!("the burst of {of}:{}", charge.limit.name)),
+            CostExceedsLimit::Quota(index) => each_quota(self.subject)
+                .nth(index)
+                .map(|(of, _)| format!("the quota of the {of}")),
+        };
+        name.unwrap_or_default()
     }
 }
 
@@ -87,7 +96,8 @@ fn paired(own: CounterId, counted: &Counted) -> Charge<'_> {
     }
 }
 
-fn each_quota(subject: &Subject) -> impl Iterator<Item = QuotaCharge> {
+/// Each quota with whose it is.
+fn each_quota(subject: &Subject) -> impl Iterator<Item = (&'static str, QuotaCharge)> {
     let (own, key) = (subject.key.counter, &subject.key.terms);
     let service = subject.service.as_ref();
     let default = subject.grant().zip(service.and_then(|entry| entry.quota));
@@ -97,10 +107,11 @@ fn each_quota(subject: &Subject) -> impl Iterator<Item = QuotaCharge> {
         ..charge
     };
     let default = default.map(|(grant, default)| paired(own.paired(grant.defaults), default));
+    let of = |of: &'static str| move |charge: QuotaCharge| (of, charge);
     [
-        key.quota.map(|quota| paired(own, quota)),
-        subject.consumer.quota,
-        default,
+        key.quota.map(|quota| ("key", paired(own, quota))),
+        subject.consumer.quota.map(of("consumer")),
+        default.map(of("service")),
     ]
     .into_iter()
     .flatten()
@@ -122,8 +133,39 @@ pub fn nearest_quota<'a>(
     spent: &'a Spent,
 ) -> Option<(QuotaCharge, &'a QuotaState)> {
     each_quota(subject)
+        .map(|(_, charge)| charge)
         .zip(&spent.quotas)
         .min_by_key(|(_, state)| (!state.exceeded, state.remaining))
+}
+
+/// Each limit and quota as a check, by a look at all of them.
+pub fn checks(subject: &Subject, looked: &Spent) -> Vec<Check> {
+    let limits = told(subject, looked).map(|(of, limit, state)| Check {
+        fails_with: Outcome::RateLimited,
+        passed: !state.limited,
+        detail: format!(
+            "{of}:{} has {} left and is whole in {} ms{}",
+            limit.name,
+            state.remaining,
+            state.reset_after_ms,
+            if state.is_degraded {
+                "; its fail_mode decides, because Redis does not answer"
+            } else {
+                ""
+            }
+        ),
+    });
+    let quotas = each_quota(subject)
+        .zip(&looked.quotas)
+        .map(|((of, charge), state)| Check {
+            fails_with: Outcome::QuotaExceeded,
+            passed: !state.exceeded,
+            detail: format!(
+                "the quota of the {of} has {} of {} left until {}",
+                state.remaining, charge.quota.limit, state.resets_at
+            ),
+        });
+    limits.chain(quotas).collect()
 }
 
 impl<'a> From<&'a Counted> for Charge<'a> {

@@ -1,10 +1,14 @@
 //! Limits and quotas as those who verify and those who hold keys meet them.
 
+use std::time::Duration;
+
 use futures_util::future::join_all;
 use keystead::time::Span;
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Client, Home, both, redis, text};
+use crate::support::{Answer, Client, Fault, Home, both, redis, text, until};
+
+const SOON: Duration = Duration::from_secs(10);
 
 both!(
     a_burst_is_admitted_and_the_next_is_told_when_to_come_again,
@@ -12,6 +16,8 @@ both!(
     what_is_refused_or_only_explained_is_not_charged,
     neither_a_change_nor_a_rotation_gives_a_limit_back,
     a_quota_ends_and_is_full_again_the_next_day,
+    what_limits_and_quotas_say_is_explained_and_not_charged,
+    a_limit_that_is_decided_without_redis_says_so,
     a_caller_has_limits_too,
     nodes_that_share_redis_share_a_limit_exactly,
 );
@@ -177,6 +183,126 @@ async fn what_is_refused_or_only_explained_is_not_charged(home: Home) {
     let told = ask(&owner, &key, json!({"cost": 5})).await.expect(200);
     assert_eq!(told["code"], "valid", "{told}");
     assert_eq!(told["rate_limits"][0]["remaining"], 0);
+    // Nor does it help to wait for a quota that is smaller than the cost.
+    let quota = json!({"limit": 5, "period": "day"});
+    let (_, key) = issue(&owner, json!({"quota": quota})).await;
+    let too_much = ask(&owner, &key, json!({"cost": 6})).await;
+    assert_eq!(
+        (too_much.status, too_much.code()),
+        (400, "cost_exceeds_limit")
+    );
+    let detail = text(&too_much.body, "/detail");
+    assert_eq!(detail, "the cost is more than the quota of the key");
+    let told = ask(&owner, &key, json!({"cost": 5})).await.expect(200);
+    assert_eq!(told["quota"]["remaining"], 0, "{told}");
+    let told = ask(&owner, &key, json!({"cost": 5})).await.expect(200);
+    assert_eq!(told["code"], "quota_exceeded", "{told}");
+}
+
+async fn what_limits_and_quotas_say_is_explained_and_not_charged(home: Home) {
+    let url = redis::url();
+    for settings in [&[][..], &[("REDIS__URL", url.as_str())]] {
+        let home = home.empty().await;
+        let server = home.serve_with(settings).await;
+        let owner = server.owner();
+        let quota = json!({"limit": 3, "period": "day"});
+        catalogue(&owner, json!({}), json!({"quota": quota})).await;
+        let (id, key) = issue(&owner, json!({"rate_limits": limit("burst", 2)})).await;
+        let explain = async |more: Value| {
+            let mut body = json!({"key_id": id, "service": "invoicing"});
+            merge(&mut body, more);
+            let told = owner.post("/v1/explain").json(body).send().await;
+            told.expect(200)
+        };
+        let last = |told: &Value| {
+            let checks = told["checks"].as_array().unwrap();
+            let of = |name: &str| {
+                let found = checks.iter().find(|check| check["name"] == name);
+                let check = found.expect(name);
+                (check["passed"].clone(), text(check, "/detail"))
+            };
+            (of("rate_limited"), of("quota_exceeded"))
+        };
+        for _ in 0..5 {
+            let told = explain(json!({})).await;
+            assert_eq!(told["code"], "valid", "{told}");
+            let (limit, quota) = last(&told);
+            assert_eq!(limit.0, true, "{told}");
+            assert_eq!(limit.1, "key:burst has 2 left and is whole in 0 ms");
+            assert_eq!(quota.0, true, "{told}");
+            assert!(
+                quota
+                    .1
+                    .starts_with("the quota of the consumer has 3 of 3 left until "),
+                "{told}"
+            );
+        }
+        ask(&owner, &key, json!({})).await.expect(200);
+        assert_eq!(explain(json!({})).await["code"], "valid");
+        // As what it is asked for.
+        let told = explain(json!({"cost": 2})).await;
+        assert_eq!(told["code"], "rate_limited", "{told}");
+        assert_eq!(last(&told).0.0, false, "{told}");
+        ask(&owner, &key, json!({})).await.expect(200);
+        let told = explain(json!({})).await;
+        assert_eq!(told["code"], "rate_limited", "{told}");
+        let (limit, quota) = last(&told);
+        assert!(
+            limit.1.starts_with("key:burst has 0 left and is whole in "),
+            "{told}"
+        );
+        assert_eq!((limit.0, quota.0), (json!(false), json!(true)), "{told}");
+        let (id, other) = issue(&owner, json!({})).await;
+        ask(&owner, &other, json!({})).await.expect(200);
+        let body = json!({"key_id": id, "service": "invoicing"});
+        let told = owner
+            .post("/v1/explain")
+            .json(body)
+            .send()
+            .await
+            .expect(200);
+        assert_eq!(told["code"], "quota_exceeded", "{told}");
+        // One that is refused for something else has nothing to do with them.
+        let told = explain(json!({"required_scopes": ["invoice:send"]})).await;
+        assert_eq!(told["code"], "insufficient_scope", "{told}");
+        assert!(!told.to_string().contains("key:burst"), "{told}");
+    }
+}
+
+async fn a_limit_that_is_decided_without_redis_says_so(home: Home) {
+    let (mut proxy, url) = redis::behind_proxy(&redis::url()).await;
+    let server = home.serve_with(&[("REDIS__URL", &url)]).await;
+    let owner = server.owner();
+    catalogue(&owner, json!({}), json!({})).await;
+    let (mut closed, mut open) = (limit("closed", 50), limit("open", 50));
+    (closed[0]["fail_mode"], open[0]["fail_mode"]) = (json!("closed"), json!("open"));
+    let keys = [
+        issue(&owner, json!({"rate_limits": closed})).await.1,
+        issue(&owner, json!({"rate_limits": open})).await.1,
+    ];
+    let told = async |key: &str| {
+        let told = ask(&owner, key, json!({})).await.expect(200);
+        (text(&told, "/code"), told["rate_limits"][0].clone())
+    };
+    for key in &keys {
+        until(SOON, "the shared counter decides", async || {
+            let (code, limit) = told(key).await;
+            code == "valid" && limit.get("degraded").is_none()
+        })
+        .await;
+    }
+    proxy.set(Fault::Refuse).await;
+    for (key, expected) in keys.iter().zip(["rate_limited", "valid"]) {
+        let (code, limit) = told(key).await;
+        assert_eq!((&*code, &limit["degraded"]), (expected, &json!(true)));
+        assert!(limit["remaining"].as_u64().unwrap() > 0, "{limit}");
+    }
+    proxy.set(Fault::None).await;
+    until(SOON, "the shared counter decides again", async || {
+        let (code, limit) = told(&keys[0]).await;
+        code == "valid" && limit.get("degraded").is_none()
+    })
+    .await;
 }
 
 async fn neither_a_change_nor_a_rotation_gives_a_limit_back(home: Home) {

@@ -139,7 +139,8 @@ pub async fn verify_keys(
 
 /// Explains a decision check by check
 ///
-/// Nothing is charged, and it is not recorded as a use.
+/// Limits and quotas are looked at where all else passes. Nothing is charged, and it is not recorded as a
+/// use.
 #[utoipa::path(
     post, path = "/v1/explain", tag = "validation", operation_id = "explain_key",
     request_body = ExplainRequest,
@@ -153,19 +154,18 @@ pub async fn explain_key(
     let body = body.into_inner();
     let (service, request) = ask(&caller.rights, caller.environment.as_ref(), body.asked())?;
     let (tenant, asked) = (&caller.tenant.id, Asked::Service(&service));
-    let (decision, checks) = match (&body.api_key, &body.key_id) {
+    let (decision, mut checks, subject) = match (&body.api_key, &body.key_id) {
         (Some(key), None) => {
-            let (decision, checks, _) = validation
+            validation
                 .explain(key.expose_secret(), tenant, asked, &request)
-                .await?;
-            (decision, checks)
+                .await?
         }
         (None, Some(id)) => {
-            let (decision, checks, _) = validation
+            let (decision, checks, subject) = validation
                 .explain_key(id, tenant, asked, &request)
                 .await?
                 .ok_or_else(|| Problem::not_found("key"))?;
-            (decision, checks)
+            (decision, checks, Some(subject))
         }
         (Some(_), Some(_)) | (None, None) => {
             return Err(Problem::invalid_at(
@@ -174,8 +174,14 @@ pub async fn explain_key(
             ));
         }
     };
+    let mut code = decision.outcome;
+    if let (Some(subject), Outcome::Valid) = (&subject, code) {
+        let (outcome, limits) = validation.explain_limits(subject, request.cost).await?;
+        code = outcome;
+        checks.extend(limits);
+    }
     // Of a key that is not for this service no more is told than verify tells.
-    let foreign = decision.outcome == Outcome::WrongService
+    let foreign = code == Outcome::WrongService
         || checks
             .iter()
             .any(|check| check.fails_with == Outcome::WrongService && !check.passed);
@@ -194,10 +200,7 @@ pub async fn explain_key(
             },
         )
         .collect();
-    Ok(HttpResponse::Ok().json(ExplainAnswer {
-        code: decision.outcome,
-        checks,
-    }))
+    Ok(HttpResponse::Ok().json(ExplainAnswer { code, checks }))
 }
 
 async fn verify(

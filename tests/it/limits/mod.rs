@@ -78,6 +78,7 @@ impl Key {
             limits: &charges,
             quotas: &quotas,
             cost,
+            only_looks: false,
         };
         limiter.spend(&spending, now).await.unwrap()
     }

@@ -124,6 +124,7 @@ async fn for_who_cannot_wait_for_redis_its_counters_go_on_here() {
             limits: &[charge],
             quotas: &[],
             cost,
+            only_looks: false,
         };
         limiter.spend_alone(&spending, limiter.now())
     };
