@@ -83,9 +83,11 @@ impl App {
     pub async fn start(&self) -> Result<(), StartError> {
         // What refuses us will go on to; what is away is done without until it comes.
         if let Some(redis) = &self.redis
-            && let Err(Fault::Refused(text)) = redis.check().await
+            && let Err(fault @ (Fault::Refused(_) | Fault::Certificate(_))) = redis.check().await
         {
-            return Err(StartError::Wrong(format!("redis.url is refused: {text}")));
+            return Err(StartError::Wrong(format!(
+                "redis.url cannot be used: {fault}"
+            )));
         }
         let applied = self.migrate().await?;
         if !applied.is_empty() {

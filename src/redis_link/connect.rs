@@ -21,9 +21,17 @@ use crate::config::{RedisTls, RedisUrl};
 /// Why there is no connection.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// It can be reached and says no: a wrong password, no such database, a bad certificate.
-    #[error("Redis refuses us: {0}")]
+    /// It can be reached and says no: a wrong password, no such database.
+    #[error(
+        "Redis refuses us: {0}; set the user, the password and the database that it has in redis.url"
+    )]
     Refused(String),
+    /// It can be reached and shows a certificate that we do not trust.
+    #[error(
+        "the certificate of Redis is not trusted: {0}; name the file of the authority that signed it in \
+         redis.url, as ?sslrootcert=<file>"
+    )]
+    Certificate(String),
     /// It cannot be reached, or does not answer.
     #[error("Redis does not answer: {0}")]
     Away(String),
@@ -145,7 +153,7 @@ pub(super) fn fault(error: &RedisError) -> Fault {
 fn tls_fault(error: &io::Error) -> Fault {
     let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
     match cause {
-        Some(rustls::Error::InvalidCertificate(_)) => Fault::Refused(error.to_string()),
+        Some(rustls::Error::InvalidCertificate(_)) => Fault::Certificate(error.to_string()),
         Some(_) | None => Fault::Away(error.to_string()),
     }
 }
@@ -153,8 +161,13 @@ fn tls_fault(error: &io::Error) -> Fault {
 fn config(tls: &RedisTls) -> Result<rustls::ClientConfig, String> {
     let mut roots = rustls::RootCertStore::empty();
     if let Some(path) = &tls.root_cert {
-        add_file(&mut roots, path)
-            .map_err(|problem| format!("sslrootcert {}: {problem}", path.display()))?;
+        add_file(&mut roots, path).map_err(|problem| {
+            format!(
+                "names {} as sslrootcert, which {problem}; name the PEM file of the authority that signed \
+                 the certificate of Redis",
+                path.display()
+            )
+        })?;
     } else {
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     }
@@ -168,10 +181,13 @@ fn config(tls: &RedisTls) -> Result<rustls::ClientConfig, String> {
 }
 
 fn add_file(roots: &mut rustls::RootCertStore, path: &Path) -> Result<(), String> {
-    let certificates = CertificateDer::pem_file_iter(path).map_err(|error| error.to_string())?;
-    for certificate in certificates {
-        let certificate = certificate.map_err(|error| error.to_string())?;
-        roots.add(certificate).map_err(|error| error.to_string())?;
+    // The parser's own words for a file that is not there hide why.
+    let text = std::fs::read(path).map_err(|error| format!("cannot be read: {error}"))?;
+    for certificate in CertificateDer::pem_slice_iter(&text) {
+        let certificate = certificate.map_err(|error| format!("is no PEM file: {error}"))?;
+        roots
+            .add(certificate)
+            .map_err(|error| format!("holds a certificate that cannot be used: {error}"))?;
     }
     if roots.is_empty() {
         return Err("holds no certificate".to_owned());

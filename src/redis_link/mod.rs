@@ -39,6 +39,9 @@ const CHECK_MAX: Duration = Duration::from_secs(1);
 const PROBE_AWAY: Duration = Duration::from_millis(200);
 const PROBE_IDLE: Duration = Duration::from_secs(1);
 
+/// How often it is told that Redis is there and refuses us.
+const REFUSAL_EVERY_US: u64 = 60_000_000;
+
 /// Calls on one connection that time out in a row before another connection is made.
 const TIMEOUTS_MAX: u32 = 2;
 
@@ -75,6 +78,8 @@ struct Inner {
     last_ok: AtomicU64,
     calls: AtomicU64,
     failures: AtomicU64,
+    /// When it was last told that Redis is there and refuses us, as `last_ok`.
+    refusal_told: AtomicU64,
 }
 
 /// What a thread has towards one Redis.
@@ -121,13 +126,14 @@ impl RedisLink {
             last_ok: AtomicU64::new(0),
             calls: AtomicU64::new(0),
             failures: AtomicU64::new(0),
+            refusal_told: AtomicU64::new(0),
         })))
     }
 
     /// Whether Redis can be used at all; for the start.
     ///
     /// # Errors
-    /// [`Fault::Refused`] will not get better by itself, [`Fault::Away`] may.
+    /// [`Fault::Away`] may get better by itself, the others will not.
     pub async fn check(&self) -> Result<(), Fault> {
         let answered = async {
             let mut connection = self.0.connector.connect().await?;
@@ -334,7 +340,19 @@ impl Inner {
         self.failures.fetch_add(1, Ordering::Relaxed);
         if self.breaker.failed() {
             tracing::warn!(%fault, "Redis is away: this node goes on alone");
+        } else if !matches!(fault, Fault::Away(_)) && self.breaker.is_open() && self.may_tell() {
+            tracing::warn!(%fault, "Redis is there again and cannot be used: this node goes on alone");
         }
+    }
+
+    /// Whether nothing was told of a refusal for a minute.
+    fn may_tell(&self) -> bool {
+        let now = self.elapsed_us().saturating_add(1);
+        let is_due =
+            |told: u64| (told == 0 || now.saturating_sub(told) >= REFUSAL_EVERY_US).then_some(now);
+        self.refusal_told
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, is_due)
+            .is_ok()
     }
 }
 
@@ -465,9 +483,7 @@ mod tests {
     fn a_missing_certificate_is_named() {
         let url = RedisUrl::parse("rediss://localhost?sslrootcert=/nowhere.pem").unwrap();
         let problem = RedisLink::open(&url, Clock::System).unwrap_err();
-        assert!(
-            problem.starts_with("sslrootcert /nowhere.pem: "),
-            "{problem}"
-        );
+        let told = "names /nowhere.pem as sslrootcert, which cannot be read: ";
+        assert!(problem.starts_with(told), "{problem}");
     }
 }

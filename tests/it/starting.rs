@@ -6,20 +6,26 @@ use std::net::TcpListener as Listener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use diesel_async::RunQueryDsl as _;
 use futures_util::future::join_all;
 use keystead::db::{self, Conn};
 use keystead::each;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
 
 use crate::cli::{MASTER_KEY, complaint, keystead, stdout};
-use crate::support::{BINARY, Backend, Fault, Home, Process, Proxy, both, run, until};
+use crate::support::{
+    BINARY, Backend, Fault, Home, Process, Proxy, both, free_address, run, until,
+};
 
 /// What the operator waits for, at most, to be told that something is wrong.
 const TOLD_WITHIN: Duration = Duration::from_secs(2);
@@ -163,6 +169,94 @@ async fn a_data_folder_that_cannot_be_used_is_named() {
         );
     }
     assert_eq!(names(dir), ["file"]);
+}
+
+/// Takes TLS connections at this address, by a certificate that nobody trusts.
+async fn untrusted(listener: tokio::net::TcpListener) {
+    let pem = include_bytes!("support/untrusted.pem");
+    let certificate = CertificateDer::from_pem_slice(pem).unwrap();
+    let key = PrivateKeyDer::from_pem_slice(pem).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key)
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    loop {
+        let (connection, _) = listener.accept().await.unwrap();
+        // The other side refuses it.
+        let _refused = acceptor.accept(connection).await;
+    }
+}
+
+#[tokio::test]
+async fn a_redis_whose_certificate_does_not_count_is_named_with_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("rediss://:hush@{}", listener.local_addr().unwrap());
+    let serving = tokio::spawn(untrusted(listener));
+    fs::write(dir.join("empty.pem"), "").unwrap();
+    let (nowhere, empty) = (dir.join("nowhere.pem"), dir.join("empty.pem"));
+    let with = |file: &Path| format!("{url}?sslrootcert={}", file.display());
+    for (url, told) in [
+        (
+            url.clone(),
+            "redis.url cannot be used: the certificate of Redis is not trusted: invalid peer certificate: \
+             UnknownIssuer; name the file of the authority that signed it in redis.url, as \
+             ?sslrootcert=<file>"
+                .to_owned(),
+        ),
+        (
+            with(&nowhere),
+            format!(
+                "redis.url names {} as sslrootcert, which cannot be read: No such file or directory (os \
+                 error 2); name the PEM file of the authority that signed the certificate of Redis",
+                nowhere.display()
+            ),
+        ),
+        (
+            with(&empty),
+            format!(
+                "redis.url names {} as sslrootcert, which holds no certificate; name the PEM file of the \
+                 authority that signed the certificate of Redis",
+                empty.display()
+            ),
+        ),
+    ] {
+        let settings = [("REDIS__URL", &*url), ("SERVER__LISTEN", "127.0.0.1:0")];
+        let (code, line) = refused(dir, &settings).await;
+        assert_eq!((code, line), (2, told));
+    }
+    serving.abort();
+}
+
+#[test]
+fn a_redis_that_comes_back_with_another_certificate_is_told_of_in_the_log() {
+    run(Backend::Sqlite, async |home| {
+        let address = free_address();
+        let node = home
+            .spawn(&[("REDIS__URL", &format!("rediss://{address}"))])
+            .await;
+        let client = node.client();
+        until(BOUND, "Redis is away", async || {
+            let ready = client.get("/health/ready").send().await.expect(200);
+            ready["modes"]["redis"] == "away"
+        })
+        .await;
+        let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+        let serving = tokio::spawn(untrusted(listener));
+        let told =
+            "the certificate of Redis is not trusted: invalid peer certificate: UnknownIssuer";
+        until(BOUND, "it says why", async || node.log().contains(told)).await;
+        // Five times a second it finds the same.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(node.log().matches(told).count(), 1, "{}", node.log());
+        serving.abort();
+        stop(node).await;
+    });
 }
 
 #[tokio::test]
