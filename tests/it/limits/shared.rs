@@ -488,3 +488,38 @@ fn a_quota_goes_on_from_its_last_known_count_while_redis_is_away() {
         probing.abort();
     });
 }
+
+#[test]
+fn of_what_nodes_count_apart_while_redis_is_away_the_largest_total_goes_on() {
+    on_sqlite(async |home: Home| {
+        let redis = OwnRedis::start();
+        let (mut proxy, url) = redis.behind_proxy().await;
+        let shared = less_patient_link(&url);
+        let probing = tokio::spawn(shared.clone().keep_probing());
+        let apart = sharing_node(&home, shared).await;
+        let other = sharing_node(&home, link(&redis.url())).await;
+        let (key, quota) = (Key::new(), Some(quota(100, "month")));
+        let used =
+            async |node: &Limiter| 100 - key.spend(node, &[], quota).await.quotas[0].remaining;
+        for count in 1..=10 {
+            assert_eq!(used(&apart).await, count);
+        }
+        proxy.set(Fault::Refuse).await;
+        for count in 11..=15 {
+            assert_eq!(used(&apart).await, count);
+        }
+        assert!(apart.is_degraded());
+        assert_eq!(used(&other).await, 11, "it still reaches Redis");
+        proxy.set(Fault::None).await;
+        until(Duration::from_secs(2), "Redis is back", async || {
+            let now = apart.now();
+            key.spend_at(&apart, &[], quota, 0, now).await;
+            !apart.is_degraded()
+        })
+        .await;
+        // A total that is told twice counts once; what it does not say is lost.
+        assert_eq!(used(&apart).await, 16);
+        assert_eq!(used(&other).await, 17);
+        probing.abort();
+    });
+}
