@@ -39,14 +39,18 @@ fn with<R>(act: impl FnOnce(&mut HashMap<Id, Vec<String>>) -> R) -> R {
     act(sent.get_or_insert_with(HashMap::new))
 }
 
-/// What was recorded goes into the ledger in the background, whoever is watched meanwhile.
+/// What was recorded goes into the ledger in the background, and every ten seconds when keys were last
+/// used, whoever is watched meanwhile.
 fn is_of_the_ledger(statement: &str) -> bool {
-    statement.contains("usage_") || statement.contains("\"service\".\"settings\" LIKE")
+    let sets_last_used = ["SET `last_used_at`", "SET \"last_used_at\""];
+    statement.contains("usage_")
+        || statement.contains("\"service\".\"settings\" LIKE")
+        || sets_last_used.iter().any(|set| statement.contains(set))
 }
 
 impl Server {
     /// The statements that the node sends while `work` runs, without their values, and without those that
-    /// bring uses into the ledger.
+    /// bring uses into the ledger or say when keys were last used.
     pub async fn statements<R>(&self, work: impl Future<Output = R>) -> (Vec<String>, R) {
         let node = self.app.db.runtime().id();
         with(|sent| sent.insert(node, Vec::new()));
