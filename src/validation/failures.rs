@@ -48,6 +48,27 @@ impl Failures {
         }
     }
 
+    fn attempt(&self, client: Option<IpAddr>, lookup_id: Option<&LookupId>) -> Try {
+        Try {
+            address: client.map(|ip| self.hasher.hash_one(network(ip))),
+            lookup_id: lookup_id.map(|id| self.hasher.hash_one(id.as_str())),
+        }
+    }
+
+    /// Whether address and lookup id have one left, each of their own; nothing is taken. `now_us` is
+    /// monotonic.
+    pub(super) fn has(
+        &self,
+        client: Option<IpAddr>,
+        lookup_id: Option<&LookupId>,
+        now_us: u64,
+    ) -> bool {
+        let attempt = self.attempt(client, lookup_id);
+        let one_left =
+            |budget: &Budget, key: Option<u64>| key.is_none_or(|key| budget.has(key, now_us));
+        one_left(&self.addresses, attempt.address) && one_left(&self.lookup_ids, attempt.lookup_id)
+    }
+
     /// `None` when too many found nothing. `now_us` is monotonic.
     pub(super) fn take(
         &self,
@@ -55,10 +76,7 @@ impl Failures {
         lookup_id: Option<&LookupId>,
         now_us: u64,
     ) -> Option<Try> {
-        let attempt = Try {
-            address: client.map(|ip| self.hasher.hash_one(network(ip))),
-            lookup_id: lookup_id.map(|id| self.hasher.hash_one(id.as_str())),
-        };
+        let attempt = self.attempt(client, lookup_id);
         let none_left =
             |budget: &Budget, key: Option<u64>| key.is_some_and(|key| !budget.take(key, now_us));
         if none_left(&self.addresses, attempt.address) {
@@ -134,6 +152,27 @@ mod tests {
             let attempt = failures.take(ip, Some(&good), SECOND).unwrap();
             failures.give_back(attempt);
         }
+    }
+
+    #[test]
+    fn whoever_has_none_left_is_known_before_anything_is_taken() {
+        let failures = Failures::new();
+        let has = |ip: &str, id: &str| {
+            let id = LookupId::parse(id).unwrap();
+            failures.has(Some(ip.parse().unwrap()), Some(&id), SECOND)
+        };
+        for _ in 0..1_000 {
+            assert!(has("192.0.2.1", "000000000000"));
+        }
+        assert_eq!(taken(&failures, "192.0.2.1", "000000000000", 1_000), 100);
+        assert!(!has("192.0.2.1", "000000000000"));
+        assert!(!has("192.0.2.2", "000000000000"), "of the lookup id");
+        assert!(has("192.0.2.1", "000000000001"));
+        for at in 1..=4 {
+            taken(&failures, "192.0.2.1", &format!("00000000000{at}"), 100);
+        }
+        assert!(!has("192.0.2.1", "000000000009"), "of the address");
+        assert!(has("192.0.2.2", "000000000009"));
     }
 
     #[test]

@@ -238,6 +238,13 @@ pub async fn by_external_ids(
     Ok(held.collect())
 }
 
+/// The keys with a grant of which this holds.
+macro_rules! granting {
+    ($holds:expr) => {
+        key_grant::table.filter($holds).select(key_grant::key_id)
+    };
+}
+
 /// The boxed query of a filter; a macro, because its type differs by database.
 macro_rules! filtered {
     ($tenant:expr, $filter:expr, $now:expr) => {{
@@ -258,13 +265,8 @@ macro_rules! filtered {
             query = query.filter(api_key::consumer_id.eq_any(consumers));
         }
         if let Some(services) = &filter.services {
-            query = query.filter(
-                api_key::id.eq_any(
-                    key_grant::table
-                        .filter(key_grant::service_id.eq_any(services))
-                        .select(key_grant::key_id),
-                ),
-            );
+            query =
+                query.filter(api_key::id.eq_any(granting!(key_grant::service_id.eq_any(services))));
         }
         if let Some(environments) = &filter.environments {
             query = query.filter(api_key::environment.eq_any(environments));
@@ -277,31 +279,14 @@ macro_rules! filtered {
             );
         }
         if let Some(service) = &filter.service {
-            query = query.filter(
-                api_key::id.eq_any(
-                    key_grant::table
-                        .filter(key_grant::service_id.eq(service))
-                        .select(key_grant::key_id),
-                ),
-            );
+            query = query.filter(api_key::id.eq_any(granting!(key_grant::service_id.eq(service))));
         }
         if let Some(visible) = &filter.visible_services {
-            query = query.filter(
-                api_key::id.eq_any(
-                    key_grant::table
-                        .filter(key_grant::service_id.eq_any(visible))
-                        .select(key_grant::key_id),
-                ),
-            );
+            query =
+                query.filter(api_key::id.eq_any(granting!(key_grant::service_id.eq_any(visible))));
         }
         if let Some(service) = &filter.without_service {
-            query = query.filter(
-                api_key::id.ne_all(
-                    key_grant::table
-                        .filter(key_grant::service_id.eq(service))
-                        .select(key_grant::key_id),
-                ),
-            );
+            query = query.filter(api_key::id.ne_all(granting!(key_grant::service_id.eq(service))));
         }
         for tag in &filter.tags {
             query = query.filter(

@@ -214,6 +214,13 @@ impl Records {
             return Ok(None);
         }
         let loads = &inner.key_loads;
+        // What was there before is no guess, whatever changed of it, and who waits for a look-up that is under
+        // way makes none.
+        let is_no_guess = due.is_some() || inner.keys.has(&print) || loads.is_under_way(&print);
+        // Who may not look stands in nobody's way.
+        if !is_no_guess && !inner.failures.has(client, lookup_id, now_us) {
+            return Err(Failure::Busy);
+        }
         let turn = match loads.turn(&print, due.is_some()).await {
             Ok(turn) => turn,
             Err(why) => return or_due(Err(inner.failure(why)), due, &inner.changes),
@@ -223,11 +230,9 @@ impl Records {
         {
             return Ok(landed);
         }
-        // What was there before is no guess, whatever changed of it, and who waits for a look-up that is under
-        // way makes none; what is found is given back. In this order: those who wait for their turn have taken
-        // nothing, so there are always enough for keys that are good.
-        let is_no_guess = due.is_some() || inner.keys.has(&print) || loads.is_under_way(&print);
-        let attempt = if is_no_guess {
+        // What is found is given back. Taken only now: of good keys that come together no more than have their
+        // turn use any up.
+        let attempt = if is_no_guess || loads.is_under_way(&print) {
             None
         } else {
             let now_us = Clock::uptime_us();
