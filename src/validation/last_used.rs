@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::snapshot::KeySnapshot;
 use crate::id::{KeyId, SecretId};
+use crate::keys::store::Used;
 use crate::time::Timestamp;
 
 /// Two workers seldom want the same one.
@@ -62,7 +63,7 @@ impl LastUsed {
         }
     }
 
-    pub fn take(&self) -> Vec<(KeyId, SecretId, Timestamp)> {
+    pub fn take(&self) -> Vec<Used> {
         let mut used = Vec::new();
         for shard in &self.0 {
             let mut noted = lock(shard);
@@ -71,8 +72,8 @@ impl LastUsed {
         used
     }
 
-    /// After a failed write: what was noted meanwhile is newer and stays.
-    pub fn put_back(&self, used: Vec<(KeyId, SecretId, Timestamp)>) {
+    /// What could not be written: what was noted meanwhile is newer and stays.
+    pub fn put_back(&self, used: Vec<Used>) {
         for (key, secret, at) in used {
             self.put(&key, &secret, at);
         }

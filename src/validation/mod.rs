@@ -47,9 +47,10 @@ use crate::audit::TenantRef;
 use crate::cache::Entry;
 use crate::clock::{Clock, Reading};
 use crate::db::{self, Conn, Db};
-use crate::id::{KeyId, SecretId, TenantId};
+use crate::id::{KeyId, TenantId};
 use crate::keys::fingerprint::Fingerprint;
 use crate::keys::secret::{ApiKey, LookupId, Shape};
+use crate::keys::store::{Used, store_last_used};
 use crate::metrics::{Metrics, UNDECIDED};
 use crate::patience::{self, OutOfPatience};
 use crate::ratelimit::{Limiter, Spending, Spent, Verdict};
@@ -556,7 +557,7 @@ impl Validation {
     }
 
     /// Notes uses that this node did not judge in this life of its own.
-    pub fn note_used(&self, used: Vec<(KeyId, SecretId, Timestamp)>) {
+    pub fn note_used(&self, used: Vec<Used>) {
         self.used.put_back(used);
     }
 
@@ -569,13 +570,13 @@ impl Validation {
         let rows = used.clone();
         let written = self
             .db
-            .write(async move |conn: &mut Conn| {
-                crate::keys::store::store_last_used(conn, &rows).await
-            })
+            .write(async move |conn: &mut Conn| store_last_used(conn, rows).await)
             .await;
-        if written.is_err() {
-            self.used.put_back(used);
-        }
+        let (again, written) = match written {
+            Ok(missed) => (missed, Ok(())),
+            Err(error) => (used, Err(error)),
+        };
+        self.used.put_back(again);
         written
     }
 }

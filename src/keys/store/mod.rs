@@ -21,8 +21,8 @@ use crate::text::{Environment, ExternalId, Name, Prefix, Slug, Tag};
 use crate::time::Timestamp;
 
 pub use write::{
-    NewSecret, disable, insert, insert_secrets, revoke, store_last_used, store_verifier, update,
-    update_secret,
+    NewSecret, Used, disable, insert, insert_secrets, revoke, store_last_used, store_verifier,
+    update, update_secret,
 };
 
 #[derive(Queryable, Selectable, Insertable, AsChangeset, Clone)]

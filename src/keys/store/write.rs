@@ -1,6 +1,8 @@
 //! What is written of keys. Many rows go together: over a network each statement is a round trip,
 //! and the tenant's turn is held meanwhile.
 
+use std::collections::HashSet;
+
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 
@@ -15,6 +17,9 @@ use crate::keys::fingerprint::Fingerprint;
 use crate::keys::key::{Key, Secret};
 use crate::text::Tag;
 use crate::time::Timestamp;
+
+/// When a secret of a key was used.
+pub type Used = (KeyId, SecretId, Timestamp);
 
 /// Far fewer than the variables that a statement may have.
 const TOGETHER: usize = 500;
@@ -168,14 +173,53 @@ pub async fn store_verifier(conn: &mut Conn, id: &SecretId, verifier: &str) -> d
     Ok(())
 }
 
+macro_rules! is_older {
+    ($table:ident, $at:expr) => {
+        $table::last_used_at
+            .is_null()
+            .or($table::last_used_at.lt($at))
+    };
+}
+
+/// Moves `last_used_at` of those rows of a table forward that are older.
+///
+/// In `PostgreSQL` a row that is just being changed is left out: this holds locks on many rows, so that if
+/// it waited for one, whoever holds that one may wait for another of these, and the database would have to
+/// refuse one of the two.
+macro_rules! move_forward {
+    ($conn:expr, $table:ident, $ids:expr, $at:expr) => {{
+        let older = $table::table
+            .filter($table::id.eq_any($ids))
+            .filter(is_older!($table, $at));
+        match &mut *$conn {
+            Conn::Sqlite(c) => {
+                diesel::update(older)
+                    .set($table::last_used_at.eq($at))
+                    .execute(&mut **c)
+                    .await?;
+            }
+            Conn::Postgres(c) => {
+                let free: Vec<String> = older
+                    .select($table::id)
+                    .for_no_key_update()
+                    .skip_locked()
+                    .load(&mut **c)
+                    .await?;
+                diesel::update($table::table.filter($table::id.eq_any(free)))
+                    .set($table::last_used_at.eq($at))
+                    .execute(&mut **c)
+                    .await?;
+            }
+        }
+    }};
+}
+
 /// Moves `last_used_at` of keys and secrets forward, true to the second: what was used in one second
-/// is written together, since a statement for each takes longer to prepare than to run.
-pub async fn store_last_used(
-    conn: &mut Conn,
-    used: &[(KeyId, SecretId, Timestamp)],
-) -> db::Result<()> {
-    let mut used: Vec<_> = used.iter().collect();
+/// is written together, since a statement for each takes longer to prepare than to run. Answers of which
+/// it could not be written, because somebody is changing the key.
+pub async fn store_last_used(conn: &mut Conn, mut used: Vec<Used>) -> db::Result<Vec<Used>> {
     used.sort_unstable_by_key(|(_, _, at)| *at);
+    let mut missed = Vec::new();
     let seconds = used.chunk_by(|(_, _, a), (_, _, b)| a.unix_seconds() == b.unix_seconds());
     for some in seconds.flat_map(|second| second.chunks(TOGETHER)) {
         let Some((_, _, at)) = some.last() else {
@@ -183,16 +227,19 @@ pub async fn store_last_used(
         };
         let keys: Vec<&KeyId> = some.iter().map(|(key, _, _)| key).collect();
         let secrets: Vec<&SecretId> = some.iter().map(|(_, secret, _)| secret).collect();
-        each!(conn, c => diesel::update(api_key::table.filter(api_key::id.eq_any(&keys)))
-            .filter(api_key::last_used_at.is_null().or(api_key::last_used_at.lt(at)))
-            .set(api_key::last_used_at.eq(at))
-            .execute(c)
-            .await)?;
-        each!(conn, c => diesel::update(secret::table.filter(secret::id.eq_any(&secrets)))
-            .filter(secret::last_used_at.is_null().or(secret::last_used_at.lt(at)))
-            .set(secret::last_used_at.eq(at))
-            .execute(c)
-            .await)?;
+        move_forward!(conn, api_key, &keys, at);
+        move_forward!(conn, secret, &secrets, at);
+        let left: HashSet<SecretId> = each!(&mut *conn, c => secret::table
+            .inner_join(api_key::table.on(api_key::id.eq(secret::key_id)))
+            .filter(secret::id.eq_any(&secrets))
+            .filter(is_older!(secret, at).or(is_older!(api_key, at)))
+            .select(secret::id)
+            .load(c)
+            .await)?
+        .into_iter()
+        .collect();
+        let is_left = |(_, secret, _): &&Used| left.contains(secret);
+        missed.extend(some.iter().filter(is_left).cloned());
     }
-    Ok(())
+    Ok(missed)
 }

@@ -4,10 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use futures_util::future::join_all;
+use diesel::sql_types::Text;
+use futures_util::future::{join, join_all};
 use keystead::clock::Clock;
+use keystead::db::{self, Conn};
+use keystead::each;
 use keystead::time::{Span, Timestamp};
 use serde_json::json;
+use tokio::sync::oneshot;
 
 use super::{lines, number};
 use crate::support::load::{Plan, Question};
@@ -355,6 +359,63 @@ async fn keys_are_found_by_when_they_were_last_used(home: Home) {
     .await;
     let told = "SELECT CAST(COUNT(DISTINCT key_id) AS TEXT) AS line FROM usage_hour WHERE outcome = 'valid'";
     assert_eq!(lines(&home, told).await, ["2"]);
+}
+
+#[test]
+fn last_uses_and_changes_do_not_wait_for_each_other_in_a_circle() {
+    use diesel_async::RunQueryDsl as _;
+
+    run(Backend::Postgres, async |home: Home| {
+        let server = home.serve().await;
+        let owner = server.owner();
+        let asker = Asker::new(&owner).await;
+        let body = json!({
+            "name": "other", "consumer": "acme",
+            "grants": [{"service": "invoicing", "scopes": ["invoice:read"]}],
+        });
+        let other = owner.create("/v1/keys", body).await;
+        server.app.validation.flush_last_used().await.unwrap();
+        for key in [&text(&other, "/api_key"), &asker.key] {
+            assert_eq!(asker.ask(key, "used").await.as_deref(), Some("valid"));
+        }
+        // Somebody changes a secret of the one key, and then the other key.
+        let (has_begun, begun) = oneshot::channel();
+        let (go_on, told) = oneshot::channel();
+        let change = home.eyes().write_to_end({
+            let other = text(&other, "/key/id");
+            async move |conn: &mut Conn| -> db::Result<()> {
+                let secret = "UPDATE secret SET valid_until = valid_until WHERE key_id <> $1";
+                let key = "UPDATE api_key SET name = name WHERE id = $1";
+                let statement = |sql: &str| diesel::sql_query(sql).bind::<Text, _>(other.clone());
+                let (secret, key) = (statement(secret), statement(key));
+                each!(&mut *conn, c => secret.execute(c).await)?;
+                has_begun.send(()).unwrap();
+                told.await.unwrap();
+                each!(conn, c => key.execute(c).await)?;
+                Ok(())
+            }
+        });
+        let flush = async {
+            begun.await.unwrap();
+            let flush = server.app.validation.flush_last_used();
+            let later = async {
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                go_on.send(()).unwrap();
+            };
+            join(flush, later).await.0
+        };
+        let (changed, flushed) = join(change, flush).await;
+        changed.expect("nobody stands in the way of a change");
+        flushed.expect("nor does a change of what is written");
+        let unwritten = "SELECT CAST(COUNT(*) AS TEXT) AS line FROM secret \
+                         JOIN api_key ON api_key.id = key_id \
+                         WHERE secret.last_used_at IS NULL OR api_key.last_used_at IS NULL";
+        until(BOUND, "what was left out is written", async || {
+            server.app.validation.flush_last_used().await.unwrap();
+            lines_of(home.eyes(), unwritten.to_owned()).await == ["0"]
+        })
+        .await;
+    });
 }
 
 /// So many validations a second, when it is the whole: for two minutes.
