@@ -45,6 +45,7 @@ use crate::reviews::Reviews;
 use crate::routes;
 use crate::services::Services;
 use crate::tenants::Tenants;
+use crate::time::Span;
 use crate::usage::file::{EventFile, FileSettings};
 use crate::usage::watch::Watch;
 use crate::usage::{Ledger, Outlets, Recorder, Rules, Seals, Usage};
@@ -180,7 +181,9 @@ impl App {
             clock.clone(),
             changes.clone(),
             relay.clone(),
-            config.cache.stale_max,
+            redis
+                .as_ref()
+                .map_or(Span::seconds(0), |_| config.cache.stale_max),
             node,
         );
         let follower = Follower::new(

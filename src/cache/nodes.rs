@@ -7,7 +7,8 @@
 //! as old.
 //!
 //! Who asks without Redis has the rows alone. A node that only Redis reaches may be among them: it goes on for
-//! `cache.stale_max` after anybody who reached both, so rows count for so much longer then.
+//! its own `cache.stale_max`, which stands in its row, after anybody who reached both; so its row counts for so
+//! much longer then.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -64,13 +65,13 @@ pub struct Nodes {
     clock: Clock,
     changes: Changes,
     relay: Option<Relay>,
-    /// How long a node may decide that Redis alone reaches.
+    /// How long this node may decide when Redis alone reaches it.
     stale_max: Span,
     id: String,
 }
 
 impl Nodes {
-    /// `id` names this process, and no other that ever was.
+    /// `id` names this process, and no other that ever was. `stale_max` is nothing without Redis.
     pub fn new(
         db: Db,
         clock: Clock,
@@ -100,8 +101,11 @@ impl Nodes {
             return Ok(());
         }
         let (id, position, now) = (self.id.clone(), self.changes.position(), self.clock.now());
+        let stale_max = self.stale_max;
         self.db
-            .write(async move |conn: &mut Conn| nodes::keep(conn, &id, position, now).await)
+            .write(async move |conn: &mut Conn| {
+                nodes::keep(conn, &id, position, stale_max, now).await
+            })
             .await
     }
 
@@ -218,14 +222,18 @@ impl Nodes {
     }
 
     async fn until_all_know(&self, seq: i64) {
-        loop {
-            let living = self.seen_within(LIVES).await;
-            if let Ok(living) = living
-                && self.until_these_know(seq, living).await
-            {
-                return;
-            }
+        while !self.these_and_those_know(seq).await {
             tokio::time::sleep(ASK_MAX).await;
+        }
+    }
+
+    async fn these_and_those_know(&self, seq: i64) -> bool {
+        let Some(relay) = &self.relay else {
+            return self.all_know_by_rows(seq).await;
+        };
+        match self.seen_within(LIVES).await {
+            Ok(living) => self.until_these_know(relay, seq, living).await,
+            Err(_away) => false,
         }
     }
 
@@ -234,27 +242,33 @@ impl Nodes {
         let own = self.clock.now();
         let seen = self
             .db
-            .read(async move |conn: &mut Conn| -> db::Result<_> {
-                nodes::seen_within(conn, span, own).await
-            })
+            .read(async move |conn: &mut Conn| nodes::seen_within(conn, span, own).await)
             .await?;
-        Ok(seen.into_iter().filter(|(id, _)| *id != self.id).collect())
+        Ok(self.others(seen))
+    }
+
+    fn others(&self, rows: Vec<(String, i64)>) -> HashMap<String, i64> {
+        rows.into_iter().filter(|(id, _)| *id != self.id).collect()
     }
 
     /// Whether all know by their rows alone, those included that only Redis may reach.
     async fn all_know_by_rows(&self, seq: i64) -> bool {
-        let millis = LIVES.millis().saturating_add(self.stale_max.millis());
-        let span = Span::from_millis(millis.unsigned_abs());
-        let seen = self.seen_within(span).await;
-        seen.is_ok_and(|seen| seen.values().all(|position| *position >= seq))
+        let own = self.clock.now();
+        let deciding = self
+            .db
+            .read(async move |conn: &mut Conn| nodes::deciding_within(conn, LIVES, own).await)
+            .await;
+        deciding.is_ok_and(|rows| self.others(rows).values().all(|position| *position >= seq))
     }
 
     /// `false` when the rows have to be read again.
-    async fn until_these_know(&self, seq: i64, living: HashMap<String, i64>) -> bool {
+    async fn until_these_know(
+        &self,
+        relay: &Relay,
+        seq: i64,
+        living: HashMap<String, i64>,
+    ) -> bool {
         let mut positions = living;
-        let Some(relay) = &self.relay else {
-            return positions.values().all(|position| *position >= seq);
-        };
         let asked_us = Clock::uptime_us();
         let mut pause = ASK_FIRST;
         while Clock::uptime_us().saturating_sub(asked_us) < 1_000_000 {

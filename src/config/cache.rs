@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
+use crate::db::nodes::STALE_MAX_LONGEST;
 use crate::time::Span;
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -28,7 +29,7 @@ impl Cache {
         if !(Span::seconds(1)..=Span::hours(24)).contains(&self.refresh) {
             return Err(ConfigError::of("cache.refresh", "must be 1s to 24h"));
         }
-        if !(Span::seconds(5)..=Span::hours(1)).contains(&self.stale_max) {
+        if !(Span::seconds(5)..=STALE_MAX_LONGEST).contains(&self.stale_max) {
             return Err(ConfigError::of("cache.stale_max", "must be 5s to 1h"));
         }
         if !(100..=100_000_000).contains(&self.entries_max) {

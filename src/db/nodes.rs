@@ -1,12 +1,17 @@
 //! Which nodes there are: a row each, kept while the node runs.
 
 use diesel::prelude::*;
+use diesel::query_dsl::methods;
 use diesel_async::RunQueryDsl;
 
 use super::schema::node;
 use super::{Conn, Result};
 use crate::each;
 use crate::time::{Span, Timestamp};
+
+/// The longest `cache.stale_max` that may be set, which is the default of the column too: for a node that
+/// somebody tells of who does not know what it has.
+pub const STALE_MAX_LONGEST: Span = Span::hours(1);
 
 /// So many are told of at most.
 const NODES_MAX: i64 = 10_000;
@@ -17,26 +22,34 @@ async fn common_clock(conn: &mut Conn, own: Timestamp) -> Result<Timestamp> {
     Ok(super::clock(conn).await?.unwrap_or(own))
 }
 
-/// The node lives, and knows every change up to `position`.
-pub async fn keep(conn: &mut Conn, id: &str, position: i64, own: Timestamp) -> Result<()> {
+/// The node lives, knows every change up to `position`, and may go on deciding for `stale_max` when Redis
+/// alone reaches it. It says so itself, so this is believed whatever stands there: with another history of
+/// the database its position goes back.
+pub async fn keep(
+    conn: &mut Conn,
+    id: &str,
+    position: i64,
+    stale_max: Span,
+    own: Timestamp,
+) -> Result<()> {
     let now = common_clock(conn, own).await?;
-    let row = (
-        node::id.eq(id),
+    let told = (
         node::position.eq(position),
         node::seen_at.eq(now),
+        node::stale_max_ms.eq(stale_max.millis()),
     );
     each!(conn, c => diesel::insert_into(node::table)
-        .values(row)
+        .values((node::id.eq(id), told))
         .on_conflict(node::id)
         .do_update()
-        .set((node::position.eq(position), node::seen_at.eq(now)))
+        .set(told)
         .execute(c)
         .await)?;
     Ok(())
 }
 
 /// The same of a node that cannot say so itself, unless it did within `span`, or another did for it: told by
-/// one that knows it to live.
+/// one that knows it to live. A row that is fresher, also one that is being written meanwhile, stays as it is.
 pub async fn keep_for(
     conn: &mut Conn,
     id: &str,
@@ -45,16 +58,18 @@ pub async fn keep_for(
     own: Timestamp,
 ) -> Result<()> {
     let now = common_clock(conn, own).await?;
-    let seen = each!(conn, c => node::table
-        .find(id)
-        .select(node::seen_at)
-        .first::<Timestamp>(c)
-        .await
-        .optional())?;
-    if seen.is_some_and(|seen| seen >= now.minus(span)) {
-        return Ok(());
-    }
-    keep(conn, id, position, own).await
+    let told = (node::position.eq(position), node::seen_at.eq(now));
+    each!(conn, c => {
+        let upsert = diesel::insert_into(node::table)
+            .values((node::id.eq(id), told))
+            .on_conflict(node::id)
+            .do_update()
+            .set(told);
+        methods::FilterDsl::filter(upsert, node::seen_at.lt(now.minus(span)))
+            .execute(c)
+            .await
+    })?;
+    Ok(())
 }
 
 /// The nodes that were seen within `span`, with their positions.
@@ -66,6 +81,22 @@ pub async fn seen_within(
     let at = common_clock(conn, own).await?.minus(span);
     Ok(each!(conn, c => node::table
         .filter(node::seen_at.ge(at))
+        .order(node::id)
+        .limit(NODES_MAX)
+        .select((node::id, node::position))
+        .load(c)
+        .await)?)
+}
+
+/// Those too that Redis alone may have reached since, each for as long as it may go on by that.
+pub async fn deciding_within(
+    conn: &mut Conn,
+    span: Span,
+    own: Timestamp,
+) -> Result<Vec<(String, i64)>> {
+    let at = common_clock(conn, own).await?.minus(span);
+    Ok(each!(conn, c => node::table
+        .filter((node::seen_at + node::stale_max_ms).ge(at))
         .order(node::id)
         .limit(NODES_MAX)
         .select((node::id, node::position))

@@ -153,6 +153,8 @@ diesel::table! {
         /// Every change up to this number is known there.
         position -> BigInt,
         seen_at -> BigInt,
+        /// How long it may go on deciding that Redis alone reaches, in milliseconds.
+        stale_max_ms -> BigInt,
     }
 }
 

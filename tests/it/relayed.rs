@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use keystead::cache;
 use keystead::clock::Clock;
+use keystead::db::{self, Conn, nodes};
 use keystead::redis_link::RedisLink;
 use keystead::time::Span;
 use serde_json::{Value, json};
@@ -659,14 +660,15 @@ async fn age(home: &Home, node: &str, span: Span) {
     tables::execute_on(home.eyes(), &statement).await;
 }
 
-/// A node that only the database knows, and that knows of nothing.
-fn another(home: &Home) -> cache::Nodes {
+/// A node that only the database knows, and that knows of nothing. It may decide for so long when Redis
+/// alone reaches it.
+fn another(home: &Home, stale_max: Span) -> cache::Nodes {
     cache::Nodes::new(
         home.db(),
         Clock::System,
         cache::Changes::new(),
         None,
-        Span::minutes(15),
+        stale_max,
         "another".to_owned(),
     )
 }
@@ -680,8 +682,9 @@ fn nodes_that_lose_redis_tell_through_the_database() {
             let told = nodes.owner.post(&path).send().await.expect(200);
             told["propagated"] == true
         };
-        // One that was killed five minutes ago is not waited for.
-        another(&home).join().await.unwrap();
+        // One that was killed five minutes ago is not waited for. It had more patience than the others.
+        let patient = another(&home, Span::minutes(30));
+        patient.join().await.unwrap();
         age(&home, "id = 'another'", Span::minutes(5)).await;
         assert!(revoke(&nodes.issue().await.0, "5s").await);
         signal(nodes.redis.process_id().await, "KILL");
@@ -694,6 +697,8 @@ fn nodes_that_lose_redis_tell_through_the_database() {
         })
         .await;
         // Nobody can say that it does not go on, by what others tell it there.
+        assert!(!revoke(&nodes.issue().await.0, "3s").await);
+        age(&home, "id = 'another'", Span::minutes(15)).await;
         assert!(!revoke(&nodes.issue().await.0, "3s").await);
         age(&home, "id = 'another'", Span::minutes(12)).await;
         let mut told = Vec::new();
@@ -774,7 +779,7 @@ fn a_node_is_waited_for_whatever_the_clocks_of_others_say() {
         let owner = a.owner();
         owner.create("/v1/consumers", json!({"slug": "acme"})).await;
         // It lives, and knows of nothing yet.
-        let other = another(&home);
+        let other = another(&home, Span::seconds(0));
         other.join().await.unwrap();
         a.clock.advance(Span::hours(2));
         a.app.nodes.sweep().await.unwrap();
@@ -788,5 +793,56 @@ fn a_node_is_waited_for_whatever_the_clocks_of_others_say() {
         let path = "/v1/consumers/umbrella/disable?wait=5s";
         let told = owner.post(path).send().await.expect(200);
         assert_eq!(told["propagated"], true, "{told}");
+    });
+}
+
+#[test]
+fn a_row_that_is_fresh_is_not_written_by_another() {
+    run(Backend::Postgres, async |home| {
+        let (span, now) = (Span::seconds(15), Clock::System.now());
+        let keep = async |position: i64| -> db::Result<()> {
+            let keep = async move |conn: &mut Conn| {
+                nodes::keep(conn, "a", position, Span::minutes(15), now).await
+            };
+            home.eyes().write(keep).await
+        };
+        let keep_for = |id: &'static str, position: i64| {
+            let db = home.db();
+            async move {
+                db.write(async move |conn: &mut Conn| {
+                    nodes::keep_for(conn, id, position, span, now).await
+                })
+                .await
+            }
+        };
+        let row = async |id: &str| {
+            let row = format!(
+                "SELECT position || ' ' || stale_max_ms AS line FROM node WHERE id = '{id}'"
+            );
+            tables::lines_of(home.eyes(), row).await
+        };
+        keep(5).await.unwrap();
+        keep_for("a", 3).await.unwrap();
+        assert_eq!(row("a").await, ["5 900000"]);
+        age(&home, "id = 'a'", Span::seconds(20)).await;
+        keep_for("a", 6).await.unwrap();
+        assert_eq!(row("a").await, ["6 900000"]);
+        // The node writes its row itself while another is at it.
+        age(&home, "id = 'a'", Span::seconds(20)).await;
+        let session = home.session().await;
+        session
+            .run(
+                "BEGIN; UPDATE node SET position = 9, \
+                 seen_at = extract(epoch FROM clock_timestamp()) * 1000 WHERE id = 'a'",
+            )
+            .await;
+        let keeping = tokio::spawn(keep_for("a", 7));
+        session.until_somebody_waits().await;
+        session.run("COMMIT").await;
+        keeping.await.unwrap().unwrap();
+        assert_eq!(row("a").await, ["9 900000"]);
+        // Of one that nothing is known of, the longest is.
+        keep_for("b", 1).await.unwrap();
+        assert_eq!(row("b").await, ["1 3600000"]);
     });
 }

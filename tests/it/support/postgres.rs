@@ -6,6 +6,7 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 use tokio::sync::OnceCell;
@@ -53,6 +54,45 @@ pub async fn remove(url: &str) {
         .expect("the catalogue can be read");
     for row in rows {
         drop_database(&admin, row.get("datname")).await;
+    }
+}
+
+/// A session of the test's own, for what it locks.
+pub struct Session(Client);
+
+impl super::Home {
+    /// On PostgreSQL.
+    pub async fn session(&self) -> Session {
+        Session(connect(&self.database_url).await)
+    }
+}
+
+impl Session {
+    /// Runs statements whose answers do not matter.
+    ///
+    /// # Panics
+    /// If one fails.
+    pub async fn run(&self, statements: &str) {
+        self.try_run(statements)
+            .await
+            .unwrap_or_else(|error| panic!("{statements}: {error:?}"));
+    }
+
+    pub async fn try_run(&self, statements: &str) -> Result<(), tokio_postgres::Error> {
+        self.0.batch_execute(statements).await
+    }
+
+    /// Waits until somebody waits for a lock in this database.
+    pub async fn until_somebody_waits(&self) {
+        let waiting = "SELECT count(*) FROM pg_stat_activity
+             WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        super::until(Duration::from_secs(5), "somebody waits", async || {
+            // In a transaction what was seen once stands.
+            self.run("SELECT pg_stat_clear_snapshot()").await;
+            let row = self.0.query_one(waiting, &[]).await;
+            row.expect("it can be asked").get::<_, i64>(0) > 0
+        })
+        .await;
     }
 }
 

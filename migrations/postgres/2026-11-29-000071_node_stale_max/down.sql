@@ -1,0 +1,1 @@
+ALTER TABLE node DROP COLUMN stale_max_ms;
