@@ -22,16 +22,19 @@ use crate::time::Span;
 /// How often a node's row is written.
 const KEPT_EVERY_TICKS: u64 = 10;
 
-/// A node that was not seen for so long, by the database's clock, decides nothing any more: written every
-/// ten seconds, thirty without any proof, and some for a write that takes long.
+/// A node that was not seen for so long, by the database's clock, decides nothing any more: its row may be
+/// older by ten seconds, and by [`KEPT_FOR_AFTER`] where others keep it; then thirty without any proof, and some
+/// for a write that takes long.
 const LIVES: Span = Span::seconds(60);
 
 /// A node whose row is older than this is forgotten: longer than any lives, the longest `cache.stale_max`
 /// included.
 const FORGOTTEN: Span = Span::hours(2);
 
-/// A node that acknowledges in Redis and whose row is older than this does not reach the database.
-const KEPT_FOR_AFTER: Span = Span::seconds(20);
+/// A node that acknowledges in Redis and whose row is older than this does not reach the database. An
+/// acknowledgement that is fresh is the younger of the two, so the position in the row goes back with the
+/// history alone.
+const KEPT_FOR_AFTER: Span = Span::seconds(15);
 
 /// The same of what it said in Redis.
 const ACK_FORGOTTEN_US: u64 = 3_600_000_000;
@@ -143,15 +146,15 @@ impl Nodes {
         let Some(relay) = &self.relay else {
             return Ok(false);
         };
+        let asked_us = Clock::uptime_us();
         let Ok((now_us, acks)) = relay.acks().await else {
             return Ok(false);
         };
         let history = relay.history().name();
         // In one order on every node: who writes rows in another would wait for who waits for it.
-        let living: BTreeMap<String, i64> = acks
+        let living: BTreeMap<String, Ack> = acks
             .into_iter()
             .filter(|(node, ack)| *node != self.id && ack.is_fresh(now_us))
-            .map(|(node, ack)| (node, ack.position_in(history)))
             .collect();
         let seen = self.seen_within(LIVES).await?;
         let is_read = seen.keys().any(|node| !living.contains_key(node));
@@ -159,8 +162,13 @@ impl Nodes {
             let own = self.clock.now();
             self.db
                 .write(async move |conn: &mut Conn| -> db::Result<()> {
-                    for (node, position) in &living {
-                        nodes::keep_for(conn, node, *position, KEPT_FOR_AFTER, own).await?;
+                    for (node, ack) in &living {
+                        let since_us = Clock::uptime_us().saturating_sub(asked_us);
+                        // Who waited so long for the rows before it knows nothing fresh any more.
+                        if ack.is_fresh(now_us.saturating_add(since_us)) {
+                            let position = ack.position_in(history);
+                            nodes::keep_for(conn, node, position, KEPT_FOR_AFTER, own).await?;
+                        }
                     }
                     Ok(())
                 })
@@ -192,9 +200,17 @@ impl Nodes {
     }
 
     /// This node decides nothing any more.
+    ///
+    /// What it said in Redis goes first: of a node that is there without a row others write one. Who has read
+    /// it before that may still do so, and so may a write of ours that nobody waited for; then this node is
+    /// waited for as long as one that was killed, which says `false` where it might be `true`.
     pub async fn leave(&self) {
         if self.is_alone() {
             return;
+        }
+        if let Some(relay) = &self.relay {
+            // It is old in ten seconds.
+            let _gone = relay.forget(&[&self.id]).await;
         }
         let id = self.id.clone();
         let removed = self
@@ -203,10 +219,6 @@ impl Nodes {
             .await;
         if let Err(error) = removed {
             tracing::debug!(%error, "the node's row stays until it is old");
-        }
-        if let Some(relay) = &self.relay {
-            // It is old in ten seconds.
-            let _gone = relay.forget(&[&self.id]).await;
         }
     }
 

@@ -6,8 +6,11 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use keystead::cache;
+use keystead::cache::relay::{Ack, Relay};
+use keystead::cache::seal::Seal;
 use keystead::clock::Clock;
 use keystead::db::{self, Conn, nodes};
+use keystead::master::{MasterKey, MasterKeys};
 use keystead::redis_link::RedisLink;
 use keystead::time::Span;
 use serde_json::{Value, json};
@@ -844,5 +847,49 @@ fn a_row_that_is_fresh_is_not_written_by_another() {
         // Of one that nothing is known of, the longest is.
         keep_for("b", 1).await.unwrap();
         assert_eq!(row("b").await, ["1 3600000"]);
+    });
+}
+
+#[test]
+fn a_node_that_leaves_takes_back_what_it_said_before_its_row_goes() {
+    run(Backend::Postgres, async |home| {
+        let redis = OwnRedis::start();
+        let link = patient_link(&redis.url(), Duration::from_secs(2));
+        let master = MasterKeys {
+            first: MasterKey::new([7; 32]),
+            others: Vec::new(),
+        };
+        let history = cache::History::default();
+        history.begin("a database");
+        let relay = Relay::new(link, Seal::new(&master), history, "leaving".to_owned());
+        let leaving = cache::Nodes::new(
+            home.db(),
+            Clock::System,
+            cache::Changes::new(),
+            Some(relay.clone()),
+            Span::minutes(15),
+            "leaving".to_owned(),
+        );
+        leaving.join().await.unwrap();
+        let ack = Ack {
+            history: 1,
+            position: 1,
+            at_us: 1,
+        };
+        relay.acknowledge(ack).await.unwrap();
+        assert_eq!(relay.acks().await.unwrap().1.len(), 1);
+        let session = home.session().await;
+        session.run("BEGIN; SELECT 1 FROM node FOR UPDATE").await;
+        let left = tokio::spawn(async move { leaving.leave().await });
+        session.until_somebody_waits().await;
+        // Whoever looks now finds nobody to keep the row for.
+        assert!(relay.acks().await.unwrap().1.is_empty());
+        session.run("COMMIT").await;
+        left.await.unwrap();
+        let rows = "SELECT id AS line FROM node".to_owned();
+        assert_eq!(
+            tables::lines_of(home.eyes(), rows).await,
+            Vec::<String>::new()
+        );
     });
 }
