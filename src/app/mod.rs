@@ -180,6 +180,7 @@ impl App {
             db.clone(),
             clock.clone(),
             changes.clone(),
+            reach.clone(),
             relay.clone(),
             redis
                 .as_ref()

@@ -68,6 +68,8 @@ struct Reached {
     database_away: AtomicBool,
     proved_us: AtomicU64,
     redis_us: AtomicU64,
+    /// For who asks the database.
+    woken: Notify,
 }
 
 impl Reach {
@@ -83,6 +85,11 @@ impl Reach {
     /// [`Clock::uptime_us`]; 0 for never.
     pub fn proved_us(&self) -> u64 {
         self.0.proved_us.load(Ordering::Relaxed)
+    }
+
+    /// Has the database asked at once, by who follows it.
+    pub fn look_soon(&self) {
+        self.0.woken.notify_one();
     }
 
     fn prove(&self, began_us: u64) {
@@ -208,8 +215,8 @@ impl Follower {
 
     /// Follows until it is dropped.
     pub async fn follow(self) {
-        let woken = Arc::new(Notify::new());
-        tokio::join!(self.ask(&woken), self.listen(&woken));
+        let woken = &self.reach.0.woken;
+        tokio::join!(self.ask(woken), self.listen(woken));
     }
 
     /// Wakes who asks whenever a message comes, and whenever messages may have been missed.

@@ -9,13 +9,22 @@
 //! Who asks without Redis has the rows alone. A node that only Redis reaches may be among them: it goes on for
 //! its own `cache.stale_max`, which stands in its row, after anybody who reached both; so its row counts for so
 //! much longer then.
+//!
+//! When the database is put back to an old copy, its rows are those of the copy: a node that lives has none
+//! until it writes it again, and one that cannot has none at all. Whoever finds that out leaves a row that
+//! stands for all of them, which knows of nothing, and counts for as long as any of theirs would. And nobody is
+//! told that all know before this node has looked whether the database still has the history that it follows.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::Changes;
+use super::follow::Reach;
 use super::relay::{Ack, Relay};
 use crate::clock::Clock;
+use crate::db::nodes::STALE_MAX_LONGEST;
 use crate::db::{self, Conn, Db, nodes};
 use crate::time::Span;
 
@@ -67,9 +76,12 @@ pub struct Nodes {
     db: Db,
     clock: Clock,
     changes: Changes,
+    reach: Reach,
     relay: Option<Relay>,
     /// How long this node may decide when Redis alone reaches it.
     stale_max: Span,
+    /// The last epoch of [`Changes`] that the rows in the database take account of.
+    epoch_told: Arc<AtomicU32>,
     id: String,
 }
 
@@ -79,6 +91,7 @@ impl Nodes {
         db: Db,
         clock: Clock,
         changes: Changes,
+        reach: Reach,
         relay: Option<Relay>,
         stale_max: Span,
         id: String,
@@ -87,8 +100,10 @@ impl Nodes {
             db,
             clock,
             changes,
+            reach,
             relay,
             stale_max,
+            epoch_told: Arc::default(),
             id,
         }
     }
@@ -123,7 +138,12 @@ impl Nodes {
             tokio::time::sleep(Duration::from_secs(1)).await;
             let position = self.changes.position();
             let says_so_here = is_read || self.relay.as_ref().is_none_or(Relay::is_away);
-            if tick % KEPT_EVERY_TICKS != 0 && !(says_so_here && position > written) {
+            let is_another_history = !self.is_loss_told();
+            if is_another_history && let Err(error) = self.note_loss().await {
+                tracing::debug!(%error, "that rows of nodes were lost is written later");
+            }
+            let is_news = is_another_history || (says_so_here && position > written);
+            if tick % KEPT_EVERY_TICKS != 0 && !is_news {
                 continue;
             }
             match self.join().await {
@@ -137,6 +157,26 @@ impl Nodes {
                 }
             }
         }
+    }
+
+    /// Whether the rows take account of every history that was lost.
+    fn is_loss_told(&self) -> bool {
+        self.epoch_told.load(Ordering::SeqCst) == self.changes.epoch()
+    }
+
+    /// Leaves a row for those whose rows were lost with the history.
+    async fn note_loss(&self) -> db::Result<()> {
+        let (epoch, own) = (self.changes.epoch(), self.clock.now());
+        // Who has no Redis takes it that the others have none.
+        let stale_max = match &self.relay {
+            Some(_) => STALE_MAX_LONGEST,
+            None => self.stale_max,
+        };
+        self.db
+            .write(async move |conn: &mut Conn| nodes::note_loss(conn, stale_max, own).await)
+            .await?;
+        self.epoch_told.store(epoch, Ordering::SeqCst);
+        Ok(())
     }
 
     /// Keeps the rows of those that acknowledge in Redis and cannot write their own: who looks into the
@@ -224,18 +264,31 @@ impl Nodes {
 
     /// Whether every node knows every change that this one knows now; waits for it as long as that.
     pub async fn all_know(&self, wait_max: Duration) -> bool {
-        let seq = self.changes.highest();
         if self.is_alone() {
             return true;
         }
-        tokio::time::timeout(wait_max, self.until_all_know(seq))
+        tokio::time::timeout(wait_max, self.until_all_know())
             .await
-            .is_ok()
+            .unwrap_or(false)
     }
 
-    async fn until_all_know(&self, seq: i64) {
-        while !self.these_and_those_know(seq).await {
-            tokio::time::sleep(ASK_MAX).await;
+    /// `false` if the database turns out to have another history: what has this number there is another change.
+    async fn until_all_know(&self) -> bool {
+        // The number belongs to this epoch, or to one before it.
+        let epoch = self.changes.epoch();
+        let seq = self.changes.highest();
+        let asked_us = Clock::uptime_us();
+        self.reach.look_soon();
+        loop {
+            let all_know = self.is_loss_told() && self.these_and_those_know(seq).await;
+            let is_proved = self.reach.proved_us() >= asked_us;
+            if self.changes.epoch() != epoch {
+                return false;
+            }
+            if all_know && is_proved {
+                return true;
+            }
+            tokio::time::sleep(if all_know { ASK_FIRST } else { ASK_MAX }).await;
         }
     }
 
@@ -289,11 +342,17 @@ impl Nodes {
             };
             let history = relay.history().name();
             for (node, ack) in acks {
-                if node == self.id || !(ack.is_fresh(now_us) || positions.contains_key(&node)) {
+                let is_fresh = ack.is_fresh(now_us);
+                if node == self.id || !(is_fresh || positions.contains_key(&node)) {
                     continue;
                 }
                 let position = positions.entry(node).or_default();
-                *position = ack.position_in(history).max(*position);
+                if ack.history == history {
+                    *position = ack.position.max(*position);
+                } else if is_fresh {
+                    // It follows another history, and what its row says is of that one too.
+                    *position = 0;
+                }
             }
             if positions.values().all(|position| *position >= seq) {
                 return true;

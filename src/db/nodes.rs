@@ -16,6 +16,10 @@ pub const STALE_MAX_LONGEST: Span = Span::hours(1);
 /// So many are told of at most.
 const NODES_MAX: i64 = 10_000;
 
+/// The row that stands for all nodes whose rows the database has lost with its history: who knows of nothing,
+/// and is never heard of.
+const LOST: &str = "lost";
+
 /// The clock that all nodes go by here: the database's, where it has one. Who goes by another clock than
 /// the rest would look gone while it lives.
 async fn common_clock(conn: &mut Conn, own: Timestamp) -> Result<Timestamp> {
@@ -70,6 +74,12 @@ pub async fn keep_for(
             .await
     })?;
     Ok(())
+}
+
+/// The database has another history than before: until the nodes that live have told of themselves anew, and
+/// those that cannot decide no more, nobody knows which they are.
+pub async fn note_loss(conn: &mut Conn, stale_max: Span, own: Timestamp) -> Result<()> {
+    keep(conn, LOST, -1, stale_max, own).await
 }
 
 /// The nodes that were seen within `span`, with their positions.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use keystead::cache;
+use keystead::cache::follow::Reach;
 use keystead::cache::relay::{Ack, Relay};
 use keystead::cache::seal::Seal;
 use keystead::clock::Clock;
@@ -454,10 +455,11 @@ fn changes_of_a_history_that_the_database_lost_are_not_taken_for_those_of_this_o
     run(Backend::Postgres, async |home| {
         let mut nodes = Nodes::new(&home, &[]).await;
         let mut keys = Vec::new();
-        for _ in 0..4 {
+        for _ in 0..5 {
             keys.push(nodes.issue().await);
         }
         let (first_id, _) = keys.remove(0);
+        let (second_id, _) = keys.remove(0);
         for _ in 0..10 {
             nodes.issue().await;
         }
@@ -486,7 +488,14 @@ fn changes_of_a_history_that_the_database_lost_are_not_taken_for_those_of_this_o
             nodes.a.app.changes.epoch() > epochs.0 && nodes.b.app.changes.epoch() > epochs.1
         })
         .await;
-        let path = format!("/v1/keys/{first_id}/revoke?wait=5s");
+        let path = format!("/v1/keys/{first_id}/revoke?wait=2s");
+        let told = nodes.owner.post(&path).send().await.expect(200);
+        assert_eq!(
+            told["propagated"], false,
+            "some may have lost their rows: {told}"
+        );
+        age(&home, "id = 'lost'", Span::minutes(1)).await;
+        let path = format!("/v1/keys/{second_id}/revoke?wait=5s");
         let told = nodes.owner.post(&path).send().await.expect(200);
         assert_eq!(told["propagated"], true, "they agree again: {told}");
         for (_, key) in &keys {
@@ -670,6 +679,7 @@ fn another(home: &Home, stale_max: Span) -> cache::Nodes {
         home.db(),
         Clock::System,
         cache::Changes::new(),
+        Reach::default(),
         None,
         stale_max,
         "another".to_owned(),
@@ -800,6 +810,40 @@ fn a_node_is_waited_for_whatever_the_clocks_of_others_say() {
 }
 
 #[test]
+fn after_the_database_was_put_back_all_know_only_once_each_could_have_told_anew() {
+    run(Backend::Postgres, async |home| {
+        let a = home.serve().await;
+        let owner = a.owner();
+        for slug in ["a", "b", "c", "d", "e"] {
+            owner.create("/v1/consumers", json!({"slug": slug})).await;
+        }
+        let ends = async |slug: &str| {
+            let path = format!("/v1/consumers/{slug}/disable?wait=3s");
+            let told = owner.post(&path).send().await.expect(200);
+            told["propagated"] == true
+        };
+        assert!(ends("a").await);
+        // It lives, and has not written its row again since the copy was put back, which has none.
+        another(&home, Span::seconds(0)).join().await.unwrap();
+        assert!(!ends("b").await);
+        let epoch = a.app.changes.epoch();
+        for statement in [
+            "DELETE FROM node",
+            "DELETE FROM change WHERE seq > (SELECT seq - 1 FROM change_head)",
+            "UPDATE change_head SET seq = seq - 1",
+        ] {
+            tables::execute(&home, statement).await;
+        }
+        // Also where that was not found yet, and although the change has the number of the one that was lost.
+        assert!(!ends("c").await);
+        assert!(a.app.changes.epoch() > epoch);
+        assert!(!ends("d").await);
+        age(&home, "id = 'lost'", Span::minutes(1)).await;
+        assert!(ends("e").await);
+    });
+}
+
+#[test]
 fn a_row_that_is_fresh_is_not_written_by_another() {
     run(Backend::Postgres, async |home| {
         let (span, now) = (Span::seconds(15), Clock::System.now());
@@ -866,6 +910,7 @@ fn a_node_that_leaves_takes_back_what_it_said_before_its_row_goes() {
             home.db(),
             Clock::System,
             cache::Changes::new(),
+            Reach::default(),
             Some(relay.clone()),
             Span::minutes(15),
             "leaving".to_owned(),
