@@ -13,7 +13,8 @@ pub enum Error {
     /// It can be reached and says no: a wrong password, no such database.
     #[error("the database refuses us: {0}")]
     Refused(String),
-    /// It did not answer in time, or too many wait for it.
+    /// It did not answer in time, or too many wait for it; or two waited for each other, and it gave us up
+    /// so that the other could go on.
     #[error("the database did not answer in time")]
     Busy,
     /// A unique index already holds the value; names the index.
@@ -55,10 +56,17 @@ impl From<DieselError> for Error {
                 _,
             )
             | DieselError::BrokenTransactionManager => Self::Unavailable(error.into()),
+            // SQLSTATE 40001. Of 40P01 there is the text alone, as of those that took too long.
+            DieselError::DatabaseError(DatabaseErrorKind::SerializationFailure, _) => Self::Busy,
             DieselError::DatabaseError(_, info)
-                if ["statement timeout", "lock timeout", "database is locked"]
-                    .iter()
-                    .any(|text| info.message().contains(text)) =>
+                if [
+                    "statement timeout",
+                    "lock timeout",
+                    "deadlock detected",
+                    "database is locked",
+                ]
+                .iter()
+                .any(|text| info.message().contains(text)) =>
             {
                 Self::Busy
             }

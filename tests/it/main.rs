@@ -15,6 +15,7 @@ mod auditors;
 mod cached;
 mod callers;
 mod catalogue;
+mod circles;
 mod cli;
 mod cluster;
 mod direct;
