@@ -433,10 +433,12 @@ impl Limiter {
     }
 
     async fn write(&self, batch: &[Moved]) -> db::Result<()> {
-        let rows: Vec<_> = batch
+        let mut rows: Vec<_> = batch
             .iter()
             .map(|moved| (moved.counter, moved.period_start, moved.used))
             .collect();
+        // In one order on every node: two that count for the same keys would wait for each other.
+        rows.sort_unstable();
         self.0
             .db
             .write(async move |conn: &mut Conn| store::write(conn, &rows).await)

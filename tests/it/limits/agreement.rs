@@ -149,3 +149,33 @@ async fn a_full_burst_of_any_size_passes_once_in_redis() {
     }
     assert!(!limiter.is_degraded());
 }
+
+/// Two nodes that count for the same keys would wait for each other.
+#[test]
+fn counts_are_written_in_one_order() {
+    run(Backend::Postgres, async |home| {
+        let limiter = node(&home, Clock::System).await;
+        let keys: Vec<Key> = (0..20).map(|_| Key::new()).collect();
+        let spend = async || {
+            for key in &keys {
+                key.spend(&limiter, &[], Some(quota(100, "day"))).await;
+            }
+        };
+        spend().await;
+        // On a machine that is busy some go on without their stored counts, and are not written yet.
+        assert!(limiter.write_back().await.unwrap() > 10);
+        let session = home.session().await;
+        session
+            .run("BEGIN; SELECT 1 FROM quota_count ORDER BY counter LIMIT 1 FOR UPDATE")
+            .await;
+        spend().await;
+        let writer = limiter.clone();
+        let writing = tokio::spawn(async move { writer.write_back().await });
+        session.until_somebody_waits().await;
+        // It waits for the first, and has no other.
+        session
+            .run("SELECT 1 FROM quota_count FOR UPDATE NOWAIT; COMMIT")
+            .await;
+        assert!(writing.await.unwrap().unwrap() > 10);
+    });
+}
