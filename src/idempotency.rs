@@ -145,6 +145,9 @@ pub async fn remember(
 pub async fn sweep(db: &Db, now: Timestamp) -> db::Result<usize> {
     let before = now.minus(REMEMBERED);
     db.write(async move |conn: &mut db::Conn| {
+        if !db::alone(conn, "sweep idempotency keys").await? {
+            return Ok(0);
+        }
         Ok(each!(conn, c => diesel::delete(
                 idempotency::table.filter(idempotency::created_at.le(before)))
             .execute(c)

@@ -146,6 +146,9 @@ pub async fn at(conn: &mut Conn, seq: i64) -> Result<Vec<Changed>> {
 /// Forgets changes from before `at`, but never the last: a node that has not followed for so long
 /// begins anew.
 pub async fn cut(conn: &mut Conn, at: Timestamp) -> Result<usize> {
+    if !super::alone(conn, "cut changes").await? {
+        return Ok(0);
+    }
     let last = head(conn).await?;
     Ok(each!(conn, c => diesel::delete(change::table
             .filter(change::at.lt(at))

@@ -255,6 +255,16 @@ async fn clock(conn: &mut Conn) -> Result<Option<Timestamp>> {
     }
 }
 
+/// Whether nobody else does `what` at the moment, on whatever node; nobody begins it until this transaction
+/// ends. For what removes many rows in whatever order it finds them: two who did that could wait for each
+/// other. Who writes in `SQLite` is alone.
+pub(crate) async fn alone(conn: &mut Conn, what: &str) -> Result<bool> {
+    match conn {
+        Conn::Sqlite(_) => Ok(true),
+        Conn::Postgres(c) => postgres::alone(c, what).await,
+    }
+}
+
 impl Db {
     /// Prepares the pools; connects to nothing yet, so an unreachable database can be waited for.
     pub fn open(target: &Target) -> std::io::Result<Self> {

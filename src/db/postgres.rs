@@ -11,7 +11,7 @@ use std::str::FromStr as _;
 use std::sync::Arc;
 
 use diesel::dsl::sql;
-use diesel::sql_types::BigInt;
+use diesel::sql_types::{BigInt, Bool, Text};
 use diesel::{ConnectionError, ConnectionResult};
 use diesel_async::pooled_connection::deadpool::Pool;
 use diesel_async::pooled_connection::{
@@ -161,6 +161,14 @@ pub(super) async fn clock(conn: &mut AsyncPgConnection) -> super::Result<Timesta
     const NOW: &str = "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)";
     let millis: i64 = diesel::select(sql::<BigInt>(NOW)).get_result(conn).await?;
     Ok(Timestamp::from_millis(millis))
+}
+
+/// Takes an advisory lock to the end of the transaction, unless somebody has it.
+pub(super) async fn alone(conn: &mut AsyncPgConnection, what: &str) -> super::Result<bool> {
+    let lock = sql::<Bool>("pg_try_advisory_xact_lock(hashtext('keystead ' || ")
+        .bind::<Text, _>(what)
+        .sql("))");
+    Ok(diesel::select(lock).get_result(conn).await?)
 }
 
 fn tls(url: &PgUrl) -> io::Result<MakeRustlsConnect> {

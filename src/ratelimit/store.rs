@@ -7,7 +7,7 @@ use diesel_async::RunQueryDsl;
 
 use super::counter::CounterId;
 use crate::db::schema::quota_count;
-use crate::db::{Conn, Error, Result};
+use crate::db::{self, Conn, Error, Result};
 use crate::each;
 use crate::time::Timestamp;
 
@@ -51,6 +51,9 @@ pub(super) async fn write(conn: &mut Conn, counts: &[(CounterId, Timestamp, u64)
 
 /// Deletes the counts of periods that began before `before`; answers how many.
 pub(super) async fn sweep(conn: &mut Conn, before: Timestamp) -> Result<usize> {
+    if !db::alone(conn, "sweep quota counts").await? {
+        return Ok(0);
+    }
     Ok(each!(conn, c => diesel::delete(
         quota_count::table.filter(quota_count::period_start.lt(before))
     )

@@ -190,8 +190,11 @@ pub(super) async fn close(conn: &mut Conn, closed: &Review) -> db::Result<()> {
 }
 
 /// Removes a review that did not come to have its keys, at most `limit` items at a time; answers
-/// whether there is more to remove.
+/// whether there is more to remove. What another node removes is left to that.
 pub(super) async fn remove_some(conn: &mut Conn, id: &ReviewId, limit: i64) -> db::Result<bool> {
+    if !db::alone(conn, "remove reviews").await? {
+        return Ok(false);
+    }
     let keys: Vec<KeyId> = each!(&mut *conn, c => review_item::table
         .filter(review_item::review_id.eq(id))
         .select(review_item::key_id)

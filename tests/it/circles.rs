@@ -6,10 +6,11 @@ use std::sync::Arc;
 use keystead::clock::Clock;
 use keystead::db::{self, Conn, nodes};
 use keystead::each;
+use keystead::idempotency;
 use keystead::time::Span;
 use tokio::sync::Barrier;
 
-use crate::support::{Backend, run};
+use crate::support::{Backend, run, tables};
 
 #[test]
 fn who_is_given_up_so_that_another_may_go_on_may_try_again() {
@@ -45,5 +46,29 @@ fn who_is_given_up_so_that_another_may_go_on_may_try_again() {
             both => panic!("one of them goes on: {both:?}"),
         };
         assert!(matches!(failed, db::Error::Busy), "{failed:?}");
+    });
+}
+
+#[test]
+fn of_several_nodes_one_sweeps_and_the_others_do_not_wait() {
+    run(Backend::Postgres, async |home| {
+        for scope in ["a", "b", "c"] {
+            let statement = format!(
+                "INSERT INTO idempotency (scope, body_hash, status, outcome, created_at) \
+                 VALUES ('{scope}', '\\x00', 201, '[]', 1)"
+            );
+            tables::execute_on(home.eyes(), &statement).await;
+        }
+        let session = home.session().await;
+        session
+            .run("BEGIN; SELECT 1 FROM idempotency WHERE scope = 'b' FOR UPDATE")
+            .await;
+        let now = Clock::System.now();
+        let (one, other) = (home.db(), home.db());
+        let sweeping = tokio::spawn(async move { idempotency::sweep(&one, now).await });
+        session.until_somebody_waits().await;
+        assert_eq!(idempotency::sweep(&other, now).await.unwrap(), 0);
+        session.run("COMMIT").await;
+        assert_eq!(sweeping.await.unwrap().unwrap(), 3);
     });
 }

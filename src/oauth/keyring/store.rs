@@ -41,6 +41,9 @@ pub(super) async fn insert(conn: &mut Conn, row: &KeyRow) -> db::Result<()> {
 }
 
 pub(super) async fn delete(conn: &mut Conn, generations: &[i64]) -> db::Result<usize> {
+    if !db::alone(conn, "delete signing keys").await? {
+        return Ok(0);
+    }
     Ok(each!(conn, c => diesel::delete(signing_key::table
             .filter(signing_key::generation.eq_any(generations)))
         .execute(c)

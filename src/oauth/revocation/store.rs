@@ -28,6 +28,9 @@ pub(super) async fn insert(conn: &mut Conn, row: &Revoked) -> db::Result<bool> {
 }
 
 pub(super) async fn sweep(conn: &mut Conn, before: Timestamp) -> db::Result<usize> {
+    if !db::alone(conn, "sweep revoked tokens").await? {
+        return Ok(0);
+    }
     Ok(each!(conn, c => diesel::delete(revoked_token::table
             .filter(revoked_token::expires_at.lt(before)))
         .execute(c)
