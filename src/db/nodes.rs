@@ -16,6 +16,9 @@ pub const STALE_MAX_LONGEST: Span = Span::hours(1);
 /// So many are told of at most.
 const NODES_MAX: i64 = 10_000;
 
+/// So many are forgotten at once.
+const SWEPT_MAX: i64 = 1_000;
+
 /// The row that stands for all nodes whose rows the database has lost with its history: who knows of nothing,
 /// and is never heard of.
 const LOST: &str = "lost";
@@ -120,12 +123,23 @@ pub async fn remove(conn: &mut Conn, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// Forgets nodes that ended without saying so: those not seen within `span`.
+/// Forgets nodes that ended without saying so: those not seen within `span`. One after the other, because rows
+/// are kept for others in one transaction too, in this order.
 pub async fn sweep(conn: &mut Conn, span: Span, own: Timestamp) -> Result<usize> {
     let before = common_clock(conn, own).await?.minus(span);
-    Ok(
-        each!(conn, c => diesel::delete(node::table.filter(node::seen_at.lt(before)))
-        .execute(c)
-        .await)?,
-    )
+    let old: Vec<String> = each!(&mut *conn, c => node::table
+        .filter(node::seen_at.lt(before))
+        .order(node::id)
+        .limit(SWEPT_MAX)
+        .select(node::id)
+        .load(c)
+        .await)?;
+    let mut swept = 0;
+    for id in old {
+        let row = node::table
+            .filter(node::id.eq(id))
+            .filter(node::seen_at.lt(before));
+        swept += each!(&mut *conn, c => diesel::delete(row).execute(c).await)?;
+    }
+    Ok(swept)
 }

@@ -72,3 +72,29 @@ fn of_several_nodes_one_sweeps_and_the_others_do_not_wait() {
         assert_eq!(sweeping.await.unwrap().unwrap(), 3);
     });
 }
+
+#[test]
+fn rows_of_nodes_are_swept_in_the_order_that_they_are_kept_in() {
+    run(Backend::Postgres, async |home| {
+        // Not in the order of their names, as a scan finds them.
+        let statement =
+            "INSERT INTO node (id, position, seen_at) VALUES ('c', 0, 1), ('b', 0, 1), ('a', 0, 1)";
+        tables::execute_on(home.eyes(), statement).await;
+        let session = home.session().await;
+        session
+            .run("BEGIN; SELECT 1 FROM node WHERE id = 'a' FOR UPDATE")
+            .await;
+        let db = home.db();
+        let sweeping = tokio::spawn(async move {
+            db.write(async |conn: &mut Conn| {
+                nodes::sweep(conn, Span::hours(2), Clock::System.now()).await
+            })
+            .await
+        });
+        session.until_somebody_waits().await;
+        session
+            .run("SELECT 1 FROM node WHERE id > 'a' FOR UPDATE NOWAIT; COMMIT")
+            .await;
+        assert_eq!(sweeping.await.unwrap().unwrap(), 3);
+    });
+}
