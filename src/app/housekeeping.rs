@@ -394,15 +394,11 @@ impl App {
     /// other nodes did and counts what is still to be done. On a timer; a test need not wait for it.
     pub async fn tend_peppers(&self) -> db::Result<()> {
         let now = self.clock.now();
-        let (promoted, retired) = self
-            .db
-            .write(async move |conn: &mut Conn| -> db::Result<_> {
-                Ok((
-                    pepper_store::promote_due(conn, now).await?,
-                    pepper_store::retire(conn, now).await?,
-                ))
-            })
-            .await?;
+        // Each by itself: the feed of changes, which the first steps, is nothing to wait for a version with.
+        let promote = async move |conn: &mut Conn| pepper_store::promote_due(conn, now).await;
+        let promoted = self.db.write(promote).await?;
+        let retire = async move |conn: &mut Conn| pepper_store::retire(conn, now).await;
+        let retired = self.db.write(retire).await?;
         if let Some(version) = promoted {
             tracing::info!(pepper.version = version, "a pepper became current");
         }

@@ -98,3 +98,36 @@ fn rows_of_nodes_are_swept_in_the_order_that_they_are_kept_in() {
         assert_eq!(sweeping.await.unwrap().unwrap(), 3);
     });
 }
+
+/// A change that gives a version up, as an operator may, has its row and then steps the feed.
+#[test]
+fn whoever_waits_for_a_pepper_has_not_stepped_the_feed() {
+    run(Backend::Postgres, async |home| {
+        let server = home.serve().await;
+        let rotate = || {
+            let rotated = home.keystead(&["pepper", "rotate"]).output().unwrap();
+            assert!(rotated.status.success(), "{rotated:?}");
+        };
+        rotate();
+        server.clock.advance(Span::seconds(61));
+        server.app.tend_peppers().await.unwrap();
+        // No secret carries the first, and the second has been the current one for long.
+        tables::execute(&home, "UPDATE secret SET pepper_version = 2").await;
+        rotate();
+        let session = home.session().await;
+        session
+            .run("BEGIN; SELECT 1 FROM pepper WHERE version = 1 FOR UPDATE")
+            .await;
+        server.clock.advance(Span::minutes(5));
+        let app = server.app.clone();
+        let tending = tokio::spawn(async move { app.tend_peppers().await });
+        session.until_somebody_waits().await;
+        session
+            .run("SELECT 1 FROM change_head FOR UPDATE NOWAIT; COMMIT")
+            .await;
+        tending.await.unwrap().unwrap();
+        let versions = "SELECT version || ' ' || state AS line FROM pepper ORDER BY version";
+        let versions = tables::lines_of(home.eyes(), versions.to_owned()).await;
+        assert_eq!(versions, ["2 old", "3 current"]);
+    });
+}

@@ -22,7 +22,7 @@ use keystead::tenants::Tenants;
 use keystead::text::{Environment, Prefix};
 use keystead::time::Span;
 
-use crate::support::{Home, both};
+use crate::support::{Backend, Home, both, run};
 
 both!(
     nodes_that_start_together_make_one_first_version,
@@ -461,6 +461,27 @@ async fn of_several_nodes_one_promotes_and_one_rewrites(home: Home) {
     let retired = join_all(nodes.iter().map(Node::retire)).await;
     assert_eq!(retired.concat(), [1]);
     assert_eq!(nodes[0].feed().await, ["2", "2", "1"]);
+}
+
+/// In the order that `keystead pepper lost` moves them in.
+#[test]
+fn who_promotes_has_nothing_before_the_older_version() {
+    run(Backend::Postgres, async |home| {
+        let clock = Clock::shifted();
+        let node = Node::start(&home, &clock, &[1]).await;
+        node.rotate().await.unwrap();
+        clock.advance(Span::seconds(61));
+        let session = home.session().await;
+        session
+            .run("BEGIN; SELECT 1 FROM pepper WHERE version = 1 FOR UPDATE")
+            .await;
+        let promoting = tokio::spawn(async move { node.promote().await });
+        session.until_somebody_waits().await;
+        session
+            .run("SELECT 1 FROM pepper WHERE version = 2 FOR UPDATE NOWAIT; COMMIT")
+            .await;
+        assert_eq!(promoting.await.unwrap(), Some(2));
+    });
 }
 
 async fn a_rotation_waits_for_the_one_before(home: Home) {

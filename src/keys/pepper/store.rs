@@ -167,31 +167,43 @@ pub async fn rotate_begin(
 }
 
 /// Makes the next version the current one when its time has come. Every node tries it, inside a
-/// write transaction; one succeeds and is told the version.
+/// write transaction of its own; one succeeds and is told the version.
+///
+/// Rows are written in the order of their versions, and then the change feed is stepped, as by everybody who
+/// moves versions: so nobody waits for who waits for him.
+///
+/// # Errors
+/// [`db::Error::Busy`] if another moved the next version meanwhile.
 pub async fn promote_due(conn: &mut Conn, now: Timestamp) -> db::Result<Option<i32>> {
-    let promoted: Option<i32> = each!(conn, c => diesel::update(table::table)
-        .filter(table::state.eq(PepperState::Next.as_str()))
-        .filter(table::current_from.le(now))
-        .set(table::state.eq(PepperState::Current.as_str()))
-        .returning(table::version)
-        .get_result(c)
-        .await
-        .optional())?;
-    let Some(promoted) = promoted else {
+    let versions = load(conn).await?;
+    let is_due = |row: &&PepperVersion| row.state == PepperState::Next && row.current_from <= now;
+    let Some(due) = versions.iter().find(is_due).map(|row| row.version) else {
         return Ok(None);
     };
-    each!(conn, c => diesel::update(table::table)
-        .filter(table::state.eq(PepperState::Current.as_str()))
-        .filter(table::version.ne(promoted))
-        .set(table::state.eq(PepperState::Old.as_str()))
-        .execute(c)
-        .await)?;
-    feed::step(conn, &[(Kind::Pepper, promoted.to_string())], now).await?;
-    Ok(Some(promoted))
+    let mut moved = 0;
+    for row in &versions {
+        let to = match row.state {
+            PepperState::Current => PepperState::Old,
+            PepperState::Next if row.version == due => PepperState::Current,
+            PepperState::Next | PepperState::Old | PepperState::Lost => continue,
+        };
+        let count = each!(&mut *conn, c => diesel::update(table::table.find(row.version))
+            .filter(table::state.eq(row.state.as_str()))
+            .set(table::state.eq(to.as_str()))
+            .execute(c)
+            .await)?;
+        match (count, moved) {
+            (0, 0) => return Ok(None),
+            (0, _) => return Err(db::Error::Busy),
+            _ => moved += count,
+        }
+    }
+    feed::step(conn, &[(Kind::Pepper, due.to_string())], now).await?;
+    Ok(Some(due))
 }
 
 /// Deletes the old and lost versions that no secret carries, and says which. Inside a write
-/// transaction, once the current version has settled.
+/// transaction of its own, as [`promote_due`], once the current version has settled.
 pub async fn retire(conn: &mut Conn, now: Timestamp) -> db::Result<Vec<i32>> {
     let versions = load(conn).await?;
     let settled = versions
