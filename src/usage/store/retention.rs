@@ -198,9 +198,13 @@ pub async fn cut_counts(conn: &mut Conn, what: Counted, before: i64) -> db::Resu
     let query = match conn {
         // Most of these tables have no other key there.
         Conn::Sqlite(_) => format!("DELETE FROM {table} WHERE ({key}) IN ({})", old(key)),
+        // A row that another node deletes, or a batch of old uses adds to, is left to the next time: whoever
+        // waited for it with others in hand could be waited for.
         Conn::Postgres(_) => {
             let old = old(&format!("{table}.ctid"));
-            format!("DELETE FROM {table} WHERE ctid = ANY(ARRAY({old}))")
+            format!(
+                "DELETE FROM {table} WHERE ctid = ANY(ARRAY({old} FOR UPDATE OF {table} SKIP LOCKED))"
+            )
         }
     };
     Ok(deleted(conn, query, before).await? >= CHUNK)

@@ -14,7 +14,7 @@ use keystead::usage::{Record, Rules, Usage};
 
 use super::{DAY_MS, batch, lines, number, record, speak_for, store};
 use crate::support::tables::execute_on;
-use crate::support::{Backend, Home, both};
+use crate::support::{Backend, Home, both, run};
 
 both!(
     old_hours_go_and_counts_stay,
@@ -200,6 +200,38 @@ async fn a_node_whose_clock_is_ahead_takes_nothing_with_it(home: Home) {
     let right = Usage::new(db, Clock::System);
     let cut = right.cut(keep(Span::days(30), u64::MAX)).await.unwrap();
     assert_eq!((cut.hours, cut.is_held), (1, false));
+}
+
+/// A batch of old uses adds to counts that are due to go, and may want more of them.
+#[test]
+fn old_counts_that_somebody_writes_are_left_to_the_next_time() {
+    run(Backend::Postgres, async |home| {
+        let (clock, db) = (Clock::System, home.usage_eyes().clone());
+        let old = clock.now().millis() - 402 * DAY_MS;
+        let records = (0..3).map(|n| record(old, &format!("key_{n}"))).collect();
+        store(&db, &batch("a", 1, records), &Rules::default()).await;
+        store(
+            &db,
+            &batch("a", 2, vec![record(clock.now().millis(), "key_0")]),
+            &Rules::default(),
+        )
+        .await;
+        speak_for(&home, clock.now()).await;
+        let session = home.session().await;
+        session
+            .run("BEGIN; SELECT 1 FROM usage_hour WHERE key_id = 'key_1' FOR UPDATE")
+            .await;
+        let usage = Usage::new(db.clone(), clock.clone());
+        usage.cut(keep(Span::days(30), u64::MAX)).await.unwrap();
+        let left = format!(
+            "SELECT key_id AS line FROM usage_hour WHERE start < {}",
+            old + DAY_MS
+        );
+        assert_eq!(lines(&home, &left).await, ["key_1"]);
+        session.run("COMMIT").await;
+        usage.cut(keep(Span::days(30), u64::MAX)).await.unwrap();
+        assert_eq!(lines(&home, &left).await, Vec::<String>::new());
+    });
 }
 
 /// A node may be away with its journal for however long: what is known of its batches stays.
