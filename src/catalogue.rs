@@ -80,6 +80,7 @@ pub fn has_live_keys(count: u64, detail: String) -> Error {
         detail,
         existing_id: None,
         count: Some(count),
+        errors: Vec::new(),
     }
 }
 

@@ -21,6 +21,15 @@ impl Violation {
             detail: detail.into(),
         }
     }
+
+    /// The same of what stands at the pointer `place`.
+    #[must_use]
+    pub fn under(self, place: &str) -> Self {
+        Self {
+            pointer: format!("{place}{}", self.pointer),
+            ..self
+        }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +51,8 @@ pub enum Error {
         detail: String,
         existing_id: Option<String>,
         count: Option<u64>,
+        /// Which places of the input it is about, where it has several.
+        errors: Vec<Violation>,
     },
     #[error("the object has version {current}, not the one in If-Match")]
     VersionMismatch { current: i64 },
@@ -77,12 +88,27 @@ impl Error {
         Self::Invalid(vec![Violation::new(pointer, detail)])
     }
 
+    /// The same of what stands at the pointer `place`.
+    #[must_use]
+    pub fn under(self, place: &str) -> Self {
+        match self {
+            Self::Invalid(wrong) => Self::Invalid(
+                wrong
+                    .into_iter()
+                    .map(|violation| violation.under(place))
+                    .collect(),
+            ),
+            error => error,
+        }
+    }
+
     pub fn conflict(conflict: Conflict, detail: impl Into<String>) -> Self {
         Self::Conflict {
             conflict,
             detail: detail.into(),
             existing_id: None,
             count: None,
+            errors: Vec::new(),
         }
     }
 
@@ -92,6 +118,7 @@ impl Error {
             detail: detail.into(),
             existing_id: Some(existing_id.to_owned()),
             count: None,
+            errors: Vec::new(),
         }
     }
 }

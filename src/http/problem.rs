@@ -349,10 +349,12 @@ impl From<Error> for Problem {
                 detail,
                 existing_id,
                 count,
+                errors,
             } => {
                 let mut problem = Self::new(conflict.into(), detail);
                 problem.0.existing_id = existing_id;
                 problem.0.count = count;
+                problem.0.errors = errors;
                 problem
             }
             Error::VersionMismatch { .. } => Self::new(Code::VersionMismatch, error.to_string()),

@@ -247,6 +247,7 @@ impl Keys {
                         detail: format!("{matched} keys match now, not {expected}"),
                         existing_id: None,
                         count: Some(matched.unsigned_abs()),
+                        errors: Vec::new(),
                     });
                 }
                 if matched > ENDED_MAX {

@@ -178,8 +178,8 @@ impl Keys {
                     return Ok(Idempotent::Replayed(replayed(change, &ids).await?));
                 }
                 let (rights, new) = (&by.rights, std::slice::from_ref(&new));
-                let told = |_, error| error;
-                let issued = insert(change, rights, &peppers, new, vec![minted], told).await?;
+                let place = |_| String::new();
+                let issued = insert(change, rights, &peppers, new, vec![minted], place).await?;
                 let issued = issued.into_iter().next().ok_or(Error::NotFound("key"))?;
                 if let Some(claim) = &claim {
                     let id = issued.key.id.as_str();
@@ -248,7 +248,7 @@ impl Keys {
                     let keys = replayed_batch(change, &ids).await?;
                     return Ok(Idempotent::Replayed(keys));
                 }
-                let issued = insert(change, &by.rights, &peppers, &batch, minted, within).await?;
+                let issued = insert(change, &by.rights, &peppers, &batch, minted, item).await?;
                 if let Some(claim) = &claim {
                     let ids: Vec<&str> = issued.iter().map(|i| i.key.id.as_str()).collect();
                     idempotency::remember(change, claim, 201, &ids).await?;
@@ -559,16 +559,13 @@ pub(super) fn check_batch(len: usize, pointer: &str) -> Result<()> {
 }
 
 fn under(index: usize, wrong: Vec<Violation>) -> impl Iterator<Item = Violation> {
-    wrong.into_iter().map(move |violation| Violation {
-        pointer: format!("/items/{index}{}", violation.pointer),
-        detail: violation.detail,
-    })
+    let place = item(index);
+    wrong
+        .into_iter()
+        .map(move |violation| violation.under(&place))
 }
 
-/// Puts the index of a batch before the pointers of an error.
-fn within(index: usize, error: Error) -> Error {
-    match error {
-        Error::Invalid(wrong) => Error::Invalid(under(index, wrong).collect()),
-        error => error,
-    }
+/// The pointer to a key of a batch.
+fn item(index: usize) -> String {
+    format!("/items/{index}")
 }

@@ -92,20 +92,23 @@ pub(super) fn secret_of<'k>(key: &'k mut Key, id: &str) -> Result<&'k mut Secret
         .ok_or(Error::NotFound("secret"))
 }
 
+/// So many external ids that are taken are told one by one.
+const TAKEN_TOLD_MAX: usize = 100;
+
 /// Inserts keys, by plans that are made again inside the change: what was read before may have
-/// changed since. Rows of many keys are written together. `told` makes the error of one of them,
-/// by its index, the one that is answered.
+/// changed since. Rows of many keys are written together. `place` is the pointer to one of them in the
+/// input, by its index.
 pub(super) async fn insert(
     change: &mut Change,
     rights: &Rights,
     peppers: &Peppers,
     new: &[NewKey],
     minted: Vec<Minted>,
-    told: fn(usize, Error) -> Error,
+    place: fn(usize) -> String,
 ) -> Result<Vec<Issued>> {
-    let external_ids: Vec<_> = new
-        .iter()
-        .filter_map(|new| new.external_id.as_ref())
+    let external_ids = (0..).map(place).zip(new.iter().map(|new| &new.external_id));
+    let external_ids: Vec<(String, &ExternalId)> = external_ids
+        .filter_map(|(place, external_id)| Some((place, external_id.as_ref()?)))
         .collect();
     refuse_taken(change, &external_ids, None).await?;
     let pepper = peppers.current(change.conn()).await?;
@@ -116,7 +119,7 @@ pub(super) async fn insert(
     for (index, (new, minted)) in new.iter().zip(minted).enumerate() {
         let mut key = planned(change, &mut parents, rights, new, &minted)
             .await
-            .map_err(|error| told(index, error))?;
+            .map_err(|error| error.under(&place(index)))?;
         let (secret, row) = secret_for(change, &pepper, &key.id, &minted)?;
         key.secrets.push(secret);
         keys.push(key);
@@ -192,22 +195,32 @@ pub(super) fn sorted(mut tags: Vec<crate::text::Tag>) -> Vec<crate::text::Tag> {
     tags
 }
 
-/// Refuses external ids that keys beside `own` have.
+/// Refuses external ids that keys beside `own` have, each with the pointer to the key that it is for.
 async fn refuse_taken(
     change: &mut Change,
-    external_ids: &[&ExternalId],
+    external_ids: &[(String, &ExternalId)],
     own: Option<&KeyId>,
 ) -> Result<()> {
+    const TAKEN: &str = "another key has this external_id";
     let tenant = change.attribution().tenant.id.clone();
-    let held = store::by_external_ids(change.conn(), &tenant, external_ids).await?;
-    match held.values().find(|id| Some(*id) != own) {
-        Some(id) => Err(Error::taken(
-            Conflict::ExternalIdTaken,
-            "another key has this external_id",
-            id.as_str(),
-        )),
-        None => Ok(()),
-    }
+    let asked: Vec<&ExternalId> = external_ids.iter().map(|(_, id)| *id).collect();
+    let held = store::by_external_ids(change.conn(), &tenant, &asked).await?;
+    let mut taken = external_ids.iter().filter_map(|(place, external_id)| {
+        let id = held.get(*external_id)?;
+        (Some(id) != own).then_some((place, id))
+    });
+    let Some((place, id)) = taken.next() else {
+        return Ok(());
+    };
+    let places = std::iter::once(place).chain(taken.map(|(place, _)| place));
+    let violations = places.map(|place| Violation::new("/external_id", TAKEN).under(place));
+    Err(Error::Conflict {
+        conflict: Conflict::ExternalIdTaken,
+        detail: TAKEN.to_owned(),
+        existing_id: Some(id.to_string()),
+        count: None,
+        errors: violations.take(TAKEN_TOLD_MAX).collect(),
+    })
 }
 
 /// What is stored to prove a plaintext, and how its key shows it.
@@ -407,7 +420,7 @@ pub(super) async fn apply(
     }
     if let Some(external_id) = patch.external_id {
         if let Some(external_id) = &external_id {
-            refuse_taken(change, &[external_id], Some(&key.id)).await?;
+            refuse_taken(change, &[(String::new(), external_id)], Some(&key.id)).await?;
         }
         key.external_id = external_id;
     }

@@ -337,6 +337,7 @@ impl Reviews {
                         ),
                         existing_id: None,
                         count: Some(undecided.unsigned_abs()),
+                        errors: Vec::new(),
                     });
                 }
                 let at = change.attribution();

@@ -67,7 +67,7 @@ pub struct EndedKeys {
     params(IdempotencyKey, AuditReason),
     responses(
         (status = 201, description = "The keys and their plaintexts", body = KeysWithPlaintext),
-        (status = 409, description = "`external_id_taken` with `existing_id`; `in_progress`: the first request with this key still runs"),
+        (status = 409, description = "`external_id_taken`: `errors` has the keys, and `existing_id` names who has the first; `in_progress`: the first request with this key still runs"),
     ),
 )]
 pub async fn issue_keys(

@@ -195,6 +195,20 @@ async fn external_ids_of_a_batch_are_each_for_one_key(home: Home) {
     let taken = post(json!([named("c"), named("b")])).await;
     assert_eq!((taken.status, taken.code()), (409, "external_id_taken"));
     assert_eq!(taken.body["existing_id"], made["items"][1]["key"]["id"]);
+    let places = |taken: &crate::support::Answer| {
+        let errors = taken.body["errors"].as_array().unwrap().iter();
+        errors.map(|one| text(one, "/pointer")).collect::<Vec<_>>()
+    };
+    assert_eq!(places(&taken), ["/items/1/external_id"]);
+    // All of them, and who has the first.
+    let taken = post(json!([new_key(), named("b"), named("d"), named("a")])).await;
+    assert_eq!((taken.status, taken.code()), (409, "external_id_taken"));
+    assert_eq!(taken.body["existing_id"], made["items"][1]["key"]["id"]);
+    let expected = ["/items/1/external_id", "/items/3/external_id"];
+    assert_eq!(places(&taken), expected);
+    let taken = owner.post("/v1/keys").json(named("a")).send().await;
+    assert_eq!((taken.status, taken.code()), (409, "external_id_taken"));
+    assert_eq!(places(&taken), ["/external_id"]);
     let listed = owner.get("/v1/keys?consumer=acme").send().await.expect(200);
     assert_eq!(listed["items"].as_array().unwrap().len(), 2);
 }
