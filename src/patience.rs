@@ -62,9 +62,9 @@ pub async fn wait<F: Future>(wait_max: Duration, future: F) -> Result<F::Output,
     within(left.map_or(wait_max, |left| left.min(wait_max)), future).await
 }
 
-/// As [`wait`], for the counters that a decision is charged to: they have something of their own when the
-/// rest is used up. A request that has waited for nothing so far leaves them their own limit, and no clock
-/// is read.
+/// As [`wait`], for the shared counters that a decision is charged to: they have something of their own when
+/// the rest is used up, for all of these waits together. A request that has waited for nothing so far leaves
+/// them their own limit, and no clock is read.
 ///
 /// # Errors
 /// [`OutOfPatience`]

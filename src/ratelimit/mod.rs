@@ -210,11 +210,12 @@ impl Limiter {
         spent.ok().map(Ok)
     }
 
-    /// Decides, and charges all counters or none.
+    /// Decides, and charges all counters or none, within what the request can wait for [the shared
+    /// counters](patience::spend) and [the stored counts](patience::wait).
     ///
     /// # Errors
-    /// [`CostExceedsLimit`]: this cost can never be spent. Nothing else fails: what is away is done
-    /// without.
+    /// [`CostExceedsLimit`]: this cost can never be spent. Nothing else fails: what is away, or takes longer,
+    /// is done without. What that is depends on which of them was waited for.
     pub async fn spend(
         &self,
         spending: &Spending<'_>,
@@ -240,32 +241,8 @@ impl Limiter {
             return Ok(spent);
         }
         self.seed(spending, now).await;
-        Ok(self.decided_alone(spending, now, mode))
-    }
-
-    /// What this node decides with what it knows.
-    fn decided_alone(&self, spending: &Spending<'_>, now: Now, mode: Mode) -> Spent {
-        let decided = self.0.local.spend(spending, now, mode, Seeds::DoneWithout);
-        decided.unwrap_or_else(|Unseeded| Spent::admitted())
-    }
-
-    /// Decides as [`Limiter::spend`] does while the shared counters are away, for who cannot wait for them.
-    ///
-    /// # Errors
-    /// As [`Limiter::spend`].
-    pub fn spend_alone(
-        &self,
-        spending: &Spending<'_>,
-        now: Now,
-    ) -> Result<Spent, CostExceedsLimit> {
-        spending.check()?;
-        let mode = if self.0.shared.is_some() {
-            self.note_degraded(true);
-            Mode::InPlaceOfShared
-        } else {
-            Mode::Alone
-        };
-        Ok(self.decided_alone(spending, now, mode))
+        let spent = local.spend(spending, now, mode, Seeds::DoneWithout);
+        Ok(spent.unwrap_or_else(|Unseeded| Spent::admitted()))
     }
 
     /// Writes the counts that moved since the last time; call it every second and at the stop, not
@@ -333,7 +310,7 @@ impl Limiter {
                 is_seeded: false,
             })
             .collect();
-        let mut answer = shared.spend(spending, &knowns, now).await?;
+        let mut answer = ask(shared, spending, &knowns, now).await?;
         if matches!(answer, Answer::Unseeded) {
             // Begun from less than is stored, the shared count would stay too low: until that can be read
             // this node goes on alone.
@@ -350,7 +327,7 @@ impl Limiter {
                     is_seeded: true,
                 };
             }
-            answer = shared.spend(spending, &knowns, now).await?;
+            answer = ask(shared, spending, &knowns, now).await?;
         }
         let Answer::Decided(decided) = answer else {
             return Err(Alone::RedisAway);
@@ -452,8 +429,24 @@ impl Limiter {
     }
 }
 
+/// What the shared counters answer while the request can wait for them.
+async fn ask(
+    shared: &Shared,
+    spending: &Spending<'_>,
+    knowns: &[Known],
+    now: Now,
+) -> Result<Answer, RedisAway> {
+    // Pinned here, and not moved about: it is large.
+    let asked = pin!(shared.spend(spending, knowns, now));
+    match patience::spend(asked).await {
+        Ok(answer) => answer,
+        Err(OutOfPatience) => Err(RedisAway),
+    }
+}
+
 /// Why the shared counters do not decide.
 enum Alone {
+    /// Or slower than anybody waits.
     RedisAway,
     /// A stored count that the shared one has to begin from cannot be read.
     NothingStored,

@@ -30,7 +30,6 @@ mod tests;
 pub mod told;
 
 use std::net::IpAddr;
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -52,7 +51,6 @@ use crate::keys::fingerprint::Fingerprint;
 use crate::keys::secret::{ApiKey, LookupId, Shape};
 use crate::keys::store::{Used, store_last_used};
 use crate::metrics::{Metrics, UNDECIDED};
-use crate::patience::{self, OutOfPatience};
 use crate::ratelimit::{Limiter, Spending, Spent, Verdict};
 use crate::rights::{self, Rights};
 use crate::text::Environment;
@@ -481,12 +479,7 @@ impl Validation {
         let spent = if let Some(spent) = self.limiter.spend_local(&spending, now) {
             spent
         } else {
-            // Pinned here, and not moved about: it is large.
-            let shared = pin!(self.limiter.spend(&spending, now));
-            match patience::spend(shared).await {
-                Ok(spent) => spent,
-                Err(OutOfPatience) => self.limiter.spend_alone(&spending, now),
-            }
+            self.limiter.spend(&spending, now).await
         };
         spent.map_err(|exceeded| Failure::CostExceedsLimit(charges.name(exceeded)))
     }

@@ -23,7 +23,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use crate::support::redis::{OwnRedis, patient_link, url};
-use crate::support::{Backend, Fault, Home, both, run, setting, tables, until};
+use crate::support::{Backend, Fault, Home, Proxy, both, run, setting, tables, until};
 
 /// One key of one consumer, with counters that no other test has.
 #[derive(Clone)]
@@ -102,9 +102,12 @@ fn now(wall: &str) -> Now {
     }
 }
 
+/// How long a call of [`link`] may take.
+const LINK_MAX: Duration = Duration::from_secs(5);
+
 /// These tests are about what is decided: a busy machine is no Redis that is away.
 fn link(url: &str) -> RedisLink {
-    patient_link(url, Duration::from_secs(5))
+    patient_link(url, LINK_MAX)
 }
 
 /// For tests that take Redis away and have to wait for it to be noticed.

@@ -1,5 +1,10 @@
 //! Counters that nodes share in Redis, and what becomes of them when it forgets, lies or is away.
 
+use std::future::pending;
+
+use keystead::patience::{self, OutOfPatience};
+use tokio::time::Instant;
+
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
@@ -101,10 +106,24 @@ async fn who_stays_below_a_shared_limit_is_never_refused() {
     assert!(nodes.iter().all(|node| !node.is_degraded()));
 }
 
+/// What is done for a request that has waited for so much already that it can wait no longer for anything.
+async fn out_of_patience<F: Future>(done: F) -> F::Output {
+    patience::limited(Duration::ZERO, async {
+        let waited = patience::wait(Duration::ZERO, pending::<()>()).await;
+        assert_eq!(waited, Err(OutOfPatience));
+        // Nor for counters, which have something of their own.
+        patience::take(Duration::from_secs(1));
+        done.await
+    })
+    .await
+}
+
 #[tokio::test]
 async fn for_who_cannot_wait_for_redis_its_counters_go_on_here() {
     let dir = tempfile::tempdir().unwrap();
-    let limiter = Limiter::new(no_db(&dir), Some(link(&url())), Clock::System);
+    let redis = OwnRedis::start();
+    let (mut proxy, url) = redis.behind_proxy().await;
+    let limiter = Limiter::new(no_db(&dir), Some(link(&url)), Clock::System);
     let [local, open, closed] =
         ["local", "open", "closed"].map(|mode| [limit(mode, 10, "1h", 10, mode)]);
     let key = Key::new();
@@ -114,7 +133,8 @@ async fn for_who_cannot_wait_for_redis_its_counters_go_on_here() {
             assert_eq!(spent.verdict, Verdict::Admitted);
         }
     }
-    let alone = |limits: &[RateLimit; 1], cost| {
+    proxy.set(Fault::Hang).await;
+    let alone = async |limits: &[RateLimit; 1], cost| {
         let charge = Charge {
             counter: key.counter("limit", &limits[0].name.to_string()),
             limit: &limits[0],
@@ -126,24 +146,72 @@ async fn for_who_cannot_wait_for_redis_its_counters_go_on_here() {
             cost,
             only_looks: false,
         };
-        limiter.spend_alone(&spending, limiter.now())
-    };
-    let admitted = |limits| {
-        let spent = (0..20).map(|_| alone(limits, 1).unwrap().verdict);
+        let began = Instant::now();
+        let spent = out_of_patience(limiter.spend(&spending, limiter.now())).await;
+        let took = began.elapsed();
+        assert!(took < LINK_MAX / 2, "{took:?}");
         spent
-            .filter(|verdict| *verdict == Verdict::Admitted)
-            .count()
+    };
+    let admitted = async |limits| {
+        let mut admitted = 0;
+        for _ in 0..20 {
+            let spent = alone(limits, 1).await.unwrap();
+            admitted += usize::from(spent.verdict == Verdict::Admitted);
+        }
+        admitted
     };
     assert_eq!(
-        (admitted(&local), admitted(&open), admitted(&closed)),
+        (
+            admitted(&local).await,
+            admitted(&open).await,
+            admitted(&closed).await
+        ),
         (6, 20, 0)
     );
-    assert!(alone(&local, 11).is_err(), "it can never be spent");
+    assert!(alone(&local, 11).await.is_err(), "it can never be spent");
     assert!(limiter.is_degraded());
-    // Whoever can wait finds the shared ones.
+    // Whoever can wait finds the shared ones. What was still on its way to them is lost.
+    proxy.set(Fault::Refuse).await;
+    proxy.set(Fault::None).await;
+    until(Duration::from_secs(5), "Redis is back", async || {
+        let now = limiter.now();
+        let spent = key.spend_at(&limiter, &closed, None, 0, now).await;
+        spent.limits[0].remaining == 6 && !limiter.is_degraded()
+    })
+    .await;
     let spent = key.spend(&limiter, &closed, None).await;
     assert_eq!(spent.limits[0].remaining, 5);
     assert!(!limiter.is_degraded());
+}
+
+#[test]
+fn a_stored_count_that_nobody_can_wait_for_is_no_redis_that_is_away() {
+    run(Backend::Postgres, async |home: Home| {
+        let mut proxy = Proxy::before(home.database_address()).await;
+        let url_of_slow = home.database_url_at(proxy.address);
+        let db = Db::open(&Target::parse(&url_of_slow).unwrap()).unwrap();
+        let limiter = connected(Limiter::new(db, Some(link(&url())), Clock::System)).await;
+        proxy.set(Fault::Hang).await;
+        let closed = [limit("closed", 10, "1h", 10, "closed")];
+        let quota = Some(quota(10, "month"));
+        // Redis may be slow too, on a machine that has other things to do.
+        let soon = Duration::from_secs(5);
+        until(soon, "it goes on without", async || {
+            let key = Key::new();
+            // What is left is less than a stored count may take.
+            let waits = Duration::from_millis(50);
+            let spent = patience::limited(waits, async {
+                let before = patience::wait(waits / 2, pending::<()>()).await;
+                assert_eq!(before, Err(OutOfPatience));
+                key.spend(&limiter, &closed, quota).await
+            })
+            .await;
+            spent.verdict == Verdict::Admitted
+                && (spent.limits[0].remaining, spent.limits[0].is_degraded) == (9, false)
+                && spent.quotas[0].remaining == 9
+        })
+        .await;
+    });
 }
 
 #[tokio::test]
