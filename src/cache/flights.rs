@@ -20,6 +20,10 @@ pub struct Flights<K, T> {
     under_way: Arc<Mutex<HashMap<K, watch::Receiver<Option<T>>>>>,
 }
 
+/// What a load answers to somebody who waits for it, also when it is over already.
+#[derive(Debug)]
+pub struct Landing<T>(watch::Receiver<Option<T>>);
+
 /// Why there is no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoLanding {
@@ -49,13 +53,7 @@ impl<K: Hash + Eq + Clone + Send + 'static, T: Clone + Send + Sync + 'static> Fl
     where
         F: Future<Output = T> + Send + 'static,
     {
-        let mut landing = self.board(key, load)?;
-        let landed = tokio::time::timeout(wait_max, landing.wait_for(Option::is_some)).await;
-        match landed {
-            Ok(Ok(value)) => value.clone().ok_or(NoLanding::Late),
-            // The load ended without an answer, by a panic; or it takes too long.
-            Ok(Err(_)) | Err(_) => Err(NoLanding::Late),
-        }
+        self.board(key, load)?.wait(wait_max).await
     }
 
     /// Whether who asks for it now waits for a load that has begun.
@@ -63,17 +61,22 @@ impl<K: Hash + Eq + Clone + Send + 'static, T: Clone + Send + Sync + 'static> Fl
         lock(&self.under_way).contains_key(key)
     }
 
-    fn board<F>(
-        &self,
-        key: K,
-        load: impl FnOnce() -> F,
-    ) -> Result<watch::Receiver<Option<T>>, NoLanding>
+    /// The load of this key that has begun.
+    pub fn under_way(&self, key: &K) -> Option<Landing<T>> {
+        lock(&self.under_way).get(key).cloned().map(Landing)
+    }
+
+    /// `load`, begun now, or the load of the same key that is under way.
+    ///
+    /// # Errors
+    /// [`NoLanding::Full`]
+    pub fn board<F>(&self, key: K, load: impl FnOnce() -> F) -> Result<Landing<T>, NoLanding>
     where
         F: Future<Output = T> + Send + 'static,
     {
         let mut under_way = lock(&self.under_way);
         if let Some(flight) = under_way.get(&key) {
-            return Ok(flight.clone());
+            return Ok(Landing(flight.clone()));
         }
         if under_way.len() >= self.room {
             return Err(NoLanding::Full);
@@ -91,7 +94,7 @@ impl<K: Hash + Eq + Clone + Send + 'static, T: Clone + Send + Sync + 'static> Fl
             drop(gone);
             tell.send_replace(Some(value));
         });
-        Ok(landing)
+        Ok(Landing(landing))
     }
 
     pub fn len(&self) -> usize {
@@ -100,6 +103,19 @@ impl<K: Hash + Eq + Clone + Send + 'static, T: Clone + Send + Sync + 'static> Fl
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+impl<T: Clone> Landing<T> {
+    /// # Errors
+    /// [`NoLanding::Late`]
+    pub async fn wait(mut self, wait_max: Duration) -> Result<T, NoLanding> {
+        let landed = tokio::time::timeout(wait_max, self.0.wait_for(Option::is_some)).await;
+        match landed {
+            Ok(Ok(value)) => value.clone().ok_or(NoLanding::Late),
+            // The load ended without an answer, by a panic; or it takes too long.
+            Ok(Err(_)) | Err(_) => Err(NoLanding::Late),
+        }
     }
 }
 

@@ -15,7 +15,7 @@ pub use now::Now;
 use quick_cache::Equivalent;
 use tokio::runtime::Handle;
 
-use self::loads::{Loaded, Loads};
+use self::loads::{Loaded, Loads, Way};
 use super::Failure;
 use super::failures::Failures;
 use super::snapshot::{ConsumerSnapshot, KeySnapshot, ServiceEntry, Subject, TenantSnapshot};
@@ -24,7 +24,6 @@ use crate::cache::changes::Entity;
 use crate::cache::entries::Found;
 use crate::cache::flights::NoLanding;
 use crate::cache::follow::Reach;
-use crate::cache::line::Turn;
 use crate::cache::{Changes, Entries, Entry, Shelf};
 use crate::clock::Clock;
 use crate::config::Cache as CacheSettings;
@@ -46,9 +45,6 @@ const PARENTS_MAX: usize = 200_000;
 
 /// Of so many tokens it is remembered whether they were revoked.
 const TOKENS_MAX: usize = 100_000;
-
-/// A load that a change overtook is repeated so often.
-const TRIES: usize = 4;
 
 /// A service as a request names it: by slug or id, within a tenant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -214,32 +210,33 @@ impl Records {
             return Ok(None);
         }
         let loads = &inner.key_loads;
-        // What was there before is no guess, whatever changed of it, and who waits for a look-up that is under
-        // way makes none.
-        let is_no_guess = due.is_some() || inner.keys.has(&print) || loads.is_under_way(&print);
-        // Who may not look stands in nobody's way.
-        if !is_no_guess && !inner.failures.has(client, lookup_id, now_us) {
+        // What was there before is no guess, whatever changed of it.
+        let is_no_guess = due.is_some() || inner.keys.has(&print);
+        // Who waits for a look-up that is under way makes none; who may not look stands in nobody's way.
+        let may_look = || inner.failures.has(client, lookup_id, now_us);
+        if !is_no_guess && !loads.is_under_way(&print) && !may_look() {
             return Err(Failure::Busy);
         }
-        let turn = match loads.turn(&print, due.is_some()).await {
-            Ok(turn) => turn,
+        let way = match loads.way(&print, due.is_some()).await {
+            Ok(way) => way,
             Err(why) => return or_due(Err(inner.failure(why)), due, &inner.changes),
         };
-        if turn.as_ref().is_some_and(Turn::was_waited_for)
+        if way.was_waited_for()
             && let Some(landed) = inner.landed_before(&print)
         {
             return Ok(landed);
         }
         // What is found is given back. Taken only now: of good keys that come together no more than have their
         // turn use any up.
-        let attempt = if is_no_guess || loads.is_under_way(&print) {
-            None
-        } else {
-            let now_us = Clock::uptime_us();
-            let attempt = inner.failures.take(client, lookup_id, now_us);
-            Some(attempt.ok_or(Failure::Busy)?)
+        let attempt = match way {
+            Way::Turn(_) if !is_no_guess => {
+                let now_us = Clock::uptime_us();
+                let attempt = inner.failures.take(client, lookup_id, now_us);
+                Some(attempt.ok_or(Failure::Busy)?)
+            }
+            Way::Turn(_) | Way::Begun(_) => None,
         };
-        let loaded = self.load_key(turn, print, key, lookup_id, due).await;
+        let loaded = self.load_key(way, print, key, lookup_id, due).await;
         if let Some(attempt) = attempt
             && !matches!(loaded, Ok(None))
         {
@@ -250,7 +247,7 @@ impl Records {
 
     async fn load_key(
         &self,
-        turn: Option<Turn>,
+        way: Way<KeySnapshot>,
         print: Fingerprint,
         key: &ApiKey,
         lookup_id: Option<&LookupId>,
@@ -259,7 +256,7 @@ impl Records {
         let inner = &*self.0;
         let is_due = due.is_some();
         let loaded = inner
-            .settle(&inner.key_loads, turn, print, || {
+            .settle(&inner.key_loads, way, print, is_due, || {
                 let (records, key, lookup_id) = (self.clone(), key.clone(), lookup_id.cloned());
                 async move {
                     if let Some(landed) = records.0.landed_before(&print) {
@@ -556,17 +553,18 @@ impl Inner {
         T: Send + Sync + 'static,
         F: Future<Output = Loaded<T>> + Send + 'static,
     {
-        let turn = loads.turn(&key, is_due).await;
-        let turn = turn.map_err(|why| self.failure(why))?;
-        self.settle(loads, turn, key, load).await
+        let way = loads.way(&key, is_due).await;
+        let way = way.map_err(|why| self.failure(why))?;
+        self.settle(loads, way, key, is_due, load).await
     }
 
     /// What a load brings, when no change has overtaken it.
     async fn settle<K, T, F>(
         &self,
         loads: &Loads<K, T>,
-        mut turn: Option<Turn>,
+        way: Way<T>,
         key: K,
+        is_due: bool,
         load: impl FnOnce() -> F + Clone,
     ) -> Result<Option<Arc<Entry<T>>>, Failure>
     where
@@ -574,22 +572,12 @@ impl Inner {
         T: Send + Sync + 'static,
         F: Future<Output = Loaded<T>> + Send + 'static,
     {
-        for _ in 0..TRIES {
-            let landed = loads.join(turn.take(), key.clone(), load.clone()).await;
-            match landed.map_err(|why| self.failure(why))? {
-                Ok(Some(entry)) => {
-                    entry.tell(&self.changes);
-                    if entry.is_fresh(&self.changes) {
-                        return Ok(Some(entry));
-                    }
-                    // Overtaken by a change: what is there now is asked for again.
-                }
-                Ok(None) => return Ok(None),
-                Err(LoadError::Busy) => return Err(Failure::Busy),
-                Err(LoadError::Store(error)) => return Err(error.repeated().into()),
-            }
+        let settled = loads.settle(way, key, is_due, &self.changes, load).await;
+        match settled.map_err(|why| self.failure(why))? {
+            Ok(entry) => Ok(entry),
+            Err(LoadError::Busy) => Err(Failure::Busy),
+            Err(LoadError::Store(error)) => Err(error.repeated().into()),
         }
-        Err(Failure::Busy)
     }
 
     /// Why nothing was loaded, as far as anybody waited.
