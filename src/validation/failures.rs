@@ -5,6 +5,8 @@
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::keys::secret::LookupId;
 use crate::ratelimit::budget::{Allowance, Budget};
@@ -31,11 +33,35 @@ pub(super) struct Failures {
     hasher: RandomState,
 }
 
-/// One look-up that may find nothing.
+/// Whose one look-up is.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Try {
+struct Whose {
     address: Option<u64>,
     lookup_id: Option<u64>,
+}
+
+/// One look-up that may find nothing. It goes with the look-up and not with who waits for that, so that to
+/// leave neither costs anybody anything nor makes a guess free.
+#[derive(Debug)]
+pub(super) struct Attempt {
+    failures: Arc<Failures>,
+    whose: Whose,
+    found_nothing: AtomicBool,
+}
+
+impl Attempt {
+    /// Without this it is given back: it found something, or could not look.
+    pub(super) fn found_nothing(&self) {
+        self.found_nothing.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if !*self.found_nothing.get_mut() {
+            self.failures.give_back(self.whose);
+        }
+    }
 }
 
 impl Failures {
@@ -48,8 +74,8 @@ impl Failures {
         }
     }
 
-    fn attempt(&self, client: Option<IpAddr>, lookup_id: Option<&LookupId>) -> Try {
-        Try {
+    fn whose(&self, client: Option<IpAddr>, lookup_id: Option<&LookupId>) -> Whose {
+        Whose {
             address: client.map(|ip| self.hasher.hash_one(network(ip))),
             lookup_id: lookup_id.map(|id| self.hasher.hash_one(id.as_str())),
         }
@@ -63,50 +89,53 @@ impl Failures {
         lookup_id: Option<&LookupId>,
         now_us: u64,
     ) -> bool {
-        let attempt = self.attempt(client, lookup_id);
+        let whose = self.whose(client, lookup_id);
         let one_left =
             |budget: &Budget, key: Option<u64>| key.is_none_or(|key| budget.has(key, now_us));
-        one_left(&self.addresses, attempt.address) && one_left(&self.lookup_ids, attempt.lookup_id)
+        one_left(&self.addresses, whose.address) && one_left(&self.lookup_ids, whose.lookup_id)
     }
 
     /// `None` when too many found nothing. `now_us` is monotonic.
     pub(super) fn take(
-        &self,
+        self: &Arc<Self>,
         client: Option<IpAddr>,
         lookup_id: Option<&LookupId>,
         now_us: u64,
-    ) -> Option<Try> {
-        let attempt = self.attempt(client, lookup_id);
+    ) -> Option<Attempt> {
+        let whose = self.whose(client, lookup_id);
         let none_left =
             |budget: &Budget, key: Option<u64>| key.is_some_and(|key| !budget.take(key, now_us));
-        if none_left(&self.addresses, attempt.address) {
+        if none_left(&self.addresses, whose.address) {
             return None;
         }
-        if none_left(&self.lookup_ids, attempt.lookup_id) {
-            self.give_back(Try {
+        if none_left(&self.lookup_ids, whose.lookup_id) {
+            self.give_back_to_each(Whose {
                 lookup_id: None,
-                ..attempt
+                ..whose
             });
             return None;
         }
         if !self.all.take(now_us) {
-            self.give_back_to_each(attempt);
+            self.give_back_to_each(whose);
             return None;
         }
-        Some(attempt)
+        Some(Attempt {
+            failures: Arc::clone(self),
+            whose,
+            found_nothing: AtomicBool::new(false),
+        })
     }
 
-    /// It found something, or could not look.
-    pub(super) fn give_back(&self, attempt: Try) {
+    fn give_back(&self, whose: Whose) {
         self.all.give_back();
-        self.give_back_to_each(attempt);
+        self.give_back_to_each(whose);
     }
 
-    fn give_back_to_each(&self, attempt: Try) {
-        if let Some(address) = attempt.address {
+    fn give_back_to_each(&self, whose: Whose) {
+        if let Some(address) = whose.address {
             self.addresses.give_back(address);
         }
-        if let Some(lookup_id) = attempt.lookup_id {
+        if let Some(lookup_id) = whose.lookup_id {
             self.lookup_ids.give_back(lookup_id);
         }
     }
@@ -126,16 +155,19 @@ mod tests {
 
     const SECOND: u64 = 1_000_000;
 
-    fn taken(failures: &Failures, ip: &str, id: &str, times: u32) -> u32 {
+    fn taken(failures: &Arc<Failures>, ip: &str, id: &str, times: u32) -> u32 {
         let (ip, id) = (ip.parse().unwrap(), LookupId::parse(id).unwrap());
         (0..times)
-            .map(|_| u32::from(failures.take(Some(ip), Some(&id), SECOND).is_some()))
+            .map(|_| {
+                let attempt = failures.take(Some(ip), Some(&id), SECOND);
+                u32::from(attempt.inspect(Attempt::found_nothing).is_some())
+            })
             .sum()
     }
 
     #[test]
     fn an_address_and_a_lookup_id_have_their_own_and_what_is_found_costs_nothing() {
-        let failures = Failures::new();
+        let failures = Arc::new(Failures::new());
         assert_eq!(taken(&failures, "192.0.2.1", "000000000000", 1_000), 100);
         // The address has what the lookup id did not use.
         for at in 1..=4 {
@@ -149,14 +181,14 @@ mod tests {
         let good = LookupId::parse("0000000000zz").unwrap();
         for _ in 0..10_000 {
             let ip = Some("192.0.2.3".parse().unwrap());
-            let attempt = failures.take(ip, Some(&good), SECOND).unwrap();
-            failures.give_back(attempt);
+            // Found, or left half-way.
+            drop(failures.take(ip, Some(&good), SECOND).unwrap());
         }
     }
 
     #[test]
     fn whoever_has_none_left_is_known_before_anything_is_taken() {
-        let failures = Failures::new();
+        let failures = Arc::new(Failures::new());
         let has = |ip: &str, id: &str| {
             let id = LookupId::parse(id).unwrap();
             failures.has(Some(ip.parse().unwrap()), Some(&id), SECOND)
@@ -177,7 +209,7 @@ mod tests {
 
     #[test]
     fn addresses_of_one_network_share_theirs() {
-        let failures = Failures::new();
+        let failures = Arc::new(Failures::new());
         let mut passed = 0;
         for at in 0..1_000 {
             let (ip, id) = (format!("2001:db8::{at:x}"), format!("{at:012}"));
@@ -189,7 +221,7 @@ mod tests {
 
     #[test]
     fn all_together_have_a_thousand_a_second() {
-        let failures = Failures::new();
+        let failures = Arc::new(Failures::new());
         let passed: u32 = (0..3_000)
             .map(|at| {
                 let ip = format!("10.0.{}.{}", at / 250, at % 250);

@@ -17,7 +17,7 @@ use tokio::runtime::Handle;
 
 use self::loads::{Loaded, Loads, Way};
 use super::Failure;
-use super::failures::Failures;
+use super::failures::{Attempt, Failures};
 use super::snapshot::{ConsumerSnapshot, KeySnapshot, ServiceEntry, Subject, TenantSnapshot};
 use super::source::{KeyFound, LoadError, Named, Source, UNKNOWN_US};
 use crate::cache::changes::Entity;
@@ -108,7 +108,7 @@ struct Inner {
     of_secrets: Kept<SecretId, KeySnapshot>,
     /// Whether a token was revoked by itself.
     tokens: Kept<TokenId, bool>,
-    failures: Failures,
+    failures: Arc<Failures>,
     key_loads: Loads<Fingerprint, KeySnapshot>,
     service_loads: Loads<ServiceName, Named>,
 }
@@ -149,7 +149,7 @@ impl Records {
             unknown: Entries::new(UNKNOWN_MAX),
             of_secrets: Kept::new(settings.entries_max, &runtime),
             tokens: Kept::new(TOKENS_MAX, &runtime),
-            failures: Failures::new(),
+            failures: Arc::new(Failures::new()),
             key_loads: Loads::new(&runtime),
             service_loads: Loads::new(&runtime),
         }))
@@ -226,7 +226,7 @@ impl Records {
         {
             return Ok(landed);
         }
-        // What is found is given back. Taken only now: of good keys that come together no more than have their
+        // Taken only now: of good keys that come together no more than have their
         // turn use any up.
         let attempt = match way {
             Way::Turn(_) if !is_no_guess => {
@@ -236,13 +236,8 @@ impl Records {
             }
             Way::Turn(_) | Way::Begun(_) => None,
         };
-        let loaded = self.load_key(way, print, key, lookup_id, due).await;
-        if let Some(attempt) = attempt
-            && !matches!(loaded, Ok(None))
-        {
-            inner.failures.give_back(attempt);
-        }
-        loaded
+        self.load_key(way, print, key, lookup_id, due, attempt)
+            .await
     }
 
     async fn load_key(
@@ -252,12 +247,15 @@ impl Records {
         key: &ApiKey,
         lookup_id: Option<&LookupId>,
         due: Option<Arc<Entry<KeySnapshot>>>,
+        attempt: Option<Attempt>,
     ) -> Result<Option<Arc<Entry<KeySnapshot>>>, Failure> {
         let inner = &*self.0;
         let is_due = due.is_some();
+        let attempt = attempt.map(Arc::new);
         let loaded = inner
             .settle(&inner.key_loads, way, print, is_due, || {
                 let (records, key, lookup_id) = (self.clone(), key.clone(), lookup_id.cloned());
+                let attempt = attempt.clone();
                 async move {
                     if let Some(landed) = records.0.landed_before(&print) {
                         return Ok(landed);
@@ -273,6 +271,9 @@ impl Records {
                         KeyFound::Unknown { as_of } => {
                             // From now on it is a guess.
                             records.0.keys.remove(&print);
+                            if let Some(attempt) = attempt {
+                                attempt.found_nothing();
+                            }
                             if let Some(lookup_id) = lookup_id {
                                 let entity = Entity::new(Kind::LookupId, lookup_id.as_str());
                                 let entry = Entry::new((), as_of, entity, UNKNOWN_US);
