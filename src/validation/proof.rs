@@ -10,6 +10,8 @@
 use std::cmp::min;
 use std::sync::Arc;
 
+use futures_util::future::{try_join_all, try_join4};
+
 use super::decide::{self, Decision, Outcome, Request};
 use super::snapshot::{ServiceEntry, Subject};
 use super::{Answer, Asked, Failure, TRIES, Validation, judge};
@@ -113,25 +115,31 @@ impl Validation {
         asked: Asked<'_>,
     ) -> Result<Option<Proved>, Failure> {
         for _ in 0..TRIES {
-            let (key, secret) = (Some(proof.key), proof.secret);
-            let Some(subject) = self.proved(key, secret, tenant, asked).await? else {
+            // At the same time: the slowest of them is waited for, not each in turn.
+            let client = async {
+                match proof.client {
+                    None => Ok(Some(None)),
+                    Some((key, secret)) => {
+                        let client = self.proved(Some(key), secret, tenant, asked).await;
+                        client.map(|found| found.map(Some))
+                    }
+                }
+            };
+            let others = proof
+                .others
+                .iter()
+                .map(|secret| self.proved(None, secret, tenant, Asked::None));
+            let (subject, client, others, token) = try_join4(
+                self.proved(Some(proof.key), proof.secret, tenant, asked),
+                client,
+                try_join_all(others),
+                self.records.token(proof.token),
+            )
+            .await?;
+            let others: Option<Vec<Subject>> = others.into_iter().collect();
+            let (Some(subject), Some(client), Some(others)) = (subject, client, others) else {
                 return Ok(None);
             };
-            let client = match proof.client {
-                None => None,
-                Some((key, secret)) => match self.proved(Some(key), secret, tenant, asked).await? {
-                    Some(client) => Some(client),
-                    None => return Ok(None),
-                },
-            };
-            let mut others = Vec::new();
-            for secret in proof.others {
-                match self.proved(None, secret, tenant, Asked::None).await? {
-                    Some(other) => others.push(other),
-                    None => return Ok(None),
-                }
-            }
-            let token = self.records.token(proof.token).await?;
             let made_for = match &subject.service {
                 Some(asked) if asked.service.slug == *proof.service => Some(Arc::clone(asked)),
                 Some(_) | None => {

@@ -3,8 +3,8 @@
 use keystead::time::Span;
 
 use super::*;
-use crate::support::both;
 use crate::support::forge::{Signers, encode};
+use crate::support::{Backend, Proxy, both, run};
 
 both!(
     an_api_key_is_told_with_what_it_grants_on_the_service_that_asks,
@@ -497,4 +497,46 @@ async fn what_is_known_is_told_without_asking_the_database(home: Home) {
         .filter(|text| text.contains("api_key") || text.contains("revoked_token"))
         .collect();
     assert!(asked.is_empty(), "{asked:#?}");
+}
+
+#[test]
+fn what_a_token_is_judged_by_is_asked_for_at_the_same_time() {
+    run(Backend::Postgres, async |home: Home| {
+        let issuer = ("SERVER__PUBLIC_URL", "https://keys.example.com");
+        let world = World::with(&home, &[issuer]).await;
+        let held = world
+            .issue(&["invoice:read"], json!({"name": "held-back"}))
+            .await;
+        let token = world.token(&text(&held, "/api_key"), &[]).await;
+        let asker = world.asker(&["introspect"]).await;
+        let proxy = Proxy::before(home.database_address()).await;
+        let url = home.database_url_at(proxy.address);
+        let node = home.serve_with(&[issuer, ("DATABASE__URL", &url)]).await;
+        let ask = async |token: &str| {
+            let client = node.client().with_key(&asker);
+            let asked = client.post("/oauth/introspect").form(&[("token", token)]);
+            asked.try_send().await.expect("an answer")
+        };
+        // Who asks is known, and so are the keys that tokens are signed with.
+        let soon = Duration::from_secs(10);
+        until(soon, "the node knows who asks", async || {
+            ask(&world.token(&world.key().await, &[]).await).await.text != INACTIVE
+                && ask("letmein").await.status == 200
+        })
+        .await;
+        proxy.hold_answer("held-back");
+        let asked = async { tokio::join!(ask(&token), proxy.holds()).0 };
+        let (statements, told) = node.statements(asked).await;
+        assert_eq!(told.status, 503, "its key is held back: {told}");
+        let of_tokens = statements
+            .iter()
+            .filter(|sent| sent.contains("revoked_token"));
+        assert!(of_tokens.count() > 0, "{statements:?}");
+        proxy.release();
+        until(soon, "it is told", async || {
+            let told = ask(&token).await;
+            told.status == 200 && told.body["active"] == true
+        })
+        .await;
+    });
 }
