@@ -1,8 +1,10 @@
 //! How long a request waits for what others have to bring: all of its waits together.
 //!
 //! A request may have to ask a database or a Redis for several things, one after the other, and each of
-//! them may be slow. Whoever sent it is promised an answer within one bound, so its waits share a budget,
-//! from which each takes what it took; those at the same time count once. Whatever runs within
+//! them may be slow. Whoever sent it is promised an answer within one bound whatever is wrong with them, so
+//! its waits share a budget, from which each takes what it took; those at the same time count once. To stand
+//! in a [line](crate::cache::line) that moves is no such wait: nothing is wrong then, and that has a bound of
+//! its own. Whatever runs within
 //! [`limited`] is held to it without being handed it. It costs nothing while nothing is waited for, and
 //! does not reach into the tasks that a request starts: those go on when nobody waits any more.
 
@@ -18,7 +20,7 @@ tokio::task_local! {
     static BUDGET: Budget;
 }
 
-/// All waits of a validation, so that it is answered within 200 ms.
+/// All waits of a validation, so that no fault makes its answer take more than 200 ms.
 pub const OF_VALIDATION: Duration = Duration::from_millis(150);
 
 /// All waits for who it is that asks, of a request that is answered within two seconds.

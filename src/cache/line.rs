@@ -26,7 +26,9 @@ const AT_ONCE: usize = 16;
 /// So many wait for one.
 const WAITING_MAX: usize = 10_000;
 
-/// Nobody waits longer, however well the line moves.
+/// Nobody waits longer, however well the line moves: it is no fault that is waited for, so this is no part of
+/// what [`patience`] grants. Thousands of keys that come at once to a node that knows none are answered in
+/// it.
 const LINE_MAX: Duration = Duration::from_secs(4);
 
 /// Turns at loads of one kind.
