@@ -63,6 +63,15 @@ impl Rate {
         }
     }
 
+    /// The same, with so many less at once.
+    fn without(self, kept: u32) -> Self {
+        let kept_us = self.interval_us.saturating_mul(u64::from(kept));
+        Self {
+            capacity_us: self.capacity_us.saturating_sub(kept_us),
+            ..self
+        }
+    }
+
     /// The cell after one more, if there is one more.
     fn taken(self, tat_us: u64, now_us: u64) -> Option<u64> {
         let after = tat_us.max(now_us).saturating_add(self.interval_us);
@@ -84,7 +93,13 @@ impl Allowance {
 
     /// Takes one, if one is left. `now_us` is monotonic.
     pub fn take(&self, now_us: u64) -> bool {
-        let update = |tat_us| self.rate.taken(tat_us, now_us);
+        self.take_leaving(0, now_us)
+    }
+
+    /// Takes one, if more than so many are left.
+    pub fn take_leaving(&self, kept: u32, now_us: u64) -> bool {
+        let rate = self.rate.without(kept);
+        let update = |tat_us| rate.taken(tat_us, now_us);
         self.tat_us
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, update)
             .is_ok()
@@ -92,8 +107,13 @@ impl Allowance {
 
     /// Whether one is left.
     pub fn has(&self, now_us: u64) -> bool {
+        self.has_leaving(0, now_us)
+    }
+
+    /// Whether more than so many are left.
+    pub fn has_leaving(&self, kept: u32, now_us: u64) -> bool {
         let tat_us = self.tat_us.load(Ordering::Relaxed);
-        self.rate.taken(tat_us, now_us).is_some()
+        self.rate.without(kept).taken(tat_us, now_us).is_some()
     }
 
     /// Gives back one that was taken.

@@ -15,6 +15,7 @@ pub mod answer;
 pub mod body;
 mod callers;
 pub mod decide;
+mod existing;
 mod failures;
 pub mod http;
 pub mod last_used;

@@ -9,8 +9,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
+use super::existing::Lesson;
 use super::snapshot::{Common, ConsumerSnapshot, KeySnapshot, ServiceEntry, TenantSnapshot};
 use super::store::{self, KeyRows};
 use crate::cache::changes::Entity;
@@ -40,6 +42,9 @@ pub(super) const UNKNOWN_US: u64 = 5_000_000;
 
 /// So many fingerprints are on their way under a newer pepper at once.
 const REWRITES_MAX: usize = 256;
+
+/// So many fingerprints are read at once.
+const PRINTS_MAX: i64 = 5_000;
 
 /// Why a load has nothing.
 #[derive(Clone, Debug)]
@@ -133,6 +138,31 @@ impl Source {
             })
             .await?;
         rows.map(|rows| self.key_entry(rows, as_of)).transpose()
+    }
+
+    /// Tells of the fingerprints that there are, on connections that no load waits for. Answers how many those
+    /// are.
+    ///
+    /// # Errors
+    /// The database's; what was told by then is.
+    pub(super) async fn teach(&self, mut lesson: Lesson) -> db::Result<usize> {
+        loop {
+            let after = lesson.after().cloned();
+            let secrets = self
+                .db
+                .read(async move |conn: &mut Conn| {
+                    store::fingerprints(conn, after.as_ref(), PRINTS_MAX).await
+                })
+                .await?;
+            let is_last = i64::try_from(secrets.len()).is_ok_and(|len| len < PRINTS_MAX);
+            if !lesson.tell(secrets) || is_last {
+                return Ok(lesson.end());
+            }
+        }
+    }
+
+    pub(super) fn runtime(&self) -> Handle {
+        self.db.runtime()
     }
 
     fn key_entry(&self, rows: KeyRows, as_of: (u32, i64)) -> db::Result<Entry<KeySnapshot>> {

@@ -128,6 +128,23 @@ pub async fn by_fingerprint(
     }))
 }
 
+/// Fingerprints of secrets after one, by id, at most `limit`.
+pub async fn fingerprints(
+    conn: &mut Conn,
+    after: Option<&SecretId>,
+    limit: i64,
+) -> db::Result<Vec<(SecretId, Fingerprint)>> {
+    let after = after.map_or("", SecretId::as_str);
+    Ok(each!(conn, c => secret::table
+        .filter(secret::id.gt(after))
+        .filter(secret::fingerprint.is_not_null())
+        .order(secret::id)
+        .limit(limit)
+        .select((secret::id, secret::fingerprint.assume_not_null()))
+        .load(c)
+        .await)?)
+}
+
 /// Whether a token was revoked by itself.
 pub async fn is_revoked(conn: &mut Conn, id: &TokenId) -> db::Result<bool> {
     Ok(each!(conn, c => diesel::select(diesel::dsl::exists(

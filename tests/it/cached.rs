@@ -4,14 +4,17 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use keystead::entropy::Entropy;
 use keystead::keys::secret::{ApiKey, LookupId};
 use keystead::text::{Environment, Prefix};
+use keystead::validation::Failure;
 use serde_json::{Value, json};
+use tokio::time::sleep;
 
 use crate::support::redis::OwnRedis;
-use crate::support::{Backend, Client, Home, Server, both, run, text, until};
+use crate::support::{Backend, Client, Home, Server, both, run, tables, text, until};
 
 both!(
     a_change_holds_at_once_on_its_node_and_within_five_seconds_on_another,
@@ -21,6 +24,8 @@ both!(
     a_warm_key_asks_the_database_nothing,
     a_key_that_was_unknown_works_the_moment_it_is_made,
     who_guesses_at_a_lookup_id_locks_out_no_key_that_is_in_use,
+    good_keys_that_nobody_remembers_are_found_beside_guesses,
+    who_leaves_before_the_answer_loses_nothing_and_guesses_for_nothing_less,
     a_parent_that_changed_is_loaded_once_however_many_keys_are_remembered,
 );
 
@@ -471,6 +476,72 @@ async fn who_guesses_at_a_lookup_id_locks_out_no_key_that_is_in_use(home: Home) 
         told.push(ask(&key).await.status);
     }
     assert!(told.contains(&200), "{told:?}");
+    assert_eq!(code(&pair.owner_a, &key).await, "valid");
+}
+
+async fn good_keys_that_nobody_remembers_are_found_beside_guesses(home: Home) {
+    const ASKED: usize = 6;
+    let pair = Pair::new(&home).await;
+    let mut good = Vec::new();
+    for _ in 0..ASKED {
+        good.push(pair.issue().await.1);
+    }
+    // What they belong to is known, and they are not.
+    assert_eq!(code(&pair.owner_b, &pair.issue().await.1).await, "valid");
+    let ask = async |key: &str| {
+        let body = json!({"api_key": key, "service": "invoicing", "ip": "203.0.113.9"});
+        let answer = pair.owner_b.post("/v1/verify").json(body).send().await;
+        answer.status
+    };
+    let guesses_at = async |key: &str| {
+        let guesses = (0..50).map(async |_| ask(stranger_to(key).expose_secret()).await);
+        let told = join_all(guesses).await;
+        told.iter().filter(|status| **status == 503).count()
+    };
+    // Until hardly any is looked up of its lookup id.
+    let guess_at = async |key: &str| {
+        until(Duration::from_secs(30), "guesses are refused", async || {
+            guesses_at(key).await >= 25
+        })
+        .await;
+    };
+    // It is learned meanwhile which keys there are.
+    guess_at(&good[0]).await;
+    sleep(Duration::from_secs(2)).await;
+    let mut found = 0;
+    for key in &good {
+        guess_at(key).await;
+        // In the midst of more.
+        let (_refused, told) = tokio::join!(guesses_at(key), ask(key));
+        found += usize::from(told == 200);
+    }
+    // A machine with other things to do may be too slow for one.
+    assert!(found + 1 >= ASKED, "{found}");
+}
+
+async fn who_leaves_before_the_answer_loses_nothing_and_guesses_for_nothing_less(home: Home) {
+    const ASKED: usize = 400;
+    let pair = Pair::new(&home).await;
+    let (_, key, _) = pair.issue().await;
+    // How many are refused of those who leave at once.
+    let refused = async || {
+        let mut refused = 0;
+        for _ in 0..ASKED {
+            let guess = stranger_to(&key);
+            let client = "203.0.113.9".parse().ok();
+            let validation = &pair.b.app.validation;
+            let asked = validation.identify(guess.expose_secret(), client);
+            // Now and then the look-up is faster.
+            let told = asked.now_or_never();
+            refused += usize::from(matches!(told, Some(Err(Failure::Busy))));
+            sleep(Duration::from_millis(4)).await;
+        }
+        refused
+    };
+    tables::execute(&home, "ALTER TABLE secret RENAME TO elsewhere").await;
+    assert_eq!(refused().await, 0, "nothing could be looked up");
+    tables::execute(&home, "ALTER TABLE elsewhere RENAME TO secret").await;
+    assert!(refused().await > 0, "what was looked up found nothing");
     assert_eq!(code(&pair.owner_a, &key).await, "valid");
 }
 

@@ -13,11 +13,12 @@ use std::sync::Arc;
 use futures_util::future::try_join3;
 pub use now::Now;
 use quick_cache::Equivalent;
+use smallvec::SmallVec;
 use tokio::runtime::Handle;
 
 use self::loads::{Loaded, Loads, Way};
 use super::Failure;
-use super::failures::{Attempt, Failures};
+use super::failures::{Attempt, Failures, Presented};
 use super::snapshot::{ConsumerSnapshot, KeySnapshot, ServiceEntry, Subject, TenantSnapshot};
 use super::source::{KeyFound, LoadError, Named, Source, UNKNOWN_US};
 use crate::cache::changes::Entity;
@@ -32,7 +33,7 @@ use crate::db::{self, Db};
 use crate::id::{ConsumerId, KeyId, SecretId, TenantId, TokenId};
 use crate::keys::fingerprint::Fingerprint;
 use crate::keys::hash::Hasher;
-use crate::keys::pepper::Peppers;
+use crate::keys::pepper::{COMPUTABLE_MAX, Peppers};
 use crate::keys::secret::{ApiKey, LookupId};
 use crate::keys::verifier_queue::VerifierQueue;
 use crate::services::OnOutage;
@@ -182,13 +183,13 @@ impl Records {
         }
         let ring = inner.source.ring();
         let mut due = None;
-        let mut first = None;
+        let mut prints = SmallVec::<[Fingerprint; COMPUTABLE_MAX]>::new();
         for (version, print) in ring.prints(key) {
             match inner.keys.find(&print, &inner.changes, now_us) {
                 Found::Fresh(entry) => {
-                    if let Some(current) = first {
+                    if let Some(current) = prints.first() {
                         // A pepper was rotated: the entry, and the secret, move on.
-                        inner.keys.keep(current, Arc::clone(&entry));
+                        inner.keys.keep(*current, Arc::clone(&entry));
                         inner.source.refresh(key, &entry, Some(version), false);
                     }
                     return Ok(Some(entry));
@@ -196,9 +197,9 @@ impl Records {
                 Found::Due(entry) => due = Some(entry),
                 Found::Nothing => {}
             }
-            first.get_or_insert(print);
+            prints.push(print);
         }
-        let Some(print) = first else {
+        let Some(&print) = prints.first() else {
             return Err(cut_off());
         };
         if due.is_none()
@@ -212,10 +213,15 @@ impl Records {
         let loads = &inner.key_loads;
         // What was there before is no guess, whatever changed of it.
         let is_no_guess = due.is_some() || inner.keys.has(&print);
+        let presented = Presented {
+            client,
+            lookup_id,
+            prints: &prints,
+        };
         // Who waits for a look-up that is under way makes none; who may not look stands in nobody's way.
-        let may_look = || inner.failures.has(client, lookup_id, now_us);
+        let may_look = || inner.failures.has(presented, now_us);
         if !is_no_guess && !loads.is_under_way(&print) && !may_look() {
-            return Err(Failure::Busy);
+            return Err(self.refused(now_us));
         }
         let way = match loads.way(&print, due.is_some()).await {
             Ok(way) => way,
@@ -231,13 +237,30 @@ impl Records {
         let attempt = match way {
             Way::Turn(_) if !is_no_guess => {
                 let now_us = Clock::uptime_us();
-                let attempt = inner.failures.take(client, lookup_id, now_us);
-                Some(attempt.ok_or(Failure::Busy)?)
+                let attempt = inner.failures.take(presented, now_us);
+                Some(attempt.ok_or_else(|| self.refused(now_us))?)
             }
             Way::Turn(_) | Way::Begun(_) => None,
         };
         self.load_key(way, print, key, lookup_id, due, attempt)
             .await
+    }
+
+    /// Learns which keys there are, so that the next good one is not refused.
+    fn refused(&self, now_us: u64) -> Failure {
+        let inner = &*self.0;
+        if let Some(lesson) = inner.failures.existing.learn(now_us) {
+            let records = self.clone();
+            inner.source.runtime().spawn(async move {
+                match records.0.source.teach(lesson).await {
+                    Ok(count) => tracing::debug!(count, "look-ups are refused: keys were learned"),
+                    Err(error) => {
+                        tracing::warn!(%error, "it could not be learned which keys there are");
+                    }
+                }
+            });
+        }
+        Failure::Busy
     }
 
     async fn load_key(
