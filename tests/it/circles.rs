@@ -131,3 +131,32 @@ fn whoever_waits_for_a_pepper_has_not_stepped_the_feed() {
         assert_eq!(versions, ["2 old", "3 current"]);
     });
 }
+
+#[test]
+fn a_compromised_signing_key_goes_whoever_else_is_deleting_some() {
+    run(Backend::Postgres, async |home| {
+        let server = home.serve().await;
+        let generations = async || {
+            let query = "SELECT CAST(generation AS TEXT) AS line FROM signing_key";
+            tables::lines_of(home.eyes(), query.to_owned()).await
+        };
+        let before = generations().await;
+        let session = home.session().await;
+        session
+            .run("BEGIN; SELECT pg_advisory_xact_lock(hashtext('keystead delete ended signing keys'))")
+            .await;
+        let rotated = home
+            .keystead(&["signing-key", "rotate", "--compromised"])
+            .output()
+            .unwrap();
+        assert!(rotated.status.success(), "{rotated:?}");
+        session.run("COMMIT").await;
+        let after = generations().await;
+        assert_eq!(after.len(), 1, "{after:?}");
+        assert!(
+            !before.is_empty() && !before.contains(&after[0]),
+            "{before:?}, {after:?}"
+        );
+        drop(server);
+    });
+}

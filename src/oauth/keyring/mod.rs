@@ -309,7 +309,12 @@ impl Keyring {
         if !ended.is_empty() {
             inner
                 .db
-                .write(async move |conn: &mut Conn| store::delete(conn, &ended).await)
+                .write(async move |conn: &mut Conn| -> db::Result<()> {
+                    if db::alone(conn, "delete ended signing keys").await? {
+                        store::delete(conn, ended).await?;
+                    }
+                    Ok(())
+                })
                 .await?;
         }
         self.reload().await.map(drop)
@@ -346,8 +351,8 @@ impl Keyring {
                         Rotation::Compromised => true,
                     })
                     .collect();
-                let generations: Vec<i64> = given_up.iter().map(|held| held.generation).collect();
-                store::delete(change.conn(), &generations).await?;
+                let generations = given_up.iter().map(|held| held.generation).collect();
+                store::delete(change.conn(), generations).await?;
                 let active_from = match how {
                     Rotation::Announced => at.plus(ANNOUNCED_FOR),
                     Rotation::Now | Rotation::Compromised => at,

@@ -40,12 +40,12 @@ pub(super) async fn insert(conn: &mut Conn, row: &KeyRow) -> db::Result<()> {
     Ok(())
 }
 
-pub(super) async fn delete(conn: &mut Conn, generations: &[i64]) -> db::Result<usize> {
-    if !db::alone(conn, "delete signing keys").await? {
-        return Ok(0);
+/// Deletes them in one order, whoever does it: so nobody waits for who waits for him.
+pub(super) async fn delete(conn: &mut Conn, mut generations: Vec<i64>) -> db::Result<()> {
+    generations.sort_unstable();
+    for generation in generations {
+        let row = signing_key::table.filter(signing_key::generation.eq(generation));
+        each!(&mut *conn, c => diesel::delete(row).execute(c).await)?;
     }
-    Ok(each!(conn, c => diesel::delete(signing_key::table
-            .filter(signing_key::generation.eq_any(generations)))
-        .execute(c)
-        .await)?)
+    Ok(())
 }
