@@ -216,6 +216,7 @@ impl App {
         );
         let records = Records::new(
             db.clone(),
+            clock.clone(),
             changes.clone(),
             reach.clone(),
             shelf,

@@ -3,13 +3,18 @@
 //! A Bloom filter: it takes every fingerprint that it was told of, and one in thousands of others. A
 //! fingerprint is an HMAC, so nobody can look for a text whose fingerprint is taken. It decides who looks
 //! first, never what a key is. Nothing is read, and no room taken, before somebody was refused a look-up.
+//!
+//! While look-ups are refused it learns what is new every two seconds, and now and then all of it anew: then
+//! it forgets what has ended, and has what was put under another pepper meanwhile.
 
-use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::ArcSwapOption;
 
 use crate::id::SecretId;
 use crate::keys::fingerprint::Fingerprint;
+use crate::time::{Span, Timestamp};
 
 /// 4 MiB: of a million fingerprints it takes one in 6,000 others, of four million one in 50.
 const WORDS: usize = 1 << 19;
@@ -20,71 +25,89 @@ const LEARNED_MAX: usize = 4_000_000;
 /// Places of one fingerprint, each named by four of its bytes.
 const PLACES: usize = 4;
 
-/// While look-ups are refused, what is new is learned so often.
+/// What is new is learned so often.
 const EVERY_US: u64 = 2_000_000;
 
-/// Each time begins where this many before ended, a minute ago or more: ids go by the clocks of several
-/// nodes, and what takes long is committed behind others.
-const ENDS_KEPT: usize = 30;
+/// All of it is learned anew so often, and again after so long if that failed.
+const WHOLE_EVERY_US: u64 = 600_000_000;
+const WHOLE_AGAIN_US: u64 = 10_000_000;
+
+/// What is new begins so long before it was learned last: ids go by the clocks of several nodes, and what
+/// takes long is committed behind others.
+const OVERLAP: Span = Span::minutes(1);
 
 #[derive(Debug, Default)]
 pub(super) struct Existing {
-    words: OnceLock<Box<[AtomicU64]>>,
+    filter: ArcSwapOption<Filter>,
     progress: Mutex<Progress>,
+}
+
+#[derive(Debug)]
+struct Filter {
+    words: Box<[AtomicU64]>,
+    learned: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
 struct Progress {
     is_under_way: bool,
-    /// When it may begin again.
+    /// When it may begin again, and when it is to begin with all of it.
     due_us: u64,
-    /// Up to where it came, the times before: the oldest first.
-    ends: VecDeque<SecretId>,
-    /// The last time to the end of all.
-    is_whole: bool,
-    learned: usize,
+    whole_due_us: u64,
+    /// When that began which was learned last.
+    learned_at: Option<Timestamp>,
 }
 
-/// The right to tell of more. Whoever drops it has given up.
+/// The right to tell of what is there, the newest first. Whoever drops it has given up.
 #[derive(Debug)]
 pub(super) struct Lesson {
     existing: Arc<Existing>,
-    /// The last secret told of.
-    after: Option<SecretId>,
-    is_whole: bool,
+    filter: Arc<Filter>,
+    began_us: u64,
+    began_at: Timestamp,
+    /// Only what is newer is to be told of; `None` for all.
+    behind: Option<SecretId>,
+    /// All that is as new as this was told of.
+    before: Option<SecretId>,
 }
 
 impl Existing {
     /// Whether anything has been learned: before that it takes nothing.
     pub(super) fn is_there(&self) -> bool {
-        self.words.get().is_some()
+        self.filter.load().is_some()
     }
 
     /// Whether one of these is there, as far as anybody can tell.
     pub(super) fn takes_any(&self, prints: &[Fingerprint]) -> bool {
-        let Some(words) = self.words.get() else {
-            return false;
-        };
-        let is_set = |(word, bit): (usize, u64)| {
-            words
-                .get(word)
-                .is_some_and(|word| word.load(Ordering::Relaxed) & bit != 0)
-        };
-        prints.iter().any(|print| places(print).all(is_set))
+        let filter = self.filter.load();
+        filter
+            .as_ref()
+            .is_some_and(|filter| prints.iter().any(|print| filter.takes(print)))
     }
 
-    /// `None` while another learns, or has just now. `now_us` is monotonic.
-    pub(super) fn learn(self: &Arc<Self>, now_us: u64) -> Option<Lesson> {
+    /// `None` while another learns, or has just now. `now_us` is monotonic, `now` what ids go by.
+    pub(super) fn learn(self: &Arc<Self>, now_us: u64, now: Timestamp) -> Option<Lesson> {
         let mut progress = self.progress();
-        if progress.is_under_way || now_us < progress.due_us || progress.learned >= LEARNED_MAX {
+        if progress.is_under_way || now_us < progress.due_us {
             return None;
         }
+        let is_whole = now_us >= progress.whole_due_us;
+        let known = self.filter.load_full().filter(|_| !is_whole);
+        let after = if known.is_some() {
+            EVERY_US
+        } else {
+            WHOLE_AGAIN_US
+        };
         progress.is_under_way = true;
-        progress.due_us = now_us.saturating_add(EVERY_US);
+        progress.due_us = now_us.saturating_add(after);
+        let learned_at = known.as_ref().and(progress.learned_at);
         Some(Lesson {
             existing: Arc::clone(self),
-            after: progress.ends.front().cloned(),
-            is_whole: false,
+            began_us: now_us,
+            began_at: now,
+            behind: learned_at.map(|at| SecretId::made_of(at.minus(OVERLAP), &[0; 10])),
+            before: None,
+            filter: known.unwrap_or_default(),
         })
     }
 
@@ -94,133 +117,176 @@ impl Existing {
 }
 
 impl Lesson {
-    /// Secrets after this one are still to be told of.
-    pub(super) fn after(&self) -> Option<&SecretId> {
-        self.after.as_ref()
+    /// Secrets are to be told of that are newer than the first and older than the second.
+    pub(super) fn between(&self) -> (Option<SecretId>, Option<SecretId>) {
+        (self.behind.clone(), self.before.clone())
     }
 
-    /// Takes these, in the order of their ids. False when there is no more room.
-    pub(super) fn tell(&mut self, secrets: Vec<(SecretId, Fingerprint)>) -> bool {
-        let words = self.existing.words.get_or_init(|| {
-            std::iter::repeat_with(AtomicU64::default)
-                .take(WORDS)
-                .collect()
-        });
-        let mut new = 0;
-        for (id, print) in secrets {
-            let mut is_new = false;
-            for (word, bit) in places(&print) {
-                if let Some(word) = words.get(word) {
-                    is_new |= word.fetch_or(bit, Ordering::Relaxed) & bit == 0;
-                }
-            }
-            new += usize::from(is_new);
-            self.after = Some(id);
+    /// Takes these, the newest first. False when there is no more room.
+    pub(super) fn tell(&mut self, secrets: &[(SecretId, Fingerprint)]) -> bool {
+        let new = secrets.iter().filter(|(_, print)| self.filter.add(print));
+        let new = new.count();
+        if let Some((id, _)) = secrets.last() {
+            self.before = Some(id.clone());
         }
-        let mut progress = self.existing.progress();
-        progress.learned += new;
-        progress.learned < LEARNED_MAX
+        let learned = &self.filter.learned;
+        learned.fetch_add(new, Ordering::Relaxed) + new < LEARNED_MAX
     }
 
-    /// There are no more. Answers how many it was told of in all.
-    pub(super) fn end(mut self) -> usize {
-        self.is_whole = true;
-        let progress = self.existing.progress();
-        progress.learned
+    /// There are no more. Answers how many there are in all.
+    pub(super) fn end(self) -> usize {
+        let mut progress = self.existing.progress();
+        progress.learned_at = Some(self.began_at);
+        if self.behind.is_none() {
+            progress.due_us = self.began_us.saturating_add(EVERY_US);
+            progress.whole_due_us = self.began_us.saturating_add(WHOLE_EVERY_US);
+            let filter = Arc::clone(&self.filter);
+            self.existing.filter.store(Some(filter));
+        }
+        drop(progress);
+        self.filter.learned.load(Ordering::Relaxed)
     }
 }
 
 impl Drop for Lesson {
     fn drop(&mut self) {
-        let mut progress = self.existing.progress();
-        progress.is_under_way = false;
-        if !progress.is_whole {
-            // It goes on from where it came to, and not from before that.
-            progress.ends.clear();
-        }
-        progress.is_whole = self.is_whole;
-        if let Some(after) = self.after.take() {
-            if progress.ends.len() >= ENDS_KEPT {
-                progress.ends.pop_front();
-            }
-            progress.ends.push_back(after);
+        self.existing.progress().is_under_way = false;
+    }
+}
+
+impl Default for Filter {
+    fn default() -> Self {
+        let words = std::iter::repeat_with(AtomicU64::default).take(WORDS);
+        Self {
+            words: words.collect(),
+            learned: AtomicUsize::new(0),
         }
     }
 }
 
-/// Which bits of which words stand for a fingerprint. Its bytes are as good as random.
-fn places(print: &Fingerprint) -> impl Iterator<Item = (usize, u64)> + '_ {
-    let (chunks, _rest) = print.as_bytes().as_chunks::<4>();
-    chunks.iter().take(PLACES).map(|chunk| {
-        let at = u32::from_le_bytes(*chunk) as usize;
-        ((at >> 6) % WORDS, 1 << (at & 63))
-    })
+impl Filter {
+    fn takes(&self, print: &Fingerprint) -> bool {
+        self.places(print)
+            .all(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0)
+    }
+
+    /// Whether it would not have taken it before.
+    fn add(&self, print: &Fingerprint) -> bool {
+        self.places(print).fold(false, |is_new, (word, bit)| {
+            word.fetch_or(bit, Ordering::Relaxed) & bit == 0 || is_new
+        })
+    }
+
+    /// Which bits of which words stand for a fingerprint. Its bytes are as good as random.
+    fn places(&self, print: &Fingerprint) -> impl Iterator<Item = (&AtomicU64, u64)> {
+        let (chunks, _rest) = print.as_bytes().as_chunks::<4>();
+        chunks.iter().take(PLACES).filter_map(|chunk| {
+            let at = u32::from_le_bytes(*chunk) as usize;
+            let word = self.words.get((at >> 6) % WORDS)?;
+            Some((word, 1 << (at & 63)))
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::entropy::Entropy;
-    use crate::time::Timestamp;
 
     const SECOND: u64 = 1_000_000;
 
-    fn secrets(entropy: &Entropy, from: i64, count: i64) -> Vec<(SecretId, Fingerprint)> {
-        (from..from + count)
-            .map(|at| {
-                let id = SecretId::made_of(Timestamp::from_millis(at), &entropy.bytes());
-                (id, Fingerprint::from_bytes(entropy.bytes()))
-            })
-            .collect()
+    fn now() -> Timestamp {
+        Timestamp::from_millis(1_900_000_000_000)
+    }
+
+    fn secrets(entropy: &Entropy, count: usize) -> Vec<(SecretId, Fingerprint)> {
+        let one = || {
+            (
+                SecretId::made_of(now(), &entropy.bytes()),
+                Fingerprint::from_bytes(entropy.bytes()),
+            )
+        };
+        std::iter::repeat_with(one).take(count).collect()
+    }
+
+    fn taken(existing: &Existing, secrets: &[(SecretId, Fingerprint)]) -> usize {
+        let is_taken = |(_, print): &&(_, Fingerprint)| existing.takes_any(&[*print]);
+        secrets.iter().filter(is_taken).count()
     }
 
     #[test]
     fn what_it_was_told_of_it_takes_and_of_others_next_to_nothing() {
         let (existing, entropy) = (Arc::new(Existing::default()), Entropy::seeded(1));
-        let good = secrets(&entropy, 1, 100_000);
-        let is_there = |print: &Fingerprint| existing.takes_any(&[*print]);
-        assert!(!existing.is_there() && good.iter().all(|(_, print)| !is_there(print)));
-        let mut lesson = existing.learn(SECOND).unwrap();
-        assert!(lesson.tell(good.clone()));
+        let good = secrets(&entropy, 100_000);
+        let mut lesson = existing.learn(SECOND, now()).unwrap();
+        assert_eq!(lesson.between(), (None, None));
+        assert!(lesson.tell(&good));
+        assert_eq!(lesson.between(), (None, Some(good[99_999].0.clone())));
+        assert!(!existing.is_there() && taken(&existing, &good) == 0);
         assert_eq!(lesson.end(), good.len());
-        assert!(existing.is_there() && good.iter().all(|(_, print)| is_there(print)));
-        let others = secrets(&entropy, 1, 100_000);
-        let taken = others.iter().filter(|(_, print)| is_there(print)).count();
-        assert!(taken < 10, "{taken}");
+        assert!(existing.is_there());
+        assert_eq!(taken(&existing, &good), good.len());
+        let others = secrets(&entropy, 100_000);
+        let mistaken = taken(&existing, &others);
+        assert!(mistaken < 10, "{mistaken}");
         let both = [others[0].1, good[0].1];
         assert!(existing.takes_any(&both), "under whichever pepper");
     }
 
     #[test]
-    fn one_learns_at_a_time_now_and_then_from_where_it_was_a_minute_ago() {
+    fn what_is_new_is_learned_now_and_then_from_a_minute_before_the_last_time() {
         let (existing, entropy) = (Arc::new(Existing::default()), Entropy::seeded(1));
-        let mut all = secrets(&entropy, 1, 100).into_iter();
-        let mut ends = Vec::new();
-        for round in 0..40 {
-            let now_us = 1 + round * EVERY_US;
-            let mut lesson = existing.learn(now_us).unwrap();
-            assert!(existing.learn(now_us + EVERY_US).is_none(), "under way");
-            let from = ends.len().saturating_sub(ENDS_KEPT);
-            assert_eq!(lesson.after(), ends.get(from), "{round}");
-            let secret = all.next().unwrap();
-            ends.push(secret.0.clone());
-            assert!(lesson.tell(vec![secret]));
-            lesson.end();
-            assert!(existing.learn(now_us + EVERY_US - 1).is_none(), "just now");
-        }
+        let (first, second) = (secrets(&entropy, 10), secrets(&entropy, 10));
+        let mut lesson = existing.learn(SECOND, now()).unwrap();
+        assert!(
+            existing.learn(SECOND + EVERY_US, now()).is_none(),
+            "under way"
+        );
+        lesson.tell(&first);
+        lesson.end();
+        let just_now = SECOND + EVERY_US - 1;
+        assert!(existing.learn(just_now, now()).is_none());
+        let later = now().plus(Span::hours(1));
+        let mut lesson = existing.learn(SECOND + EVERY_US, later).unwrap();
+        // Whatever the newest id says: it may be of a clock that is ahead.
+        let behind = SecretId::made_of(now().minus(OVERLAP), &[0; 10]);
+        assert_eq!(lesson.between(), (Some(behind), None));
+        lesson.tell(&second);
+        assert_eq!(lesson.end(), 20);
+        assert_eq!(taken(&existing, &first) + taken(&existing, &second), 20);
+        let lesson = existing.learn(SECOND + 2 * EVERY_US, later).unwrap();
+        let behind = SecretId::made_of(later.minus(OVERLAP), &[0; 10]);
+        assert_eq!(lesson.between(), (Some(behind), None));
     }
 
     #[test]
-    fn who_gave_up_half_way_goes_on_from_there_once() {
+    fn who_gives_up_has_changed_nothing_and_all_is_learned_anew_in_the_end() {
         let (existing, entropy) = (Arc::new(Existing::default()), Entropy::seeded(1));
-        let all = secrets(&entropy, 1, 3);
-        for (round, (told, expected)) in (0..).zip(all.iter().zip([None, Some(0), Some(1)])) {
-            let mut lesson = existing.learn(1 + round * EVERY_US).unwrap();
-            assert_eq!(lesson.after(), expected.map(|at: usize| &all[at].0));
-            lesson.tell(vec![told.clone()]);
-            if round > 0 {
-                lesson.end();
-            }
-        }
+        let (first, second) = (secrets(&entropy, 10), secrets(&entropy, 10));
+        let mut given_up = existing.learn(SECOND, now()).unwrap();
+        given_up.tell(&first);
+        drop(given_up);
+        assert!(!existing.is_there());
+        assert!(
+            existing.learn(SECOND + EVERY_US, now()).is_none(),
+            "so soon"
+        );
+        let again_us = SECOND + WHOLE_AGAIN_US;
+        let mut lesson = existing.learn(again_us, now()).unwrap();
+        assert_eq!(lesson.between(), (None, None));
+        lesson.tell(&first);
+        lesson.end();
+        // The second ones took the place of the first.
+        let mut lesson = existing.learn(again_us + WHOLE_EVERY_US, now()).unwrap();
+        assert_eq!(lesson.between(), (None, None));
+        lesson.tell(&second);
+        assert_eq!(
+            taken(&existing, &first),
+            10,
+            "until then it takes what it took"
+        );
+        assert_eq!(lesson.end(), 10);
+        assert_eq!(taken(&existing, &second), 10);
+        assert_eq!(taken(&existing, &first), 0);
     }
 }

@@ -4,7 +4,8 @@
 //! Only what is not remembered is held to it, and what is found is given back. Strangers from many networks
 //! can use up what all have together all the same. So, once a look-up was refused, it is
 //! [learned](Existing) which fingerprints there are: what is among them is no guess. It is held to what all
-//! have together alone, and some of that is kept for it.
+//! have together alone, and some of that is kept for it. What is taken for one of them by mistake is bounded
+//! by itself: a stranger may collect such.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::IpAddr;
@@ -22,6 +23,9 @@ const ALL: u32 = 1_000;
 /// Of these, what is kept for what is no guess: more than can have their turn at once.
 const KEPT_OF_ALL: u32 = 100;
 
+/// So many a second may be taken for none by mistake: beyond that all are guesses.
+const MISTAKEN: u32 = 100;
+
 /// So many at once, and again each second, for one address: a network may stand behind it.
 const ADDRESS_AT_ONCE: u32 = 500;
 const ADDRESS_PER_SECOND: u32 = 50;
@@ -36,6 +40,7 @@ const KEPT: usize = 65_536;
 #[derive(Debug)]
 pub(super) struct Failures {
     all: Allowance,
+    mistaken: Allowance,
     addresses: Budget,
     lookup_ids: Budget,
     hasher: RandomState,
@@ -64,13 +69,18 @@ struct Whose {
 pub(super) struct Attempt {
     failures: Arc<Failures>,
     whose: Whose,
+    is_guess: bool,
     found_nothing: AtomicBool,
 }
 
 impl Attempt {
-    /// Without this it is given back: it found something, or could not look.
-    pub(super) fn found_nothing(&self) {
+    /// Without this it is given back: it found something, or could not look. `now_us` is monotonic.
+    pub(super) fn found_nothing(&self, now_us: u64) {
         self.found_nothing.store(true, Ordering::Relaxed);
+        if !self.is_guess {
+            // With none left there is no mistake to be made any more.
+            let _taken = self.failures.mistaken.take(now_us);
+        }
     }
 }
 
@@ -86,6 +96,7 @@ impl Failures {
     pub(super) fn new() -> Self {
         Self {
             all: Allowance::new(ALL, ALL),
+            mistaken: Allowance::new(MISTAKEN, MISTAKEN),
             addresses: Budget::new(ADDRESS_AT_ONCE, ADDRESS_PER_SECOND, KEPT),
             lookup_ids: Budget::new(LOOKUP_ID_AT_ONCE, LOOKUP_ID_PER_SECOND, KEPT),
             hasher: RandomState::new(),
@@ -104,15 +115,16 @@ impl Failures {
     }
 
     /// Whether it may be a guess, and how many of all such ones leave to what is none.
-    fn odds(&self, presented: Presented<'_>) -> (bool, u32) {
-        let is_guess = !self.existing.takes_any(presented.prints);
+    fn odds(&self, presented: Presented<'_>, now_us: u64) -> (bool, u32) {
+        let is_known = self.existing.takes_any(presented.prints) && self.mistaken.has(now_us);
+        let is_guess = !is_known;
         let leaves = is_guess && self.existing.is_there();
         (is_guess, if leaves { KEPT_OF_ALL } else { 0 })
     }
 
     /// Whether there is one left for it at this instant; nothing is taken. `now_us` is monotonic.
     pub(super) fn has(&self, presented: Presented<'_>, now_us: u64) -> bool {
-        let (is_guess, kept) = self.odds(presented);
+        let (is_guess, kept) = self.odds(presented, now_us);
         let whose = self.whose(presented, is_guess);
         let one_left =
             |budget: &Budget, key: Option<u64>| key.is_none_or(|key| budget.has(key, now_us));
@@ -125,7 +137,7 @@ impl Failures {
 
     /// `None` when too many found nothing. `now_us` is monotonic.
     pub(super) fn take(self: &Arc<Self>, presented: Presented<'_>, now_us: u64) -> Option<Attempt> {
-        let (is_guess, kept) = self.odds(presented);
+        let (is_guess, kept) = self.odds(presented, now_us);
         let whose = self.whose(presented, is_guess);
         let none_left =
             |budget: &Budget, key: Option<u64>| key.is_some_and(|key| !budget.take(key, now_us));
@@ -146,6 +158,7 @@ impl Failures {
         Some(Attempt {
             failures: Arc::clone(self),
             whose,
+            is_guess,
             found_nothing: AtomicBool::new(false),
         })
     }
@@ -204,7 +217,7 @@ mod tests {
                 let has = failures.has(presented, now_us);
                 let attempt = failures.take(presented, now_us);
                 assert!(has || attempt.is_none());
-                u32::from(attempt.inspect(Attempt::found_nothing).is_some())
+                u32::from(attempt.inspect(|it| it.found_nothing(now_us)).is_some())
             })
             .sum()
     }
@@ -222,9 +235,12 @@ mod tests {
     }
 
     fn learned(failures: &Failures, print: Fingerprint) {
-        let mut lesson = failures.existing.learn(SECOND).unwrap();
+        let mut lesson = failures
+            .existing
+            .learn(SECOND, Clock::System.now())
+            .unwrap();
         let id = SecretId::new(&Clock::System, &Entropy::seeded(1));
-        lesson.tell(vec![(id, print)]);
+        lesson.tell(&[(id, print)]);
         lesson.end();
     }
 
@@ -328,5 +344,19 @@ mod tests {
             looked += found + strangers(&failures, 5, now_us);
         }
         assert!((1_890..=2_000).contains(&looked), "{looked} in two seconds");
+    }
+
+    #[test]
+    fn what_is_taken_for_no_guess_and_is_one_is_so_but_a_hundred_times_a_second() {
+        let failures = Arc::new(Failures::new());
+        let collected = Fingerprint::from_bytes([1; 32]);
+        learned(&failures, collected);
+        let ask = |times, now_us| {
+            let of = ("192.0.2.1", "00000000000a", collected);
+            found_nothing(&failures, of, times, now_us)
+        };
+        // A hundred for nothing, and then what a guess at this lookup id may cost.
+        assert_eq!(ask(1_000, SECOND), 200);
+        assert_eq!(ask(1_000, 2 * SECOND), 110);
     }
 }

@@ -63,6 +63,7 @@ impl From<db::Error> for LoadError {
 #[derive(Clone)]
 pub(super) struct Source {
     db: Db,
+    clock: Clock,
     peppers: Arc<Peppers>,
     hasher: Hasher,
     verifiers: VerifierQueue,
@@ -97,6 +98,7 @@ impl Source {
     )]
     pub(super) fn new(
         db: Db,
+        clock: Clock,
         changes: Changes,
         reach: Reach,
         shelf: Shelf,
@@ -107,6 +109,7 @@ impl Source {
     ) -> Self {
         Self {
             db,
+            clock,
             peppers,
             hasher,
             verifiers,
@@ -144,21 +147,25 @@ impl Source {
     /// are.
     ///
     /// # Errors
-    /// The database's; what was told by then is.
+    /// The database's.
     pub(super) async fn teach(&self, mut lesson: Lesson) -> db::Result<usize> {
         loop {
-            let after = lesson.after().cloned();
+            let (between, now) = (lesson.between(), self.clock.now());
             let secrets = self
                 .db
                 .read(async move |conn: &mut Conn| {
-                    store::fingerprints(conn, after.as_ref(), PRINTS_MAX).await
+                    store::fingerprints(conn, between, now, PRINTS_MAX).await
                 })
                 .await?;
             let is_last = i64::try_from(secrets.len()).is_ok_and(|len| len < PRINTS_MAX);
-            if !lesson.tell(secrets) || is_last {
+            if !lesson.tell(&secrets) || is_last {
                 return Ok(lesson.end());
             }
         }
+    }
+
+    pub(super) fn clock(&self) -> &Clock {
+        &self.clock
     }
 
     pub(super) fn runtime(&self) -> Handle {

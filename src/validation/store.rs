@@ -128,21 +128,32 @@ pub async fn by_fingerprint(
     }))
 }
 
-/// Fingerprints of secrets after one, by id, at most `limit`.
+/// Fingerprints of secrets that have not ended, by themselves, the newest first and at most `limit`: of those
+/// that are newer than the first id and older than the second.
 pub async fn fingerprints(
     conn: &mut Conn,
-    after: Option<&SecretId>,
+    (behind, before): (Option<SecretId>, Option<SecretId>),
+    now: Timestamp,
     limit: i64,
 ) -> db::Result<Vec<(SecretId, Fingerprint)>> {
-    let after = after.map_or("", SecretId::as_str);
-    Ok(each!(conn, c => secret::table
-        .filter(secret::id.gt(after))
-        .filter(secret::fingerprint.is_not_null())
-        .order(secret::id)
-        .limit(limit)
-        .select((secret::id, secret::fingerprint.assume_not_null()))
-        .load(c)
-        .await)?)
+    let behind = behind.as_ref().map_or("", SecretId::as_str);
+    Ok(each!(conn, c => {
+        let mut query = secret::table
+            .filter(secret::id.gt(behind))
+            .filter(secret::fingerprint.is_not_null())
+            .filter(secret::revoked_at.is_null())
+            .filter(secret::valid_until.is_null().or(secret::valid_until.gt(now)))
+            .into_boxed();
+        if let Some(before) = &before {
+            query = query.filter(secret::id.lt(before));
+        }
+        query
+            .order(secret::id.desc())
+            .limit(limit)
+            .select((secret::id, secret::fingerprint.assume_not_null()))
+            .load(c)
+            .await
+    })?)
 }
 
 /// Whether a token was revoked by itself.

@@ -121,6 +121,7 @@ impl Records {
     )]
     pub fn new(
         db: Db,
+        clock: Clock,
         changes: Changes,
         reach: Reach,
         shelf: Shelf,
@@ -133,6 +134,7 @@ impl Records {
         Self(Arc::new(Inner {
             source: Source::new(
                 db,
+                clock,
                 changes.clone(),
                 reach.clone(),
                 shelf,
@@ -249,7 +251,8 @@ impl Records {
     /// Learns which keys there are, so that the next good one is not refused.
     fn refused(&self, now_us: u64) -> Failure {
         let inner = &*self.0;
-        if let Some(lesson) = inner.failures.existing.learn(now_us) {
+        let now = inner.source.clock().now();
+        if let Some(lesson) = inner.failures.existing.learn(now_us, now) {
             let records = self.clone();
             inner.source.runtime().spawn(async move {
                 match records.0.source.teach(lesson).await {
@@ -295,7 +298,7 @@ impl Records {
                             // From now on it is a guess.
                             records.0.keys.remove(&print);
                             if let Some(attempt) = attempt {
-                                attempt.found_nothing();
+                                attempt.found_nothing(Clock::uptime_us());
                             }
                             if let Some(lookup_id) = lookup_id {
                                 let entity = Entity::new(Kind::LookupId, lookup_id.as_str());
