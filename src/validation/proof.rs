@@ -93,10 +93,13 @@ impl Validation {
                 (loaded, None)
             }
             Credential::Malformed => (Err(Outcome::Malformed), None),
-            Credential::Proof(proof) => match self.load_proof(&proof, tenant, asked).await? {
-                Some(proved) => (Ok(proved.subject.clone()), Some((proof, proved))),
-                None => (Err(Outcome::Unknown), None),
-            },
+            // In a box, because it is large, and keys have no use for it.
+            Credential::Proof(proof) => {
+                match Box::pin(self.load_proof(&proof, tenant, asked)).await? {
+                    Some(proved) => (Ok(proved.subject.clone()), Some((proof, proved))),
+                    None => (Err(Outcome::Unknown), None),
+                }
+            }
         };
         // Only now: a load may have been waited for.
         let now = self.clock.now();
