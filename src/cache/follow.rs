@@ -70,6 +70,8 @@ struct Reached {
     redis_us: AtomicU64,
     /// For who asks the database.
     woken: Notify,
+    /// Whether it was woken by a message, which all have heard.
+    is_told: AtomicBool,
 }
 
 impl Reach {
@@ -90,6 +92,12 @@ impl Reach {
     /// Has the database asked at once, by who follows it.
     pub fn look_soon(&self) {
         self.0.woken.notify_one();
+    }
+
+    /// The same because of a message: what it finds others look for too.
+    fn look_as_told(&self) {
+        self.0.is_told.store(true, Ordering::Relaxed);
+        self.look_soon();
     }
 
     fn prove(&self, began_us: u64) {
@@ -215,32 +223,31 @@ impl Follower {
 
     /// Follows until it is dropped.
     pub async fn follow(self) {
-        let woken = &self.reach.0.woken;
-        tokio::join!(self.ask(woken), self.listen(woken));
+        tokio::join!(self.ask(), self.listen());
     }
 
     /// Wakes who asks whenever a message comes, and whenever messages may have been missed.
-    async fn listen(&self, woken: &Notify) {
+    async fn listen(&self) {
         let Some(relay) = &self.relay else {
             return;
         };
         loop {
             if let Some(wakes) = relay.wakes().await {
-                woken.notify_one();
-                self.listen_to(relay, wakes, woken).await;
+                self.reach.look_as_told();
+                self.listen_to(relay, wakes).await;
             }
             tokio::time::sleep(RESUBSCRIBE).await;
         }
     }
 
     /// Until the subscription ends, or is found to be dead: a peer that vanished never says so.
-    async fn listen_to(&self, relay: &Relay, wakes: redis::aio::PubSub, woken: &Notify) {
+    async fn listen_to(&self, relay: &Relay, wakes: redis::aio::PubSub) {
         let (mut asking, mut messages) = wakes.split();
         loop {
             match tokio::time::timeout(PING_AFTER, messages.next()).await {
                 Ok(Some(message)) => {
                     self.take_in(relay, &message);
-                    woken.notify_one();
+                    self.reach.look_as_told();
                 }
                 Ok(None) => return,
                 Err(_silent) => {
@@ -264,10 +271,11 @@ impl Follower {
         }
     }
 
-    async fn ask(&self, woken: &Notify) {
-        let mut was_woken = false;
+    async fn ask(&self) {
+        let Reached { woken, is_told, .. } = &*self.reach.0;
+        let mut was_told = false;
         loop {
-            let pause = match self.look(was_woken).await {
+            let pause = match self.look(was_told).await {
                 Ok(()) => EVERY,
                 Err(error) => {
                     if !self.reach.set_database_away(true) {
@@ -282,12 +290,13 @@ impl Follower {
             self.renew();
             // However many messages come, there is a least time between two looks.
             tokio::time::sleep(LEAST_PAUSE).await;
-            was_woken = tokio::time::timeout(pause, woken.notified()).await.is_ok();
+            let was_woken = tokio::time::timeout(pause, woken.notified()).await.is_ok();
+            was_told = was_woken && is_told.swap(false, Ordering::Relaxed);
         }
     }
 
-    /// One look at the database; what it finds is relayed. Who was woken need not wake others.
-    pub async fn look(&self, was_woken: bool) -> db::Result<()> {
+    /// One look at the database; what it finds is relayed. Who was told by a message need not wake others.
+    pub async fn look(&self, was_told: bool) -> db::Result<()> {
         let began = Clock::uptime_us();
         // Before the database: a beat must not be younger than what it speaks of.
         let reading = match &self.relay {
@@ -300,7 +309,7 @@ impl Follower {
         }
         self.reach.prove(began);
         if let Some(relay) = &self.relay {
-            let wakes = !learned.is_empty() && !was_woken;
+            let wakes = !learned.is_empty() && !was_told;
             self.keep_untold(learned);
             if let Some(reading) = reading {
                 self.reach.see_redis(began);

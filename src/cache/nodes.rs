@@ -279,8 +279,10 @@ impl Nodes {
         let seq = self.changes.highest();
         let asked_us = Clock::uptime_us();
         self.reach.look_soon();
+        let mut all_know = false;
         loop {
-            let all_know = self.is_loss_told() && self.these_and_those_know(seq).await;
+            // What they know they go on knowing.
+            all_know = all_know || (self.is_loss_told() && self.these_and_those_know(seq).await);
             let is_proved = self.reach.proved_us() >= asked_us;
             if self.changes.epoch() != epoch {
                 return false;
