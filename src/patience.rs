@@ -89,7 +89,7 @@ pub fn left(wait_max: Duration) -> Duration {
     Wait::begin().map_or(wait_max, |wait| wait.left(0).min(wait_max))
 }
 
-/// Takes what was waited for in another way.
+/// Takes what was waited for in another way, also that at the same time as something else.
 pub fn take(waited: Duration) {
     let waited_us = i64::try_from(waited.as_micros()).unwrap_or(i64::MAX);
     // Outside of any request there is nothing to take from.

@@ -82,7 +82,6 @@ where
         &self,
         first: Way<T>,
         key: K,
-        is_due: bool,
         changes: &Changes,
         load: impl FnOnce() -> F + Clone,
     ) -> Result<Loaded<T>, NoLanding>
@@ -93,7 +92,8 @@ where
         for _ in 0..TRIES {
             let way = match first.take() {
                 Some(way) => way,
-                None => self.way(&key, is_due).await?,
+                // What was due may not be used meanwhile: it was overtaken too.
+                None => self.way(&key, false).await?,
             };
             let loaded = self.go(way, key.clone(), load.clone()).await?;
             let Ok(Some(entry)) = &loaded else {
@@ -175,7 +175,7 @@ mod tests {
         // Another stands in line before it comes back.
         let mut next = pin!(loads.line.turn());
         assert!(next.as_mut().now_or_never().is_none());
-        let mut settled = pin!(loads.settle(first, 1, false, &changes, load));
+        let mut settled = pin!(loads.settle(first, 1, &changes, load));
         for _ in 0..100 {
             assert!(settled.as_mut().now_or_never().is_none());
             tokio::task::yield_now().await;

@@ -279,7 +279,7 @@ impl Records {
         let is_due = due.is_some();
         let attempt = attempt.map(Arc::new);
         let loaded = inner
-            .settle(&inner.key_loads, way, print, is_due, || {
+            .settle(&inner.key_loads, way, print, || {
                 let (records, key, lookup_id) = (self.clone(), key.clone(), lookup_id.cloned());
                 let attempt = attempt.clone();
                 async move {
@@ -582,7 +582,7 @@ impl Inner {
     {
         let way = loads.way(&key, is_due).await;
         let way = way.map_err(|why| self.failure(why))?;
-        self.settle(loads, way, key, is_due, load).await
+        self.settle(loads, way, key, load).await
     }
 
     /// What a load brings, when no change has overtaken it.
@@ -591,7 +591,6 @@ impl Inner {
         loads: &Loads<K, T>,
         way: Way<T>,
         key: K,
-        is_due: bool,
         load: impl FnOnce() -> F + Clone,
     ) -> Result<Option<Arc<Entry<T>>>, Failure>
     where
@@ -599,7 +598,7 @@ impl Inner {
         T: Send + Sync + 'static,
         F: Future<Output = Loaded<T>> + Send + 'static,
     {
-        let settled = loads.settle(way, key, is_due, &self.changes, load).await;
+        let settled = loads.settle(way, key, &self.changes, load).await;
         match settled.map_err(|why| self.failure(why))? {
             Ok(entry) => Ok(entry),
             Err(LoadError::Busy) => Err(Failure::Busy),
