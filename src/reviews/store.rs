@@ -190,9 +190,9 @@ pub(super) async fn close(conn: &mut Conn, closed: &Review) -> db::Result<()> {
 }
 
 /// Removes a review that did not come to have its keys, at most `limit` items at a time; answers
-/// whether there is more to remove. What another node removes is left to that.
+/// whether there is more to remove. What somebody else removes just now is left to that.
 pub(super) async fn remove_some(conn: &mut Conn, id: &ReviewId, limit: i64) -> db::Result<bool> {
-    if !db::alone(conn, "remove reviews").await? {
+    if !db::alone(conn, &format!("remove {id}")).await? {
         return Ok(false);
     }
     let keys: Vec<KeyId> = each!(&mut *conn, c => review_item::table
