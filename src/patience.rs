@@ -2,7 +2,8 @@
 //!
 //! A request may have to ask a database or a Redis for several things, one after the other, and each of
 //! them may be slow. Whoever sent it is promised an answer within one bound whatever is wrong with them, so
-//! its waits share a budget, from which each takes what it took; those at the same time count once. To stand
+//! its waits share a budget, from which each takes what it took; those at the same time count once, but what
+//! lines stood still is taken of each. To stand
 //! in a [line](crate::cache::line) that moves is no such wait: nothing is wrong then, and that has a bound of
 //! its own. Whatever runs within
 //! [`limited`] is held to it without being handed it. It costs nothing while nothing is waited for, and
