@@ -196,7 +196,7 @@ impl Nodes {
             .into_iter()
             .filter(|(node, ack)| *node != self.id && ack.is_fresh(now_us))
             .collect();
-        let seen = self.seen_within(LIVES).await?;
+        let seen = self.living(false).await?;
         let is_read = seen.keys().any(|node| !living.contains_key(node));
         if !living.is_empty() {
             let own = self.clock.now();
@@ -298,34 +298,29 @@ impl Nodes {
         let Some(relay) = &self.relay else {
             return self.all_know_by_rows(seq).await;
         };
-        match self.seen_within(LIVES).await {
+        match self.living(false).await {
             Ok(living) => self.until_these_know(relay, seq, living).await,
             Err(_away) => false,
         }
     }
 
-    /// The positions of others by their rows.
-    async fn seen_within(&self, span: Span) -> db::Result<HashMap<String, i64>> {
+    /// The positions of the others that live, by their rows; if `or_by_redis`, of those too that only Redis may
+    /// reach.
+    async fn living(&self, or_by_redis: bool) -> db::Result<HashMap<String, i64>> {
         let own = self.clock.now();
         let seen = self
             .db
-            .read(async move |conn: &mut Conn| nodes::seen_within(conn, span, own).await)
+            .read(async move |conn: &mut Conn| {
+                nodes::seen_within(conn, LIVES, or_by_redis, own).await
+            })
             .await?;
-        Ok(self.others(seen))
-    }
-
-    fn others(&self, rows: Vec<(String, i64)>) -> HashMap<String, i64> {
-        rows.into_iter().filter(|(id, _)| *id != self.id).collect()
+        Ok(seen.into_iter().filter(|(id, _)| *id != self.id).collect())
     }
 
     /// Whether all know by their rows alone, those included that only Redis may reach.
     async fn all_know_by_rows(&self, seq: i64) -> bool {
-        let own = self.clock.now();
-        let deciding = self
-            .db
-            .read(async move |conn: &mut Conn| nodes::deciding_within(conn, LIVES, own).await)
-            .await;
-        deciding.is_ok_and(|rows| self.others(rows).values().all(|position| *position >= seq))
+        let living = self.living(true).await;
+        living.is_ok_and(|living| living.values().all(|position| *position >= seq))
     }
 
     /// `false` when the rows have to be read again.

@@ -85,36 +85,28 @@ pub async fn note_loss(conn: &mut Conn, stale_max: Span, own: Timestamp) -> Resu
     keep(conn, LOST, -1, stale_max, own).await
 }
 
-/// The nodes that were seen within `span`, with their positions.
+/// The nodes that were seen within `span`, with their positions; if `or_by_redis`, those too that Redis alone
+/// may have reached since, each for as long as it may go on by that.
 pub async fn seen_within(
     conn: &mut Conn,
     span: Span,
+    or_by_redis: bool,
     own: Timestamp,
 ) -> Result<Vec<(String, i64)>> {
     let at = common_clock(conn, own).await?.minus(span);
-    Ok(each!(conn, c => node::table
-        .filter(node::seen_at.ge(at))
-        .order(node::id)
-        .limit(NODES_MAX)
-        .select((node::id, node::position))
-        .load(c)
-        .await)?)
-}
-
-/// Those too that Redis alone may have reached since, each for as long as it may go on by that.
-pub async fn deciding_within(
-    conn: &mut Conn,
-    span: Span,
-    own: Timestamp,
-) -> Result<Vec<(String, i64)>> {
-    let at = common_clock(conn, own).await?.minus(span);
-    Ok(each!(conn, c => node::table
-        .filter((node::seen_at + node::stale_max_ms).ge(at))
-        .order(node::id)
-        .limit(NODES_MAX)
-        .select((node::id, node::position))
-        .load(c)
-        .await)?)
+    Ok(each!(conn, c => {
+        let nodes = node::table.into_boxed();
+        let seen = if or_by_redis {
+            nodes.filter((node::seen_at + node::stale_max_ms).ge(at))
+        } else {
+            nodes.filter(node::seen_at.ge(at))
+        };
+        seen.order(node::id)
+            .limit(NODES_MAX)
+            .select((node::id, node::position))
+            .load(c)
+            .await
+    })?)
 }
 
 /// The node has ended.
