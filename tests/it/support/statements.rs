@@ -42,16 +42,16 @@ fn with<R>(act: impl FnOnce(&mut HashMap<Id, Vec<String>>) -> R) -> R {
 /// What was recorded goes into the ledger in the background, and every ten seconds when keys were last
 /// used, whoever is watched meanwhile.
 fn is_of_the_ledger(statement: &str) -> bool {
-    // Sets it, or compares it with what is to be set.
-    let of_last_used = [
-        "SET `last_used_at`",
+    // SQLite's quotes are others.
+    let statement = statement.replace('`', "\"");
+    let is_about = [
+        "usage_",
+        "\"service\".\"settings\" LIKE",
+        // Set, or compared with what is to be set.
         "SET \"last_used_at\"",
-        "`last_used_at` < ",
         "\"last_used_at\" < ",
     ];
-    statement.contains("usage_")
-        || statement.contains("\"service\".\"settings\" LIKE")
-        || of_last_used.iter().any(|set| statement.contains(set))
+    is_about.iter().any(|what| statement.contains(what))
 }
 
 impl Server {
