@@ -466,6 +466,11 @@ diesel::allow_tables_to_appear_in_same_query!(
     tenant, service, consumer, api_key, key_grant, key_tag, secret, pepper
 );
 
+// What a key is loaded from, with the counter of changes as it was then.
+diesel::allow_tables_to_appear_in_same_query!(change_head, secret);
+diesel::allow_tables_to_appear_in_same_query!(change_head, api_key);
+diesel::allow_tables_to_appear_in_same_query!(change_head, key_grant);
+
 diesel::allow_tables_to_appear_in_same_query!(audit_event, audit_head);
 
 diesel::allow_tables_to_appear_in_same_query!(review, review_service);

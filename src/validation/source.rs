@@ -133,14 +133,19 @@ impl Source {
         id: KeyId,
     ) -> db::Result<Option<Entry<KeySnapshot>>> {
         let epoch = self.changes.epoch();
-        let (as_of, rows) = self
+        let seen = self
             .db
             .read(async move |conn: &mut Conn| -> db::Result<_> {
-                let as_of = (epoch, feed::head(conn).await?);
-                Ok((as_of, store::by_key(conn, &tenant, &id).await?))
+                let Some(secret) = store::newest_secret(conn, &tenant, &id).await? else {
+                    return Ok(None);
+                };
+                Ok(Some(store::by_secret(conn, secret).await?))
             })
             .await?;
-        rows.map(|rows| self.key_entry(rows, as_of)).transpose()
+        let Some((head, Some(rows))) = seen else {
+            return Ok(None);
+        };
+        Ok(Some(self.key_entry(rows, (epoch, head))?))
     }
 
     /// Tells of the fingerprints that there are, on connections that no load waits for. Answers how many those
@@ -185,8 +190,7 @@ impl Source {
     ) -> Result<Option<Arc<Entry<KeySnapshot>>>, LoadError> {
         let name = format!("secret:{id}");
         let read = self.db.load(LOAD_MAX, async move |conn: &mut Conn| {
-            let as_of = feed::head(conn).await?;
-            Ok((as_of, store::by_secret(conn, &id).await?))
+            store::by_secret(conn, id).await
         });
         let entry = |rows, as_of| self.key_entry(rows, as_of);
         let (_, found) = self.load(&name, is_due, read, entry).await?;
@@ -279,7 +283,7 @@ impl Source {
         self.db
             .prepare_loads(LOAD_MAX, async move |conn: &mut Conn| -> db::Result<()> {
                 feed::head(conn).await?;
-                store::by_fingerprint(conn, &[nobody]).await?;
+                store::by_fingerprint(conn, vec![nobody]).await?;
                 tenants::store::load_by_id(conn, &tenant).await?;
                 services::store::find(conn, &tenant, services::BUILT_IN).await?;
                 Ok(())
@@ -412,21 +416,22 @@ impl Source {
         lookup_id: Option<&LookupId>,
     ) -> Result<KeyFound, LoadError> {
         self.reachable()?;
-        let epoch = noted.epoch;
         let mut ring = self.peppers.ring();
         let as_of = loop {
             let prints: Vec<Fingerprint> = ring.prints(key).map(|(_, print)| print).collect();
             let name = prints.first().map(key_name);
-            let (as_of, hit, current) = self
+            let (head, hit, current) = self
                 .db
                 .load(LOAD_MAX, async move |conn: &mut Conn| -> db::Result<_> {
-                    let as_of = (epoch, feed::head(conn).await?);
-                    match store::by_fingerprint(conn, &prints).await? {
-                        Some(hit) => Ok((as_of, Some(hit), None)),
-                        None => Ok((as_of, None, Some(pepper_store::current_in(conn).await?))),
+                    match store::by_fingerprint(conn, prints).await? {
+                        (head, Some(hit)) => Ok((head, Some(hit), None)),
+                        (head, None) => {
+                            Ok((head, None, Some(pepper_store::current_in(conn).await?)))
+                        }
                     }
                 })
                 .await?;
+            let as_of = (noted.epoch, head);
             if let Some(hit) = hit {
                 if let Some(name) = name {
                     self.shelf.put(noted.ticket, &name, as_of.1, &hit.rows);
@@ -495,26 +500,26 @@ impl Source {
                 Err(HashError::Busy) => return Err(LoadError::Busy),
             }
             let id = candidate.secret;
-            let (as_of, rows) = self
+            let (head, rows) = self
                 .db
-                .load(LOAD_MAX, async move |conn: &mut Conn| -> db::Result<_> {
-                    let as_of = (epoch, feed::head(conn).await?);
-                    Ok((as_of, store::by_secret(conn, &id).await?))
+                .load(LOAD_MAX, async move |conn: &mut Conn| {
+                    store::by_secret(conn, id).await
                 })
                 .await?;
             if let Some(rows) = rows {
-                return Ok(KeyFound::Known(Box::new(self.key_entry(rows, as_of)?)));
+                let entry = self.key_entry(rows, (epoch, head))?;
+                return Ok(KeyFound::Known(Box::new(entry)));
             }
         }
         // Another request may have brought the secret under the current pepper meanwhile.
         let prints: Vec<Fingerprint> = ring.prints(key).map(|(_, print)| print).collect();
-        let (as_of, hit) = self
+        let (head, hit) = self
             .db
-            .load(LOAD_MAX, async move |conn: &mut Conn| -> db::Result<_> {
-                let as_of = (epoch, feed::head(conn).await?);
-                Ok((as_of, store::by_fingerprint(conn, &prints).await?))
+            .load(LOAD_MAX, async move |conn: &mut Conn| {
+                store::by_fingerprint(conn, prints).await
             })
             .await?;
+        let as_of = (epoch, head);
         Ok(match hit {
             Some(hit) => KeyFound::Known(Box::new(self.key_entry(hit.rows, as_of)?)),
             None => KeyFound::Unknown { as_of },
@@ -534,11 +539,11 @@ impl Source {
         let proved = async move {
             let hit = db
                 .load(LOAD_MAX, async move |conn: &mut Conn| {
-                    store::by_fingerprint(conn, &[print]).await
+                    store::by_fingerprint(conn, vec![print]).await
                 })
                 .await;
             // Not to know costs a run, no more.
-            matches!(hit, Ok(Some(hit)) if *hit.rows.secret_id() == secret)
+            matches!(hit, Ok((_, Some(hit))) if *hit.rows.secret_id() == secret)
         };
         let (secret, version) = (candidate.secret.clone(), candidate.pepper_version);
         Memory {

@@ -10,7 +10,7 @@ use super::snapshot::{
     Common, Counted, GrantSnapshot, GrantedRights, KeySnapshot, Owner, Terms, counted_quota,
 };
 use super::told::{Alike, Told, ToldSecret};
-use crate::db::schema::{api_key, key_grant, revoked_token, secret};
+use crate::db::schema::{api_key, change_head, key_grant, revoked_token, secret};
 use crate::db::{self, Conn};
 use crate::each;
 use crate::id::{ConsumerId, KeyId, SecretId, ServiceId, TenantId, TokenId};
@@ -101,31 +101,71 @@ fn parse_some<T: DeserializeOwned>(column: &str, text: Option<&str>) -> db::Resu
     text.map(|text| parse(column, text)).transpose()
 }
 
-/// Finds the key of a plaintext by its fingerprints.
+/// A row of [`seen!`]: the counter of changes, and with it a secret, its key and one of its grants.
+type SeenRow = (
+    i64,
+    Option<SecretRow>,
+    Option<i32>,
+    Option<String>,
+    Option<KeyRow>,
+    Option<GrantRow>,
+);
+
+/// The counter of changes, and with it the secret of this condition with its key and grants, if there is one:
+/// by one statement, which sees the database at one instant, so what it brings is as old as the counter says.
+macro_rules! seen {
+    ($conn:expr, $secret:expr) => {{
+        let rows: Vec<SeenRow> = each!($conn, c => change_head::table
+            .left_join(secret::table.on($secret))
+            .left_join(api_key::table.on(api_key::id.nullable().eq(secret::key_id.nullable())))
+            .left_join(
+                key_grant::table.on(key_grant::key_id.nullable().eq(api_key::id.nullable())),
+            )
+            .order(key_grant::position)
+            .select((
+                change_head::seq,
+                Option::<SecretRow>::as_select(),
+                secret::pepper_version.nullable(),
+                secret::verifier.nullable(),
+                Option::<KeyRow>::as_select(),
+                Option::<GrantRow>::as_select(),
+            ))
+            .load(c)
+            .await)?;
+        hit_of(rows)
+    }};
+}
+
+/// What [`seen!`] saw.
+fn hit_of(rows: Vec<SeenRow>) -> db::Result<(i64, Option<Hit>)> {
+    let (mut head, mut hit) = (None, None::<Hit>);
+    for (seq, secret, pepper_version, verifier, key, grant) in rows {
+        head = Some(seq);
+        let (Some(secret), Some(key)) = (secret, key) else {
+            continue;
+        };
+        let hit = hit.get_or_insert_with(|| Hit {
+            pepper_version,
+            verifier_missing: verifier.is_none(),
+            rows: KeyRows {
+                key,
+                secret,
+                grants: Vec::new(),
+            },
+        });
+        hit.rows.grants.extend(grant);
+    }
+    let head =
+        head.ok_or_else(|| db::Error::Corrupt("there is no counter of changes".to_owned()))?;
+    Ok((head, hit))
+}
+
+/// Finds the key of a plaintext by its fingerprints, with the counter of changes as it was then.
 pub async fn by_fingerprint(
     conn: &mut Conn,
-    fingerprints: &[Fingerprint],
-) -> db::Result<Option<Hit>> {
-    let row: Option<(SecretRow, Option<i32>, Option<String>, KeyRow)> = each!(conn, c => secret::table
-        .inner_join(api_key::table.on(api_key::id.eq(secret::key_id)))
-        .filter(secret::fingerprint.eq_any(fingerprints))
-        .select((
-            SecretRow::as_select(),
-            secret::pepper_version,
-            secret::verifier,
-            KeyRow::as_select(),
-        ))
-        .first(c)
-        .await
-        .optional())?;
-    let Some((secret, pepper_version, verifier, key)) = row else {
-        return Ok(None);
-    };
-    Ok(Some(Hit {
-        rows: complete(conn, key, secret).await?,
-        pepper_version,
-        verifier_missing: verifier.is_none(),
-    }))
+    fingerprints: Vec<Fingerprint>,
+) -> db::Result<(i64, Option<Hit>)> {
+    seen!(conn, secret::fingerprint.eq_any(fingerprints))
 }
 
 /// Fingerprints of secrets that have not ended, by themselves, the newest first and at most `limit`: of those
@@ -165,19 +205,11 @@ pub async fn is_revoked(conn: &mut Conn, id: &TokenId) -> db::Result<bool> {
         .await)?)
 }
 
-/// Finds the key of a secret that was proven otherwise: by its verifier, or by a token.
-pub async fn by_secret(conn: &mut Conn, id: &SecretId) -> db::Result<Option<KeyRows>> {
-    let row: Option<(SecretRow, KeyRow)> = each!(conn, c => secret::table
-        .inner_join(api_key::table.on(api_key::id.eq(secret::key_id)))
-        .filter(secret::id.eq(id))
-        .select((SecretRow::as_select(), KeyRow::as_select()))
-        .first(c)
-        .await
-        .optional())?;
-    match row {
-        Some((secret, key)) => Ok(Some(complete(conn, key, secret).await?)),
-        None => Ok(None),
-    }
+/// Finds the key of a secret that was proven otherwise, by its verifier or by a token, with the counter of
+/// changes as it was then.
+pub async fn by_secret(conn: &mut Conn, id: SecretId) -> db::Result<(i64, Option<KeyRows>)> {
+    let (head, hit) = seen!(conn, secret::id.eq(id))?;
+    Ok((head, hit.map(|hit| hit.rows)))
 }
 
 /// The secrets of a lookup id whose fingerprint we cannot compute: under a lost pepper, or none.
@@ -209,35 +241,21 @@ pub async fn unproven(
         .collect())
 }
 
-/// Finds a key by id for `explain`, as its newest secret would prove it.
-pub async fn by_key(conn: &mut Conn, tenant: &TenantId, id: &KeyId) -> db::Result<Option<KeyRows>> {
-    let row: Option<(SecretRow, KeyRow)> = each!(conn, c => secret::table
+/// The newest secret of a key.
+pub async fn newest_secret(
+    conn: &mut Conn,
+    tenant: &TenantId,
+    id: &KeyId,
+) -> db::Result<Option<SecretId>> {
+    Ok(each!(conn, c => secret::table
         .inner_join(api_key::table.on(api_key::id.eq(secret::key_id)))
         .filter(api_key::tenant_id.eq(tenant))
         .filter(api_key::id.eq(id))
         .order((secret::created_at.desc(), secret::id.desc()))
-        .select((SecretRow::as_select(), KeyRow::as_select()))
+        .select(secret::id)
         .first(c)
         .await
-        .optional())?;
-    match row {
-        Some((secret, key)) => Ok(Some(complete(conn, key, secret).await?)),
-        None => Ok(None),
-    }
-}
-
-async fn complete(conn: &mut Conn, key: KeyRow, secret: SecretRow) -> db::Result<KeyRows> {
-    let grants = each!(conn, c => key_grant::table
-        .filter(key_grant::key_id.eq(&key.id))
-        .order(key_grant::position)
-        .select(GrantRow::as_select())
-        .load(c)
-        .await)?;
-    Ok(KeyRows {
-        key,
-        secret,
-        grants,
-    })
+        .optional())?)
 }
 
 impl KeySnapshot {

@@ -28,8 +28,9 @@ use crate::usage::retention::COUNTS_KEPT;
 /// How many batches one page in stored order looks through.
 const BATCHES_MAX: i64 = 500;
 
-/// More hours than that are not asked for one by one.
-const HOURS_MAX: i64 = 256;
+/// So many hours are looked into at once, where they are told apart: each is compared with each partition, so
+/// what planning takes grows with their square.
+const HOURS_TOGETHER: i64 = 16;
 
 /// A window takes at most some times as long as those before it together, so what has not paused until then
 /// ends before who asks stops waiting.
@@ -169,9 +170,9 @@ pub async fn walk(
     while high > oldest {
         let low = end.saturating_sub(span).max(oldest);
         let mut left = most.events.saturating_sub(count(&rows));
-        let hours = match &wanted.filter.key {
-            Some(key) if !is_first => hours_of_use(conn, wanted, key, (low, high)).await?,
-            Some(_) | None => None,
+        let (low, hours) = match &wanted.filter.key {
+            Some(key) if !is_first => used_between(conn, wanted, key, (low, high)).await?,
+            Some(_) | None => (low, None),
         };
         let part = Part::Window {
             low,
@@ -252,17 +253,17 @@ async fn last_use(conn: &mut Conn, wanted: &Wanted, key: &str, before: i64) -> d
     })
 }
 
-/// The hours from `low` to `high` in which `key` was used, if they are few: then `PostgreSQL` plans for
-/// their partitions alone.
-async fn hours_of_use(
+/// The newest hours from `low` to `high` in which `key` was used, and down to where these are all of them:
+/// `PostgreSQL` plans for their partitions alone. `None` where nobody counted, and for `SQLite`.
+async fn used_between(
     conn: &mut Conn,
     wanted: &Wanted,
     key: &str,
     (low, high): (i64, i64),
-) -> db::Result<Option<Vec<i64>>> {
+) -> db::Result<(i64, Option<Vec<i64>>)> {
     let is_counted = low >= wanted.now.minus(COUNTS_KEPT).millis();
     if matches!(conn, Conn::Sqlite(_)) || !is_counted {
-        return Ok(None);
+        return Ok((low, None));
     }
     let hours: Vec<i64> = each!(conn, c => usage_hour::table
         .filter(usage_hour::tenant_id.concat("").eq(&wanted.tenant_id))
@@ -272,11 +273,12 @@ async fn hours_of_use(
         .select(usage_hour::start)
         .distinct()
         .order(usage_hour::start.desc())
-        .limit(HOURS_MAX)
+        .limit(HOURS_TOGETHER)
         .load(c)
         .await)?;
-    let is_few = i64::try_from(hours.len()).unwrap_or(i64::MAX) < HOURS_MAX;
-    Ok(is_few.then_some(hours))
+    let are_all = i64::try_from(hours.len()).is_ok_and(|len| len < HOURS_TOGETHER);
+    let down_to = hours.last().filter(|_| !are_all);
+    Ok((down_to.map_or(low, |first| low.max(*first)), Some(hours)))
 }
 
 /// A page in the order of storing. There is always a next one: an empty page says that nothing has

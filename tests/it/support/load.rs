@@ -12,6 +12,7 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
+use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
@@ -156,12 +157,39 @@ pub struct Shot {
     pub told: Told,
 }
 
-/// Load that runs.
+/// Load that runs, on a thread of its own: what is measured does not stand behind other loads' answers.
 pub struct Load {
     pub began: Instant,
     clients: Vec<JoinHandle<Vec<Shot>>>,
     next: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
+    _thread: Thread,
+}
+
+struct Thread(Option<Runtime>);
+
+impl Thread {
+    fn new() -> Self {
+        let mut runtime = Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(1).thread_name("load").enable_all();
+        Self(Some(runtime.build().expect("a runtime starts")))
+    }
+
+    fn spawn<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<T> {
+        self.0.as_ref().expect("it runs").spawn(work)
+    }
+}
+
+impl Drop for Thread {
+    /// Waits for nothing: that is not allowed where other tasks run.
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// What a load is made of.
@@ -199,6 +227,34 @@ impl Plan {
 
     /// Those who are to ask at once are connected before it begins.
     pub async fn start(self) -> Load {
+        let thread = Thread::new();
+        let plan = Arc::new(self);
+        let lines = thread.spawn({
+            let plan = Arc::clone(&plan);
+            async move { plan.lines().await }
+        });
+        let lines = lines.await.unwrap();
+        let began = Instant::now();
+        let (next, stop) = (
+            Arc::new(AtomicU64::new(0)),
+            Arc::new(AtomicBool::new(false)),
+        );
+        let clients = lines.into_iter().map(|lines| {
+            let (plan, next, stop) = (Arc::clone(&plan), Arc::clone(&next), Arc::clone(&stop));
+            thread.spawn(async move { plan.work(began, lines, &next, &stop).await })
+        });
+        let clients = clients.collect();
+        Load {
+            began,
+            clients,
+            next,
+            stop,
+            _thread: thread,
+        }
+    }
+
+    /// Those of each client.
+    async fn lines(&self) -> Vec<Vec<Line>> {
         let mut clients = Vec::new();
         let is_one_each = self.count == self.clients as u64;
         for client in 0..self.clients {
@@ -210,23 +266,7 @@ impl Plan {
             }
             clients.push(lines);
         }
-        let began = Instant::now();
-        let (next, stop) = (
-            Arc::new(AtomicU64::new(0)),
-            Arc::new(AtomicBool::new(false)),
-        );
-        let plan = Arc::new(self);
-        let clients = clients.into_iter().map(|lines| {
-            let (plan, next, stop) = (Arc::clone(&plan), Arc::clone(&next), Arc::clone(&stop));
-            tokio::spawn(async move { plan.work(began, lines, &next, &stop).await })
-        });
-        let clients = clients.collect();
-        Load {
-            began,
-            clients,
-            next,
-            stop,
-        }
+        clients
     }
 
     pub async fn run(self) -> Report {

@@ -24,6 +24,7 @@ both!(
     in_stored_order_nothing_is_missed_while_slow_writers_write,
     newest_first_a_walk_holds_all_that_stood_before_it_while_slow_writers_write,
     a_key_that_was_idle_for_weeks_is_found,
+    a_key_that_was_used_in_many_hours_is_found_in_each,
     a_walk_that_pauses_goes_on_where_it_was,
     a_page_of_an_export_is_bounded_by_bytes,
     a_list_without_a_beginning_goes_as_far_back_as_events_are_kept,
@@ -359,6 +360,40 @@ async fn a_key_that_was_idle_for_weeks_is_found(home: Home) {
     let sums = format!("{sums}&key={KEY}");
     let sums = ledger.owner.get(&sums).send().await.expect(200);
     assert_eq!(sums["groups"][0]["uses"], 23);
+}
+
+/// Once or twice in each of more hours than are looked into together, some beside each other and some not.
+async fn a_key_that_was_used_in_many_hours_is_found_in_each(home: Home) {
+    let ledger = Ledger::new(&home).await;
+    let hour = 3_600_000;
+    let hours = (0..40).chain((40..160).step_by(3)).chain([400]);
+    let ago = hours.flat_map(|hours| [hours * hour, hours * hour + 1_800_000]);
+    let records: Vec<_> = ago.map(|ago| ledger.record(ago, KEY)).collect();
+    let count = records.len();
+    ledger.store(&batch("a", 1, records)).await;
+    let others = (0..401).map(|hours| ledger.record(hours * hour, "key_other"));
+    ledger.store(&batch("a", 2, others.collect())).await;
+
+    let ids =
+        |items: &[Value]| -> Vec<String> { items.iter().map(|item| text(item, "/id")).collect() };
+    let whole = ledger.items(&format!("key={KEY}&limit=200")).await;
+    assert_eq!(whole.len(), count);
+    let times: Vec<_> = whole.iter().map(|item| text(item, "/at")).collect();
+    assert!(
+        times.is_sorted_by(|newer, older| newer > older),
+        "{times:?}"
+    );
+    let (mut found, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let path = format!("/v1/usage/events?key={KEY}&limit=23{cursor}");
+        let page = ledger.owner.get(&path).send().await.expect(200);
+        found.extend(ids(page["items"].as_array().unwrap()));
+        match page["next_cursor"].as_str() {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => break,
+        }
+    }
+    assert_eq!(found, ids(&whole));
 }
 
 async fn a_walk_that_pauses_goes_on_where_it_was(home: Home) {
