@@ -17,10 +17,12 @@ use super::{App, StartError, housekeeping};
 use crate::audit::http::{RefusedRecorder, record_refused};
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::db::Target;
 use crate::entropy::Entropy;
 use crate::http::cors::cors;
 use crate::http::health::{self, Phase};
 use crate::http::{docs, health::read_metrics};
+use crate::keys::pepper_store;
 use crate::routes;
 use crate::telemetry::LostLines;
 
@@ -41,12 +43,21 @@ pub struct Listeners {
     pub operations: Option<TcpListener>,
 }
 
+/// So many connections wait to be accepted, or as many as the system lets (`net.core.somaxconn`): a client that
+/// finds the line full tries again after a second.
+const BACKLOG: i32 = 4096;
+
 impl Listeners {
     /// # Errors
     /// One line that names the setting and the fix.
     pub fn bind(config: &Config) -> Result<Self, String> {
         let bind = |key: &str, address: SocketAddr| {
-            TcpListener::bind(address).map_err(|error| match error.kind() {
+            let bound = TcpListener::bind(address).and_then(|listener| {
+                // The standard library's line is too short for all clients of a node that died.
+                rustix::net::listen(&listener, BACKLOG)?;
+                Ok(listener)
+            });
+            bound.map_err(|error| match error.kind() {
                 io::ErrorKind::AddrInUse => {
                     format!(
                         "{key} {address} is in use; stop what listens there or set another port"
@@ -265,6 +276,9 @@ pub fn serve(config: Config, lost_lines: LostLines) -> Result<(), StartError> {
         None
     };
     let lock = config.lock_data_dir()?;
+    if config.makes_own_master_key() {
+        refuse_if_it_had_one(&config)?;
+    }
     let listeners = Listeners::bind(&config).map_err(StartError::Away)?;
     let entropy = Entropy::System;
     let master = match given {
@@ -280,6 +294,21 @@ pub fn serve(config: Config, lost_lines: LostLines) -> Result<(), StartError> {
     let done = actix_web::rt::System::new().block_on(run(app, listeners));
     drop(lock);
     done
+}
+
+/// Whoever lost sight of the master key must not be given another, which would be taken for it.
+fn refuse_if_it_had_one(config: &Config) -> Result<(), StartError> {
+    match config.database.url.target() {
+        Target::Sqlite { path } if path.is_file() && pepper_store::is_any_in(path) => {
+            Err(StartError::Wrong(format!(
+                "data_dir: {} is missing, and the database is of no use without it; put its copy back, or, if \
+                 it is lost for ever, make another with (umask 077; openssl rand -hex 32 > master.key) and run: \
+                 keystead pepper lost",
+                config.own_master_key().display()
+            )))
+        }
+        Target::Sqlite { .. } | Target::Postgres { .. } => Ok(()),
+    }
 }
 
 async fn run(app: App, listeners: Listeners) -> Result<(), StartError> {

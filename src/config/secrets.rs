@@ -62,7 +62,7 @@ impl Config {
                  > master.key), the same for all nodes",
             ));
         }
-        let path = self.data_dir.join(OWN_KEY);
+        let path = self.own_master_key();
         let first = read_key_file(&path).map_err(|problem| {
             ConfigError::of(
                 "data_dir",
@@ -82,7 +82,7 @@ impl Config {
     /// Only for who holds the data folder's lock.
     pub fn master_keys_or_new(&self, entropy: &Entropy) -> Result<MasterKeys, ConfigError> {
         if self.makes_own_master_key() {
-            let path = self.data_dir.join(OWN_KEY);
+            let path = self.own_master_key();
             make_key_file(&path, entropy).map_err(|error| {
                 ConfigError::of(
                     "data_dir",
@@ -106,7 +106,12 @@ impl Config {
 
     /// Whether the next start of the server makes the master key.
     pub fn makes_own_master_key(&self) -> bool {
-        !self.is_given_its_master_key() && !self.data_dir.join(OWN_KEY).try_exists().unwrap_or(true)
+        !self.is_given_its_master_key() && !self.own_master_key().try_exists().unwrap_or(true)
+    }
+
+    /// Where an embedded server keeps the master key that it makes for itself.
+    pub fn own_master_key(&self) -> PathBuf {
+        self.data_dir.join(OWN_KEY)
     }
 }
 

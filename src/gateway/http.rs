@@ -196,7 +196,13 @@ async fn gateway(
     match caller_by_key(validation, key, context).await {
         Ok(caller) => Ok(caller),
         Err(problem) if problem.code().status().is_server_error() => Err(problem),
-        Err(_refused) => Err(not_allowed("the key in X-Keystead-Caller is not good")),
+        Err(problem) => Err(match problem.code() {
+            Code::RateLimited | Code::QuotaExceeded => {
+                not_allowed("the limits of the key in X-Keystead-Caller are used up")
+                    .retry_after_of(&problem)
+            }
+            _ => not_allowed("the key in X-Keystead-Caller is not good"),
+        }),
     }
 }
 

@@ -188,6 +188,13 @@ impl Problem {
     }
 
     #[must_use]
+    pub fn retry_after_of(mut self, other: &Self) -> Self {
+        self.0.retry_after_seconds = other.0.retry_after_seconds;
+        self
+    }
+
+    /// When to come again, at the earliest.
+    #[must_use]
     pub fn retry_after_seconds(mut self, seconds: u64) -> Self {
         self.0.retry_after_seconds = Some(seconds);
         self

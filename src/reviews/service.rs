@@ -258,7 +258,8 @@ impl Reviews {
     /// Decides about a key. What was decided before is replaced until the review is closed.
     ///
     /// # Errors
-    /// `review_closed`; with `revoke_now` those of revoking the key.
+    /// `review_closed`; `key_revoked` if another decision was carried out; with `revoke_now` those of revoking
+    /// the key.
     pub async fn decide(&self, by: By, id: String, key: String, asked: Decide) -> Result<Item> {
         if asked.revoke_now && asked.decision != Decision::Revoke {
             return Err(Error::invalid(
@@ -275,11 +276,18 @@ impl Reviews {
                 require(&by.rights, Permission::KeysWrite, &review.filter)?;
                 require_open(&review)?;
                 let before = item.verdict.clone();
+                if before.carried_out && asked.decision != Decision::Revoke {
+                    return Err(Error::conflict(
+                        Conflict::KeyRevoked,
+                        "the key was revoked by this review, so that decision stands; its note may be \
+                         changed",
+                    ));
+                }
                 let mut verdict = Verdict {
                     decision: asked.decision,
                     note: asked.note,
                     own: own(change, &item).await?,
-                    carried_out: before.carried_out && asked.decision == Decision::Revoke,
+                    carried_out: before.carried_out,
                     decided_at: before.decided_at,
                     decided_by: Some(change.attribution().actor.clone()),
                 };

@@ -181,6 +181,11 @@ impl Validation {
         Ok(answer)
     }
 
+    /// Counts a problem that is part of another answer.
+    pub fn note_problem(&self, code: &str) {
+        self.metrics.problems.inc(code);
+    }
+
     /// Counts what could not be decided.
     pub fn note_undecided(&self) {
         self.metrics.decisions.inc(UNDECIDED);

@@ -1,7 +1,7 @@
 //! The keys and their parents from Redis, where another node may have put them, or from the database.
 //!
-//! The history and the counter of changes are read before the rows, so what a load brings is judged by
-//! the changes that became known meanwhile like everything else.
+//! The history and the counter of changes are read before the rows, or the counter at the same instant, so
+//! what a load brings is judged by the changes that became known meanwhile like everything else.
 
 use std::future::Future;
 use std::sync::Arc;

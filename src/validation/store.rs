@@ -121,6 +121,8 @@ macro_rules! seen {
             .left_join(
                 key_grant::table.on(key_grant::key_id.nullable().eq(api_key::id.nullable())),
             )
+            // Its only row, as whoever plans this may know.
+            .filter(change_head::id.eq(1))
             .order(key_grant::position)
             .select((
                 change_head::seq,

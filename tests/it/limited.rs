@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use keystead::time::Span;
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Client, Fault, Home, both, redis, text, until};
+use crate::support::{Answer, Client, Fault, Home, both, metric, redis, text, until};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -19,6 +19,7 @@ both!(
     what_limits_and_quotas_say_is_explained_and_not_charged,
     a_limit_that_is_decided_without_redis_says_so,
     a_caller_has_limits_too,
+    what_is_refused_within_a_batch_is_counted_as_what_is_refused_alone,
     nodes_that_share_redis_share_a_limit_exactly,
 );
 
@@ -374,7 +375,36 @@ async fn a_caller_has_limits_too(home: Home) {
     }
     let refused = caller.get("/v1/keys").send().await;
     assert_eq!((refused.status, refused.code()), (429, "rate_limited"));
-    assert!(refused.headers.contains_key("retry-after"));
+    let wait = refused.headers["retry-after"].clone();
+    // Whoever is behind a gateway has no limits of its key: that stands in the way of all of them.
+    let request = server.client().get("/gateway/authorize?service=invoicing");
+    let request = request.header("x-keystead-caller", &key);
+    let refused = request.header("x-api-key", "of a client").send().await;
+    assert_eq!(
+        (refused.status, refused.code()),
+        (503, "caller_not_allowed")
+    );
+    let used_up = "the limits of the key in X-Keystead-Caller are used up";
+    assert_eq!(refused.body["detail"], used_up);
+    assert_eq!(refused.headers["retry-after"], wait);
+}
+
+async fn what_is_refused_within_a_batch_is_counted_as_what_is_refused_alone(home: Home) {
+    let server = home.serve().await;
+    let owner = server.owner();
+    let seen = async || {
+        let name = "keystead_problems_total{code=\"invalid_request\"}";
+        metric(&server.client(), name).await
+    };
+    let alone = owner.post("/v1/verify").json(json!({"api_key": 1}));
+    assert_eq!(alone.send().await.code(), "invalid_request");
+    let before = seen().await;
+    let items = json!([{"api_key": 1}, {"api_key": "none of ours", "service": "keystead"}, {}]);
+    let batch = owner.post("/v1/verify/batch").json(json!({"items": items}));
+    let told = batch.send().await.expect(200);
+    assert_eq!(told["items"][0]["problem"]["code"], "invalid_request");
+    assert_eq!(told["items"][1]["code"], "malformed");
+    assert_eq!(seen().await, before + 2);
 }
 
 async fn nodes_that_share_redis_share_a_limit_exactly(home: Home) {

@@ -272,6 +272,18 @@ async fn what_is_decided_stands_in_the_review_and_in_the_trail(home: Home) {
     assert_eq!(told["carried_out"], true);
     let done = tables::changes_since(&home, &before).await;
     assert_eq!(done, ["key.revoke", "access_review.decide"]);
+    // What was carried out cannot be taken back, but be told of in other words.
+    for decision in ["keep", "change"] {
+        let other = json!({"decision": decision});
+        let refused = decide(&reviewer, &review, &revoked, other).await;
+        assert_eq!((refused.status, refused.code()), (409, "key_revoked"));
+    }
+    let body = json!({"decision": "revoke", "note": "nobody has used it"});
+    let told = decide(&reviewer, &review, &revoked, body).await.expect(200);
+    assert_eq!(
+        (&told["carried_out"], &told["note"]),
+        (&json!(true), &json!("nobody has used it"))
+    );
     let asked = json!({"api_key": api_key, "service": "billing"});
     let answer = owner.post("/v1/verify").json(asked).send().await;
     assert_eq!(answer.code(), "revoked");

@@ -384,6 +384,7 @@ both!(
     a_kill_in_mid_migration_is_completed_by_the_next_start,
     what_was_asked_before_the_stop_is_answered,
     a_log_that_nobody_takes_stops_nothing,
+    a_thousand_clients_that_come_at_once_are_connected,
 );
 
 async fn a_wrong_master_key_ends_the_start_and_changes_nothing(home: Home) {
@@ -418,6 +419,57 @@ async fn a_wrong_master_key_ends_the_start_and_changes_nothing(home: Home) {
         state.iter().map(|file| file.0.clone()).collect()
     };
     assert_eq!(names(&after.0), names(&before.0));
+}
+
+#[tokio::test]
+async fn a_master_key_that_went_missing_is_asked_for_and_not_made_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let data_dir = data.display().to_string();
+    let settings = [("SERVER__LISTEN", "127.0.0.1:0"), ("DATA_DIR", &*data_dir)];
+    let run = |command: &str| {
+        let mut run = keystead(dir.path(), &[command]);
+        run.envs(settings.map(|(name, value)| (format!("KEYSTEAD__{name}"), value)));
+        run
+    };
+    // A database alone never had one.
+    fs::create_dir(&data).unwrap();
+    assert!(run("migrate").status().unwrap().success());
+    let mut serve = tokio::process::Command::from(run("serve"));
+    let serve = serve.stdout(Stdio::null()).kill_on_drop(true);
+    let mut node = serve.spawn().unwrap();
+    let is_up = async || data.join("owner.key").is_file();
+    until(BOUND, "it has made an owner key", is_up).await;
+    node.kill().await.unwrap();
+    fs::rename(data.join("master.key"), dir.path().join("copy")).unwrap();
+    let before = names(&data);
+    let (code, line) = refused(dir.path(), &settings).await;
+    assert_eq!(code, 2);
+    let told = format!("data_dir: {data_dir}/master.key is missing");
+    assert!(line.starts_with(&told), "{line}");
+    assert!(
+        line.contains("put its copy back") && line.contains("keystead pepper lost"),
+        "{line}"
+    );
+    assert_eq!(names(&data), before);
+}
+
+/// As after the end of another node: a connection that the system turns away is tried again only a second later.
+async fn a_thousand_clients_that_come_at_once_are_connected(home: Home) {
+    let node = home.spawn(&[]).await;
+    let address = node.address.parse::<std::net::SocketAddr>().unwrap();
+    node.signal("STOP");
+    let connected = join_all((0..1_000).map(|_| {
+        let connect = TcpStream::connect(address);
+        tokio::time::timeout(Duration::from_millis(900), connect)
+    }));
+    let connected = connected.await;
+    node.signal("CONT");
+    let count = connected
+        .iter()
+        .filter(|one| matches!(one, Ok(Ok(_))))
+        .count();
+    assert_eq!(count, 1_000);
 }
 
 async fn a_second_server_on_one_data_folder_is_told_who_has_it(home: Home) {

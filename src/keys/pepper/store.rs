@@ -3,6 +3,8 @@
 //! Several nodes and a CLI work on these rows at once, so each move is one conditional update that
 //! happens once however many try it, and steps the change feed.
 
+use std::path::Path;
+
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 use serde::Serialize;
@@ -55,6 +57,16 @@ impl Row {
             current_from,
         }
     }
+}
+
+/// Whether the `SQLite` database at this place holds a pepper version: then there is a master key that it comes
+/// from. `false` also where that cannot be told: whoever opens the database in earnest says why.
+pub fn is_any_in(path: &Path) -> bool {
+    let Ok(mut conn) = SqliteConnection::establish(&path.to_string_lossy()) else {
+        return false;
+    };
+    let first = table::table.select(table::version);
+    diesel::RunQueryDsl::first::<i32>(first, &mut conn).is_ok()
 }
 
 impl TryFrom<Row> for PepperVersion {

@@ -124,6 +124,7 @@ pub async fn verify_keys(
                 },
                 Err(problem) => problem,
             };
+            validation.note_problem(done.code().slug());
             if done.code().status().is_server_error() {
                 validation.note_undecided();
             }
