@@ -157,9 +157,12 @@ impl Audit {
     async fn sealed_head(&self, conn: &mut Conn, tenant: &TenantId) -> db::Result<Head> {
         match store::head(conn, tenant).await? {
             Some((head, mac)) if self.keys.opens(tenant, &head, &mac) => Ok(head),
-            Some(_) | None => Err(db::Error::Corrupt(format!(
-                "the audit head of {tenant} was not left by us, so it is not signed"
-            ))),
+            Some(_) | None => {
+                let told = "the head was not left by us, so it is not signed".to_owned();
+                let fault = format!("the audit chain of {tenant}: {told}");
+                self.security_event(SecurityEvent::AuditBroken, tenant.as_str(), told);
+                Err(db::Error::Corrupt(fault))
+            }
         }
     }
 

@@ -134,6 +134,7 @@ impl Audit {
         if report.valid && report.accepted == 0 {
             return Ok(());
         }
+        self.note_fault(&report);
         let (slug, bad) = (&tenant.slug, report.bad + report.accepted);
         Err(db::Error::Corrupt(format!(
             "the audit chain of {slug} has {bad} faults, so nothing of it is cut; look with: \

@@ -295,6 +295,7 @@ async fn a_cut_never_passes_a_checkpoint_or_a_fault(home: Home) {
         .await;
     let refused = trail.audit.cut(&Chains::All, later, &by).await;
     assert!(matches!(refused, Err(db::Error::Corrupt(_))), "{refused:?}");
+    assert_eq!(trail.metrics.security_events.value("audit_broken"), 1);
     assert_eq!(trail.lines().await.len(), 7);
     trail
         .sql("UPDATE audit_event SET record = replace(record, 'alicf', 'alice') WHERE seq = 2")

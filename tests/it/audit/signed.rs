@@ -327,8 +327,11 @@ async fn no_end_is_signed_that_we_did_not_seal(home: Home) {
     let (trail, file) = Trail::signing(&home, 6).await;
     let head = trail.rehash_from(3).await;
     trail.forge_head(head).await;
+    let told = || trail.metrics.security_events.value("audit_broken");
+    let before = told();
     let refused = trail.audit.checkpoint(&trail.ours).await;
     assert!(matches!(refused, Err(db::Error::Corrupt(_))), "{refused:?}");
+    assert_eq!(told(), before + 1);
     assert!(!file.exists());
 }
 
