@@ -303,7 +303,7 @@ impl Audit {
         };
         let told = format!("refused a change: the head of the chain: {reason}");
         self.security_event(SecurityEvent::AuditBroken, tenant.as_str(), told);
-        Err(db::Error::Corrupt(format!(
+        Err(db::Error::AuditBroken(format!(
             "the audit head of {tenant}: {reason}"
         )))
     }

@@ -36,7 +36,7 @@ impl Audit {
     /// Signs the end of a chain, or answers the statement that says so already.
     ///
     /// # Errors
-    /// [`db::Error::Corrupt`] if the head was not left by us: there is nothing to be signed then.
+    /// [`db::Error::AuditBroken`] if the head was not left by us: there is nothing to be signed then.
     pub async fn checkpoint(&self, tenant: &TenantRef) -> db::Result<Made> {
         match self.sign_end(tenant, None).await? {
             Some(made) => Ok(made),
@@ -157,7 +157,7 @@ impl Audit {
     async fn sealed_head(&self, conn: &mut Conn, tenant: &TenantId) -> db::Result<Head> {
         match store::head(conn, tenant).await? {
             Some((head, mac)) if self.keys.opens(tenant, &head, &mac) => Ok(head),
-            Some(_) | None => Err(db::Error::Corrupt(format!(
+            Some(_) | None => Err(db::Error::AuditBroken(format!(
                 "the audit head of {tenant} was not left by us, so it is not signed"
             ))),
         }
@@ -166,7 +166,7 @@ impl Audit {
     /// The checkpoint that reaches furthest.
     ///
     /// # Errors
-    /// [`db::Error::Corrupt`] if it is none of ours, which is told as well.
+    /// [`db::Error::AuditBroken`] if it is none of ours, which is told as well.
     async fn last_signed(
         &self,
         conn: &mut Conn,
@@ -183,7 +183,7 @@ impl Audit {
         let told = format!("the checkpoint at {}: {why}", last.seq);
         let fault = format!("the audit chain of {}: {told}", tenant.slug);
         self.security_event(SecurityEvent::AuditBroken, tenant.slug.as_str(), told);
-        Err(db::Error::Corrupt(fault))
+        Err(db::Error::AuditBroken(fault))
     }
 
     /// A node that was not restarted since the first master key changed signs nothing any more.
@@ -223,6 +223,6 @@ impl Audit {
         );
         let fault = format!("the audit chain of {}: {told}", last.tenant);
         self.security_event(SecurityEvent::AuditBroken, &last.tenant, told);
-        db::Error::Corrupt(fault)
+        db::Error::AuditBroken(fault)
     }
 }

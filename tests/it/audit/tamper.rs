@@ -169,7 +169,10 @@ async fn a_cut_tail_with_a_rewritten_head_is_a_forged_head(home: Home) {
     expect(&trail, 4, Fault::HeadForged).await;
     // Nor does our next change seal it.
     let refused = trail.change(&trail.ours, 1).await;
-    assert!(matches!(refused, Err(db::Error::Corrupt(_))), "{refused:?}");
+    assert!(
+        matches!(refused, Err(db::Error::AuditBroken(_))),
+        "{refused:?}"
+    );
     expect(&trail, 4, Fault::HeadForged).await;
     assert_eq!(trail.metrics.security_events.value("audit_broken"), 1);
     trail
@@ -274,7 +277,10 @@ async fn a_chain_made_anew_from_a_record_on_is_found(home: Home) {
 async fn a_removed_head_is_named(home: Home) {
     let trail = found(&home, &["DELETE FROM audit_head"], 14, Fault::HeadMissing).await;
     let refused = trail.change(&trail.ours, 1).await;
-    assert!(matches!(refused, Err(db::Error::Corrupt(_))), "{refused:?}");
+    assert!(
+        matches!(refused, Err(db::Error::AuditBroken(_))),
+        "{refused:?}"
+    );
 }
 
 async fn a_fault_stays_named_when_the_chain_goes_on(home: Home) {
