@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::action::{is_action, is_kind};
 use super::actor::{Attribution, TenantRef};
 use super::chain::{AuditOutcome, Event, Head, HeadKeys, Target, link, recordable};
 use super::signing::Outlet;
@@ -120,6 +121,7 @@ impl Change {
         before: Option<Value>,
         after: Option<Value>,
     ) {
+        debug_assert!(is_action(action) && is_kind(kind), "{action} of {kind}");
         self.lines.push(Line {
             action,
             target: Target {
@@ -146,6 +148,11 @@ impl Change {
 
     /// One line for refused attempts; `target` is what was attempted, as far as it is known.
     pub fn record_refused(&mut self, action: &'static str, target: Target, code: &str, count: i64) {
+        debug_assert!(
+            is_action(action) && is_kind(&target.kind),
+            "{action} of {}",
+            target.kind
+        );
         self.lines.push(Line {
             action,
             target,

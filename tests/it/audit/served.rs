@@ -222,7 +222,10 @@ async fn free_text_is_no_formula_in_an_export(home: Home) {
     let (early, late) = ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z");
     for (name, refused) in [
         ("action", "action=revoke".to_owned()),
+        ("action", "action=key.crate".to_owned()),
         ("target_kind", "target_kind=".to_owned()),
+        ("target_kind", "target_kind=kee".to_owned()),
+        ("outcome", "outcome=dune".to_owned()),
         ("ip", "ip=203.0.113.0/24".to_owned()),
         ("from", format!("from={late}&to={early}")),
         ("from", format!("from={early}&to={early}")),
