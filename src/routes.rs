@@ -347,7 +347,21 @@ pub fn action(method: &Method, pattern: &str) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::audit::action::is_action;
     use crate::http::openapi_bodies::dangling_references;
+
+    #[test]
+    fn the_trail_can_be_asked_for_each_operation_that_can_be_refused() {
+        for (path, item) in &document().paths.paths {
+            for (method, operation) in operations::operations(item) {
+                let answers = &operation.responses.responses;
+                if answers.contains_key("403") || answers.contains_key("404") {
+                    let name = action(&method, path).unwrap();
+                    assert!(is_action(name), "{name} is missing in audit/action.rs");
+                }
+            }
+        }
+    }
 
     #[test]
     fn every_reference_of_the_document_leads_somewhere() {

@@ -28,7 +28,7 @@ impl From<db::Error> for StartError {
             db::Error::Busy => Self::Away("the database does not answer in time".to_owned()),
             db::Error::Taken(what) => Self::Away(format!("another node was faster ({what})")),
             db::Error::Query(cause) => Self::Wrong(format!("the database cannot be used: {cause}")),
-            db::Error::Corrupt(what) => Self::Wrong(what),
+            db::Error::Corrupt(what) | db::Error::AuditBroken(what) => Self::Wrong(what),
         }
     }
 }
@@ -135,7 +135,7 @@ impl App {
     /// The first master key may be another than the last time.
     async fn begin_audit_key(&self, tenant: TenantRef) -> Result<(), StartError> {
         match self.audit.begin_key(system(tenant, Actor::System)).await {
-            Err(db::Error::Corrupt(cause)) => {
+            Err(db::Error::Corrupt(cause) | db::Error::AuditBroken(cause)) => {
                 tracing::error!(target: "security", cause, "started without an audit key");
                 Ok(())
             }
@@ -147,7 +147,7 @@ impl App {
     /// broken none is made: those that there are go on.
     async fn begin_signing(&self, tenant: TenantRef) -> Result<(), StartError> {
         match self.keyring.tend(system(tenant, Actor::System)).await {
-            Err(db::Error::Corrupt(cause)) => {
+            Err(db::Error::Corrupt(cause) | db::Error::AuditBroken(cause)) => {
                 tracing::error!(target: "security", cause, "started without a new signing key");
                 Ok(())
             }
@@ -165,7 +165,7 @@ impl App {
         let at = system(tenant, Actor::System);
         match self.audit.record_node_start(at, start).await {
             // Nothing can be changed until somebody has looked, but validation goes on.
-            Err(db::Error::Corrupt(cause)) => {
+            Err(db::Error::Corrupt(cause) | db::Error::AuditBroken(cause)) => {
                 tracing::error!(target: "security", cause, "started without an audit line");
                 Ok(())
             }

@@ -1,31 +1,36 @@
-//! The words that a trail may be asked for. Which there are grows with the product, so their shape counts.
+//! The words that a trail may be asked for.
 
 use serde::{Deserialize, Deserializer, de};
 
-/// A noun or a verb of an action.
-fn is_word(text: &str) -> bool {
-    text.starts_with(|c: char| c.is_ascii_lowercase())
-        && text.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
-}
+use super::action::{actions_on, is_action, is_kind, kinds};
 
 pub(super) fn action<'de, D: Deserializer<'de>>(asked: D) -> Result<Option<String>, D::Error> {
     let text = String::deserialize(asked)?;
-    match text.split_once('.') {
-        Some((noun, verb)) if is_word(noun) && is_word(verb) => Ok(Some(text)),
-        _ => Err(de::Error::custom(
-            "must be the name of an action, <noun>.<verb> of a-z and '_', such as key.revoke",
-        )),
+    if is_action(&text) {
+        return Ok(Some(text));
     }
+    let noun = text.split_once('.').map_or("", |(noun, _)| noun);
+    let known = actions_on(noun);
+    let which = if known.is_empty() {
+        format!("<noun>.<verb>, such as key.revoke, of {}", nouns())
+    } else {
+        known.join(", ")
+    };
+    let wanted = format!("must be the name of an action, {which}");
+    Err(de::Error::custom(wanted))
 }
 
 pub(super) fn target_kind<'de, D: Deserializer<'de>>(asked: D) -> Result<Option<String>, D::Error> {
     let text = String::deserialize(asked)?;
-    if !is_word(&text) {
-        return Err(de::Error::custom(
-            "must be the noun of an action, of a-z and '_', such as key",
-        ));
+    if is_kind(&text) {
+        return Ok(Some(text));
     }
-    Ok(Some(text))
+    let wanted = format!("must be the noun of an action: {}", nouns());
+    Err(de::Error::custom(wanted))
+}
+
+fn nouns() -> String {
+    kinds().join(", ")
 }
 
 #[cfg(test)]
@@ -48,6 +53,8 @@ mod tests {
             "Key.Revoke",
             "key.revoke.x",
             "key%20.x",
+            "key.crate",
+            "kee.revoke",
         ] {
             let told = read(&format!("action={query}")).unwrap_err();
             assert!(
@@ -55,13 +62,21 @@ mod tests {
                 "{told}"
             );
         }
-        for query in ["", "key.revoke", "Key", "key_1", " key"] {
+        for query in ["", "key.revoke", "Key", "key_1", " key", "kee"] {
             let told = read(&format!("target_kind={query}")).unwrap_err();
             assert!(
                 told.starts_with("target_kind must be the noun of "),
                 "{told}"
             );
         }
+        let told = read("action=audit_key.create").unwrap_err();
+        let known = "audit_key.adopt, audit_key.begin";
+        assert_eq!(
+            told,
+            format!("action must be the name of an action, {known}")
+        );
+        let told = read("action=kee.revoke").unwrap_err();
+        assert!(told.contains("of access_review, "), "{told}");
         let good = read("action=signing_key.create&target_kind=signing_key").unwrap();
         assert_eq!(good.action.as_deref(), Some("signing_key.create"));
         assert_eq!(good.target_kind.as_deref(), Some("signing_key"));

@@ -1,8 +1,9 @@
 //! A change: one transaction that holds what is changed, its audit lines and its step of the feed.
 //!
 //! 1. lock the audit head of the tenant: changes of one tenant happen one after the other, so a
-//!    change may read, decide and write without another in between; the head's MAC is verified, so
-//!    that nobody has his cut or rewritten chain sealed by our next change;
+//!    change may read, decide and write without another in between; the head's MAC is verified, and
+//!    the newest line must be the one it names, so that nobody has his cut or rewritten chain sealed by
+//!    our next change;
 //! 2. the work itself, which records a line for each object and touches what decisions depend on;
 //! 3. the lines are numbered, chained and inserted, the head is moved and MACed;
 //! 4. the change head is stepped, if anything was touched;
@@ -14,7 +15,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::actor::Attribution;
+use super::action::{is_action, is_kind};
+use super::actor::{Attribution, TenantRef};
 use super::chain::{AuditOutcome, Event, Head, HeadKeys, Target, link, recordable};
 use super::signing::Outlet;
 use super::signing::span::SigningKeys;
@@ -119,6 +121,7 @@ impl Change {
         before: Option<Value>,
         after: Option<Value>,
     ) {
+        debug_assert!(is_action(action) && is_kind(kind), "{action} of {kind}");
         self.lines.push(Line {
             action,
             target: Target {
@@ -145,6 +148,11 @@ impl Change {
 
     /// One line for refused attempts; `target` is what was attempted, as far as it is known.
     pub fn record_refused(&mut self, action: &'static str, target: Target, code: &str, count: i64) {
+        debug_assert!(
+            is_action(action) && is_kind(&target.kind),
+            "{action} of {}",
+            target.kind
+        );
         self.lines.push(Line {
             action,
             target,
@@ -256,7 +264,7 @@ impl Audit {
         self.db
             .spawn(Some(self.wait_max), async move {
                 let mut tx = this.db.begin().await?;
-                let head = match this.lock(tx.conn(), &at.tenant.id).await {
+                let head = match this.lock(tx.conn(), &at.tenant).await {
                     Ok(head) => head,
                     Err(error) => return tx.end(Err(error.into())).await,
                 };
@@ -265,11 +273,7 @@ impl Audit {
                     Ok(value) => match this.seal(&mut change, head).await {
                         Ok(sealed) => Ok((value, sealed)),
                         Err(error) => {
-                            this.security_event(
-                                SecurityEvent::AuditNotWritten,
-                                change.at.tenant.slug.as_str(),
-                                error.to_string(),
-                            );
+                            this.not_written(&change.at.tenant, &error);
                             Err(error.into())
                         }
                     },
@@ -294,16 +298,30 @@ impl Audit {
         }
     }
 
+    fn not_written(&self, tenant: &TenantRef, error: &db::Error) {
+        let (event, tenant) = (SecurityEvent::AuditNotWritten, tenant.slug.as_str());
+        self.security_event(event, tenant, error.to_string());
+    }
+
     /// Step 1.
-    pub(super) async fn lock(&self, conn: &mut Conn, tenant: &TenantId) -> db::Result<Head> {
+    pub(super) async fn lock(&self, conn: &mut Conn, at: &TenantRef) -> db::Result<Head> {
+        let tenant = &at.id;
         let reason = match store::lock_head(conn, tenant).await? {
-            Some((head, mac)) if self.keys.opens(tenant, &head, &mac) => return Ok(head),
+            Some((head, mac)) if self.keys.opens(tenant, &head, &mac) => {
+                // In a statement of its own: the one that waited for the lock does not see the lines that
+                // were added meanwhile.
+                let newest = store::newest(conn, tenant).await;
+                if newest.inspect_err(|error| self.not_written(at, error))? == head {
+                    return Ok(head);
+                }
+                "the newest record is not the one that it names"
+            }
             Some(_) => "its MAC does not verify under any listed master key",
             None => "it is missing",
         };
         let told = format!("refused a change: the head of the chain: {reason}");
         self.security_event(SecurityEvent::AuditBroken, tenant.as_str(), told);
-        Err(db::Error::Corrupt(format!(
+        Err(db::Error::AuditBroken(format!(
             "the audit head of {tenant}: {reason}"
         )))
     }

@@ -36,7 +36,7 @@ impl Audit {
     /// Signs the end of a chain, or answers the statement that says so already.
     ///
     /// # Errors
-    /// [`db::Error::Corrupt`] if the head was not left by us: there is nothing to be signed then.
+    /// [`db::Error::AuditBroken`] if the head was not left by us: there is nothing to be signed then.
     pub async fn checkpoint(&self, tenant: &TenantRef) -> db::Result<Made> {
         match self.sign_end(tenant, None).await? {
             Some(made) => Ok(made),
@@ -161,7 +161,7 @@ impl Audit {
                 let told = "the head was not left by us, so it is not signed".to_owned();
                 let fault = format!("the audit chain of {tenant}: {told}");
                 self.security_event(SecurityEvent::AuditBroken, tenant.as_str(), told);
-                Err(db::Error::Corrupt(fault))
+                Err(db::Error::AuditBroken(fault))
             }
         }
     }
@@ -169,7 +169,7 @@ impl Audit {
     /// The checkpoint that reaches furthest.
     ///
     /// # Errors
-    /// [`db::Error::Corrupt`] if it is none of ours, which is told as well.
+    /// [`db::Error::AuditBroken`] if it is none of ours, which is told as well.
     async fn last_signed(
         &self,
         conn: &mut Conn,
@@ -186,7 +186,7 @@ impl Audit {
         let told = format!("the checkpoint at {}: {why}", last.seq);
         let fault = format!("the audit chain of {}: {told}", tenant.slug);
         self.security_event(SecurityEvent::AuditBroken, tenant.slug.as_str(), told);
-        Err(db::Error::Corrupt(fault))
+        Err(db::Error::AuditBroken(fault))
     }
 
     /// A node that was not restarted since the first master key changed signs nothing any more.
@@ -226,6 +226,6 @@ impl Audit {
         );
         let fault = format!("the audit chain of {}: {told}", last.tenant);
         self.security_event(SecurityEvent::AuditBroken, &last.tenant, told);
-        db::Error::Corrupt(fault)
+        db::Error::AuditBroken(fault)
     }
 }

@@ -148,7 +148,7 @@ impl Audit {
             .db
             .spawn(None, async move {
                 let mut tx = this.db.begin().await?;
-                let head = match this.lock(tx.conn(), &at.tenant.id).await {
+                let head = match this.lock(tx.conn(), &at.tenant).await {
                     Ok(head) => head,
                     Err(error) => return tx.end(Err(error)).await,
                 };

@@ -2,6 +2,7 @@
 //!
 //! Read [`change`] first: it is the only way an administrative change reaches the database.
 
+pub(crate) mod action;
 pub mod actor;
 pub mod age;
 mod asked;

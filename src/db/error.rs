@@ -26,6 +26,9 @@ pub enum Error {
     /// A stored value that we cannot have written.
     #[error("a stored value does not make sense: {0}")]
     Corrupt(String),
+    /// The end of an audit chain is not as we left it: nothing is added to it, and nothing signed.
+    #[error("an audit chain is broken: {0}")]
+    AuditBroken(String),
 }
 
 impl Error {
@@ -41,6 +44,7 @@ impl Error {
                 Self::Query(DieselError::QueryBuilderError(cause.to_string().into()))
             }
             Self::Corrupt(what) => Self::Corrupt(what.clone()),
+            Self::AuditBroken(what) => Self::AuditBroken(what.clone()),
         }
     }
 }

@@ -85,6 +85,7 @@ codes! {
     Busy = 503 "busy" "Too much is going on";
     Starting = 503 "starting" "The node is starting";
     CallerNotAllowed = 503 "caller_not_allowed" "The gateway may not ask";
+    AuditBroken = 503 "audit_broken" "The audit trail is broken";
 }
 
 impl Code {
@@ -112,7 +113,7 @@ impl Code {
         match self {
             Self::Busy | Self::InProgress => Some(1),
             Self::StoreUnavailable | Self::Starting => Some(2),
-            Self::CallerNotAllowed => Some(30),
+            Self::CallerNotAllowed | Self::AuditBroken => Some(30),
             Self::InvalidRequest
             | Self::TwoCredentials
             | Self::CredentialInQuery

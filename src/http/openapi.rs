@@ -243,12 +243,8 @@ fn refusals(path: &str, operation: &Operation, public: bool) -> Vec<(&'static st
                 if p.parameter_in == ParameterIn::Header && p.name == name)
         })
     };
-    let is_operations = operation
-        .tags
-        .iter()
-        .flatten()
-        .any(|tag| tag == "operations");
-    if !is_operations {
+    let has_tag = |name: &str| operation.tags.iter().flatten().any(|tag| tag == name);
+    if !has_tag("operations") {
         refusals.push((
             "400",
             "`invalid_request` names what is wrong; `credential_in_query`; \
@@ -256,8 +252,12 @@ fn refusals(path: &str, operation: &Operation, public: bool) -> Vec<(&'static st
         ));
         refusals.push((
             "503",
-            "`store_unavailable`, `busy` or `starting`: try again after \
-                               `Retry-After`",
+            if public || has_tag("validation") {
+                "`store_unavailable`, `busy` or `starting`: try again after `Retry-After`"
+            } else {
+                "`store_unavailable`, `busy` or `starting`: try again after `Retry-After`; \
+                 `audit_broken`: what cannot be recorded is not done"
+            },
         ));
     }
     if !public {

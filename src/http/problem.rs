@@ -240,7 +240,7 @@ impl Problem {
             db::Error::Busy => "busy",
             db::Error::Taken(_) => "taken",
             db::Error::Query(_) => "query",
-            db::Error::Corrupt(_) => "corrupt",
+            db::Error::Corrupt(_) | db::Error::AuditBroken(_) => "corrupt",
             db::Error::Refused(_) => "refused",
         })
     }
@@ -383,6 +383,12 @@ impl From<db::Error> for Problem {
             db::Error::Taken(ref index) if index.contains("slug") => {
                 Self::new(Code::SlugTaken, "the slug was taken just now").cause(error)
             }
+            db::Error::AuditBroken(_) => Self::new(
+                Code::AuditBroken,
+                "the audit trail of the tenant is broken, and nothing is added to it until an operator \
+                 has looked: keystead audit verify",
+            )
+            .cause(error),
             db::Error::Taken(_)
             | db::Error::Unavailable(_)
             | db::Error::Refused(_)

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::fingerprint::Fingerprint;
-use super::key::KeyStatus;
+use super::key::{Key, KeyStatus};
 use super::may::may_end;
 use super::secret::{LookupId, Presented, UnparsedKey};
 use super::service::{BATCH_MAX, By, Keys, restrict};
@@ -43,6 +43,22 @@ pub enum EndAction {
     Disable,
 }
 
+impl EndAction {
+    /// Of the keys that match, those that it changes.
+    fn changing(self, matching: &KeyFilter) -> KeyFilter {
+        KeyFilter {
+            is_unrevoked: true,
+            is_enabled: self == Self::Disable,
+            ..matching.clone()
+        }
+    }
+
+    /// Whether it changes this key.
+    fn changes(self, key: &Key) -> bool {
+        key.revoked_at.is_none() && (self == Self::Revoke || key.disabled_at.is_none())
+    }
+}
+
 /// Which keys to end; at least one filter, and all must match.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -68,10 +84,11 @@ pub struct EndKeys {
     pub environment: Option<Environment>,
     #[serde(default)]
     pub action: EndAction,
-    /// Answers how many match and the first 200, and changes nothing.
+    /// Answers how many match, and of those that would change how many there are and the first 200;
+    /// changes nothing.
     #[serde(default)]
     pub dry_run: bool,
-    /// The count that the dry run told; without it nothing is changed.
+    /// What the dry run told as `matched`; without it nothing is changed.
     pub expected: Option<u64>,
     /// Ends management keys too: else they are left out.
     #[serde(default)]
@@ -85,10 +102,10 @@ const ENDED_MAX: i64 = 10_000;
 /// What ended, or would.
 pub struct Ended {
     pub matched: u64,
-    /// `None` in a dry run.
-    pub changed: Option<u64>,
-    /// Of a dry run, the first 200.
-    pub sample: Vec<super::key::Key>,
+    /// Those that were not ended before.
+    pub changed: u64,
+    /// Of a dry run, the first 200 that would change.
+    pub sample: Vec<Key>,
 }
 
 impl Keys {
@@ -219,10 +236,12 @@ impl Keys {
                     let mut filter = filter(conn, &tenant, &asked, prints).await?;
                     restrict(conn, &tenant, reach, &mut filter).await?;
                     let matched = store::count(conn, &tenant.id, &filter, now).await?;
-                    let sample = store::matching(conn, &tenant.id, &filter, 200, now).await?;
+                    let changing = asked.action.changing(&filter);
+                    let changed = store::count(conn, &tenant.id, &changing, now).await?;
+                    let sample = store::matching(conn, &tenant.id, &changing, 200, now).await?;
                     Ok(Ended {
                         matched: matched.unsigned_abs(),
-                        changed: None,
+                        changed: changed.unsigned_abs(),
                         sample,
                     })
                 })
@@ -261,14 +280,11 @@ impl Keys {
                 for key in &keys {
                     may_end(&by.rights, &key.grants)?;
                 }
-                keys.retain(|key| {
-                    key.revoked_at.is_none()
-                        && (asked.action == EndAction::Revoke || key.disabled_at.is_none())
-                });
+                keys.retain(|key| asked.action.changes(key));
                 end_all(change, asked.action, &keys).await?;
                 Ok(Ended {
                     matched: matched.unsigned_abs(),
-                    changed: Some(u64::try_from(keys.len()).unwrap_or(u64::MAX)),
+                    changed: u64::try_from(keys.len()).unwrap_or(u64::MAX),
                     sample: Vec::new(),
                 })
             })
@@ -371,7 +387,7 @@ pub(super) async fn by_id(
     tenant: &TenantRef,
     filter: &KeyFilter,
     now: crate::time::Timestamp,
-) -> Result<HashMap<KeyId, super::key::Key>> {
+) -> Result<HashMap<KeyId, Key>> {
     let limit = i64::try_from(BATCH_MAX).unwrap_or(i64::MAX);
     let keys = store::matching(conn, &tenant.id, filter, limit, now).await?;
     Ok(keys.into_iter().map(|key| (key.id.clone(), key)).collect())

@@ -369,7 +369,7 @@ impl Progress {
         match error {
             db::Error::Query(_) | db::Error::Corrupt(_) | db::Error::Taken(_) => true,
             db::Error::Busy => self.is_careful,
-            db::Error::Unavailable(_) | db::Error::Refused(_) => false,
+            db::Error::Unavailable(_) | db::Error::Refused(_) | db::Error::AuditBroken(_) => false,
         }
     }
 }

@@ -270,7 +270,7 @@ impl Seals {
             match self.seal_tenant(&tenant, to).await {
                 Ok(count) => sealed += count,
                 // A chain that is not whole is looked at by somebody: once an hour is enough.
-                Err(db::Error::Corrupt(what)) => {
+                Err(db::Error::Corrupt(what) | db::Error::AuditBroken(what)) => {
                     tracing::error!(tenant = %tenant.slug, what, "did not seal hours of uses");
                 }
                 Err(error) => failed = failed.or(Some(error)),

@@ -115,6 +115,18 @@ pub(super) async fn head(
     Ok(row.map(|(seq, hash, mac)| (Head { seq, hash }, mac)))
 }
 
+/// What the head must say: the number and hash of the newest line.
+pub(super) async fn newest(conn: &mut Conn, tenant: &TenantId) -> db::Result<Head> {
+    let row: Option<(i64, Vec<u8>)> = each!(conn, c => audit_event::table
+        .filter(audit_event::tenant_id.eq(tenant))
+        .order(audit_event::seq.desc())
+        .select((audit_event::seq, audit_event::hash))
+        .first(c)
+        .await
+        .optional())?;
+    Ok(row.map_or_else(Head::genesis, |(seq, hash)| Head { seq, hash }))
+}
+
 /// Starts a chain.
 pub(super) async fn insert_head(
     conn: &mut Conn,

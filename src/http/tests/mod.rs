@@ -115,6 +115,7 @@ async fn fail(kind: web::Path<String>) -> Result<HttpResponse, Problem> {
             Err(db::Error::Unavailable(anyhow::anyhow!("postgres://u:SECRET@h")).into())
         }
         "corrupt" => Err(db::Error::Corrupt("table secrets".to_owned()).into()),
+        "audit_broken" => Err(db::Error::AuditBroken("the head of secrets".to_owned()).into()),
         "busy" => Err(error::Error::Busy.into()),
         "forbidden" => Err(error::Error::Forbidden("keys:write:billing".to_owned()).into()),
         "taken" => {

@@ -97,6 +97,7 @@ async fn a_failure_tells_its_code_and_never_its_cause() {
     for (kind, code, retry_after) in [
         ("unavailable", Code::StoreUnavailable, Some("2")),
         ("corrupt", Code::StoreUnavailable, Some("2")),
+        ("audit_broken", Code::AuditBroken, Some("30")),
         ("busy", Code::Busy, Some("1")),
         ("forbidden", Code::Forbidden, None),
         ("taken", Code::SlugTaken, None),
@@ -119,7 +120,7 @@ async fn a_failure_tells_its_code_and_never_its_cause() {
         );
         assert!(parts.metrics.problems.value(code.slug()) > 0);
     }
-    for (kind, count) in [("unavailable", 1), ("corrupt", 1), ("busy", 0)] {
+    for (kind, count) in [("unavailable", 1), ("corrupt", 2), ("busy", 0)] {
         assert_eq!(parts.metrics.database_errors.value(kind), count, "{kind}");
     }
     assert_eq!(parts.metrics.auth_failures.value("forbidden"), 1);

@@ -51,10 +51,9 @@ pub struct FoundKeys {
 #[derive(Serialize, ToSchema)]
 pub struct EndedKeys {
     pub matched: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false)]
-    pub changed: Option<u64>,
-    /// Of a dry run, the first 200.
+    /// Of these, those that were not ended before; of a dry run, those that would change.
+    pub changed: u64,
+    /// Of a dry run, the first 200 that would change.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub items: Option<Vec<KeyView>>,
@@ -127,7 +126,8 @@ pub async fn find_keys(
 
 /// Revokes or disables every key that matches
 ///
-/// First with `dry_run`, then with `expected`, the count that it told.
+/// First with `dry_run`, then with `expected`, what it told as `matched`. Keys that were ended before match
+/// and do not change.
 #[utoipa::path(
     post, path = "/v1/keys/revoke", tag = "keys", operation_id = "revoke_keys",
     request_body = EndKeys,

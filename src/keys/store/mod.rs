@@ -99,6 +99,10 @@ pub struct KeyFilter {
     pub environments: Option<Vec<Environment>>,
     /// Neither revoked nor past its end: what is or may be in use.
     pub is_live: bool,
+    /// Not revoked, past its end or not.
+    pub is_unrevoked: bool,
+    /// Not disabled.
+    pub is_enabled: bool,
     pub name: Option<String>,
     pub external_id: Option<String>,
     pub created_by: Option<String>,
@@ -277,6 +281,12 @@ macro_rules! filtered {
                     .is_null()
                     .or(api_key::expires_at.gt(now)),
             );
+        }
+        if filter.is_unrevoked {
+            query = query.filter(api_key::revoked_at.is_null());
+        }
+        if filter.is_enabled {
+            query = query.filter(api_key::disabled_at.is_null());
         }
         if let Some(service) = &filter.service {
             query = query.filter(api_key::id.eq_any(granting!(key_grant::service_id.eq(service))));

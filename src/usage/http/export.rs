@@ -9,7 +9,7 @@ use super::wanted;
 use crate::audit::{Audit, Change};
 use crate::auth::http::{Caller, perm};
 use crate::db;
-use crate::http::extract::Query;
+use crate::http::extract::{AuditReason, Query};
 use crate::http::problem::Problem;
 use crate::page::Position;
 use crate::text::spreadsheet_cell;
@@ -39,7 +39,7 @@ struct FormatParam {
 /// complete. The export stands in the audit trail.
 #[utoipa::path(
     get, path = "/v1/usage/export", tag = "usage", operation_id = "export_usage_events",
-    params(EventFilter, FormatParam),
+    params(EventFilter, FormatParam, AuditReason),
     responses((
         status = 200,
         description = "The events, one a line",
@@ -52,6 +52,7 @@ struct FormatParam {
 pub async fn export_usage_events(
     caller: Caller<perm::UsageRead>,
     query: Query<ExportQuery>,
+    reason: AuditReason,
     usage: web::Data<Usage>,
     audit: web::Data<Audit>,
 ) -> Result<HttpResponse, Problem> {
@@ -62,7 +63,7 @@ pub async fn export_usage_events(
     wanted.filter.to = Some(wanted.filter.to.map_or(wanted.now, |to| to.min(wanted.now)));
     audit
         .change(
-            caller.attribution(None),
+            caller.attribution(reason.0),
             async move |change: &mut Change| {
                 change.record("usage.export", ("usage", "events"), None, Some(asked));
                 db::Result::Ok(())

@@ -219,7 +219,10 @@ async fn a_head_under_another_listed_master_key_is_sealed_under_the_first(home: 
     assert!(new.report().await.valid);
     new.change(&new.ours, 1).await.unwrap();
     let refused = old.change(&old.ours, 1).await;
-    assert!(matches!(refused, Err(db::Error::Corrupt(_))), "{refused:?}");
+    assert!(
+        matches!(refused, Err(db::Error::AuditBroken(_))),
+        "{refused:?}"
+    );
 }
 
 async fn many_lines_are_one_change(home: Home) {

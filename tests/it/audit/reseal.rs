@@ -28,7 +28,7 @@ fn operator(trail: &Trail) -> Attribution {
 }
 
 impl Trail {
-    async fn reseal(&self) -> Vec<Report> {
+    pub(super) async fn reseal(&self) -> Vec<Report> {
         self.audit
             .reseal(&Chains::All, &operator(self))
             .await

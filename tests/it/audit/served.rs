@@ -3,8 +3,9 @@
 
 use std::process::{Command, Output};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
+use crate::support::tables::execute;
 use crate::support::{BINARY, Home, both, text};
 
 both!(
@@ -12,6 +13,7 @@ both!(
     what_lies_behind_the_end_is_not_verified,
     checkpoints_are_made_on_demand_and_listed,
     free_text_is_no_formula_in_an_export,
+    a_change_that_a_broken_trail_cannot_take_is_told_so,
     commands_sign_verify_and_cut,
 );
 
@@ -139,6 +141,39 @@ async fn checkpoints_are_made_on_demand_and_listed(home: Home) {
     );
 }
 
+/// The newest record goes, while its head stays.
+const CUT: &str = "DELETE FROM audit_event WHERE seq = (SELECT MAX(seq) FROM audit_event)";
+
+async fn a_change_that_a_broken_trail_cannot_take_is_told_so(home: Home) {
+    let server = home.serve().await;
+    let owner = server.owner();
+    let refused = async |path: &str, body: Value| {
+        let ask = || owner.post(path).json(body.clone()).send();
+        let mut told = ask().await;
+        for _ in 0..20 {
+            if told.code() != "busy" {
+                break;
+            }
+            // On a slow machine.
+            told = ask().await;
+        }
+        assert_eq!((told.status, told.code()), (503, "audit_broken"), "{told}");
+        assert_eq!(told.headers["retry-after"], "30");
+        let detail = text(&told.body, "/detail");
+        assert!(detail.contains("keystead audit verify"), "{detail}");
+        owner.get("/v1/consumers").send().await.expect(200);
+        let report = owner.post("/v1/audit/verify").send().await.expect(200);
+        assert_eq!(report["valid"], false, "{report}");
+    };
+    execute(&home, "UPDATE audit_head SET seq = seq - 1").await;
+    refused("/v1/consumers", json!({"slug": "one"})).await;
+    refused("/v1/audit/checkpoints", json!({})).await;
+    execute(&home, "UPDATE audit_head SET seq = seq + 1").await;
+    owner.create("/v1/consumers", json!({"slug": "two"})).await;
+    execute(&home, CUT).await;
+    refused("/v1/consumers", json!({"slug": "three"})).await;
+}
+
 async fn free_text_is_no_formula_in_an_export(home: Home) {
     let server = home.serve().await;
     let owner = server.owner();
@@ -187,7 +222,10 @@ async fn free_text_is_no_formula_in_an_export(home: Home) {
     let (early, late) = ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z");
     for (name, refused) in [
         ("action", "action=revoke".to_owned()),
+        ("action", "action=key.crate".to_owned()),
         ("target_kind", "target_kind=".to_owned()),
+        ("target_kind", "target_kind=kee".to_owned()),
+        ("outcome", "outcome=dune".to_owned()),
         ("ip", "ip=203.0.113.0/24".to_owned()),
         ("from", format!("from={late}&to={early}")),
         ("from", format!("from={early}&to={early}")),

@@ -330,7 +330,10 @@ async fn no_end_is_signed_that_we_did_not_seal(home: Home) {
     let told = || trail.metrics.security_events.value("audit_broken");
     let before = told();
     let refused = trail.audit.checkpoint(&trail.ours).await;
-    assert!(matches!(refused, Err(db::Error::Corrupt(_))), "{refused:?}");
+    assert!(
+        matches!(refused, Err(db::Error::AuditBroken(_))),
+        "{refused:?}"
+    );
     assert_eq!(told(), before + 1);
     assert!(!file.exists());
 }

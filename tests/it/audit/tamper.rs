@@ -41,6 +41,7 @@ both!(
     a_removed_record_is_named,
     a_removed_record_whose_gap_was_closed_is_named,
     a_removed_last_record_is_named,
+    nothing_is_added_to_a_chain_that_does_not_end_as_its_head_says,
     a_cut_tail_is_named,
     an_emptied_chain_is_named,
     a_cut_tail_with_a_rewritten_head_is_a_forged_head,
@@ -147,6 +148,38 @@ async fn a_removed_last_record_is_named(home: Home) {
     .await;
 }
 
+/// Else the cut would look like a gap that is older than our next change.
+async fn nothing_is_added_to_a_chain_that_does_not_end_as_its_head_says(home: Home) {
+    for (n, statement) in [
+        "DELETE FROM audit_event WHERE seq = 6",
+        "DELETE FROM audit_event WHERE seq > 2",
+        "DELETE FROM audit_event",
+        "UPDATE audit_event SET seq = 9 WHERE seq = 6",
+        "UPDATE audit_event SET hash = prev_hash WHERE seq = 6",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let home = home.empty().await;
+        home.db().migrate().await.unwrap();
+        let trail = Trail::of(&home, 6).await;
+        trail.sql(statement).await;
+        let (left, report) = (trail.lines().await, trail.report().await);
+        let refused = trail.change(&trail.ours, 1).await;
+        assert!(
+            matches!(refused, Err(db::Error::AuditBroken(_))),
+            "{statement}: {refused:?}"
+        );
+        assert_eq!(trail.lines().await, left, "{statement}");
+        assert_eq!(trail.metrics.security_events.value("audit_broken"), 1);
+        assert_eq!(trail.report().await.first_bad, report.first_bad);
+        trail.change(&trail.other, 1).await.expect("it is whole");
+        trail.reseal().await;
+        let taken = trail.change(&trail.ours, 1).await;
+        taken.unwrap_or_else(|error| panic!("{n}: {error}"));
+    }
+}
+
 async fn a_cut_tail_is_named(home: Home) {
     found(
         &home,
@@ -169,7 +202,10 @@ async fn a_cut_tail_with_a_rewritten_head_is_a_forged_head(home: Home) {
     expect(&trail, 4, Fault::HeadForged).await;
     // Nor does our next change seal it.
     let refused = trail.change(&trail.ours, 1).await;
-    assert!(matches!(refused, Err(db::Error::Corrupt(_))), "{refused:?}");
+    assert!(
+        matches!(refused, Err(db::Error::AuditBroken(_))),
+        "{refused:?}"
+    );
     expect(&trail, 4, Fault::HeadForged).await;
     assert_eq!(trail.metrics.security_events.value("audit_broken"), 1);
     trail
@@ -274,7 +310,10 @@ async fn a_chain_made_anew_from_a_record_on_is_found(home: Home) {
 async fn a_removed_head_is_named(home: Home) {
     let trail = found(&home, &["DELETE FROM audit_head"], 14, Fault::HeadMissing).await;
     let refused = trail.change(&trail.ours, 1).await;
-    assert!(matches!(refused, Err(db::Error::Corrupt(_))), "{refused:?}");
+    assert!(
+        matches!(refused, Err(db::Error::AuditBroken(_))),
+        "{refused:?}"
+    );
 }
 
 async fn a_fault_stays_named_when_the_chain_goes_on(home: Home) {

@@ -1,5 +1,6 @@
 //! Many at once: races, repetitions, batches, floods.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -23,6 +24,7 @@ both!(
     a_batch_asked_for_again_is_told_in_its_order,
     keys_ended_together_are_each_a_version_further,
     ending_by_filter_needs_the_count_it_was_told,
+    a_dry_run_tells_what_would_change,
     wrong_keys_never_run_argon2,
     thousands_of_keys_that_nobody_remembers_all_have_their_turn,
     a_key_that_is_unknown_is_looked_up_once_however_often_it_is_tried,
@@ -346,6 +348,50 @@ async fn ending_by_filter_needs_the_count_it_was_told(home: Home) {
     let found = found.expect(200);
     assert_eq!(found["items"][0]["status"], "revoked");
     assert!(found["items"][1].is_null());
+}
+
+async fn a_dry_run_tells_what_would_change(home: Home) {
+    let server = home.serve().await;
+    let owner = server.owner();
+    catalogue(&owner).await;
+    let mut ids = Vec::new();
+    for _ in 0..5 {
+        ids.push(issue(&owner, new_key()).await.0);
+    }
+    for (n, verb) in [(0, "revoke"), (1, "disable"), (2, "disable"), (2, "revoke")] {
+        let end = owner.post(&format!("/v1/keys/{}/{verb}", ids[n]));
+        end.json(json!({})).send().await.expect(200);
+    }
+    for (action, left) in [
+        ("disable", &ids[3..]),
+        ("revoke", &[&ids[1..2], &ids[3..]].concat()),
+    ] {
+        let end = async |rest: Value| {
+            let mut body = json!({"consumer": "acme", "action": action});
+            body.as_object_mut()
+                .unwrap()
+                .extend(rest.as_object().unwrap().clone());
+            owner
+                .post("/v1/keys/revoke")
+                .json(body)
+                .send()
+                .await
+                .expect(200)
+        };
+        let told = end(json!({"dry_run": true})).await;
+        let items = told["items"].as_array().unwrap().iter();
+        let shown: BTreeSet<String> = items.map(|key| text(key, "/id")).collect();
+        assert_eq!(shown, left.iter().cloned().collect(), "{action}");
+        let done = end(json!({"expected": told["matched"]})).await;
+        assert_eq!(told["matched"], 5, "{told}");
+        assert_eq!(told["changed"], left.len(), "{told}");
+        assert_eq!(done["changed"], told["changed"], "{done}");
+        let again = end(json!({"dry_run": true})).await;
+        assert_eq!(
+            (&again["changed"], &again["items"]),
+            (&json!(0), &json!([]))
+        );
+    }
 }
 
 async fn wrong_keys_never_run_argon2(home: Home) {

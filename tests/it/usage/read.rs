@@ -32,6 +32,7 @@ both!(
     who_may_read_of_one_service_reads_of_no_other,
     another_tenants_usage_is_not_there,
     an_export_is_a_line_an_event_and_holds_no_formula,
+    why_an_export_was_asked_for_stands_in_the_trail,
     a_wrong_parameter_is_named,
 );
 
@@ -669,6 +670,22 @@ async fn an_export_is_a_line_an_event_and_holds_no_formula(home: Home) {
         }
     }
     assert_eq!(rows, 4_500);
+}
+
+async fn why_an_export_was_asked_for_stands_in_the_trail(home: Home) {
+    let ledger = Ledger::new(&home).await;
+    let export = ledger.owner.get("/v1/usage/export?service=billing");
+    let export = export.header("audit-reason", "yearly audit").send().await;
+    assert_eq!(export.status, 200, "{export}");
+    let path = "/v1/audit/events?action=usage.export";
+    let trail = ledger.owner.get(path).send().await.expect(200);
+    assert_eq!(trail["items"][0]["reason"], "yearly audit", "{trail}");
+    assert_eq!(trail["items"][0]["after"]["filter"]["service"], "billing");
+    let export = ledger.owner.get("/v1/usage/export");
+    let refused = export.header("audit-reason", &"x".repeat(10_000));
+    refused.send().await.expect(400);
+    let trail = ledger.owner.get(path).send().await.expect(200);
+    assert_eq!(trail["items"].as_array().unwrap().len(), 1, "{trail}");
 }
 
 async fn a_wrong_parameter_is_named(home: Home) {
