@@ -298,17 +298,25 @@ pub fn serve(config: Config, lost_lines: LostLines) -> Result<(), StartError> {
 
 /// Whoever lost sight of the master key must not be given another, which would be taken for it.
 fn refuse_if_it_had_one(config: &Config) -> Result<(), StartError> {
-    match config.database.url.target() {
-        Target::Sqlite { path } if path.is_file() && pepper_store::is_any_in(path) => {
-            Err(StartError::Wrong(format!(
-                "data_dir: {} is missing, and the database is of no use without it; put its copy back, or, if \
-                 it is lost for ever, make another with (umask 077; openssl rand -hex 32 > master.key) and run: \
-                 keystead pepper lost",
-                config.own_master_key().display()
-            )))
-        }
-        Target::Sqlite { .. } | Target::Postgres { .. } => Ok(()),
+    let Target::Sqlite { path } = config.database.url.target() else {
+        return Ok(());
+    };
+    let had_one = pepper_store::is_any_in(path).map_err(|error| {
+        StartError::Wrong(format!(
+            "database.url: {} cannot be read: {error}; it must be a database of Keystead and belong to the user \
+             that runs it",
+            path.display()
+        ))
+    })?;
+    if had_one {
+        return Err(StartError::Wrong(format!(
+            "data_dir: {} is missing, and the database is of no use without it; put its copy back, or, if it is \
+             lost for ever, make another with (umask 077; openssl rand -hex 32 > master.key) and run: keystead \
+             pepper lost",
+            config.own_master_key().display()
+        )));
     }
+    Ok(())
 }
 
 async fn run(app: App, listeners: Listeners) -> Result<(), StartError> {

@@ -155,15 +155,22 @@ impl Audit {
 
     /// Step 1.
     async fn sealed_head(&self, conn: &mut Conn, tenant: &TenantId) -> db::Result<Head> {
-        match store::head(conn, tenant).await? {
-            Some((head, mac)) if self.keys.opens(tenant, &head, &mac) => Ok(head),
-            Some(_) | None => {
-                let told = "the head was not left by us, so it is not signed".to_owned();
-                let fault = format!("the audit chain of {tenant}: {told}");
-                self.security_event(SecurityEvent::AuditBroken, tenant.as_str(), told);
-                Err(db::Error::AuditBroken(fault))
+        let told = match store::head(conn, tenant).await? {
+            Some((head, mac)) if self.keys.opens(tenant, &head, &mac) => {
+                let is_there = head.seq == 0
+                    || store::line(conn, tenant, head.seq)
+                        .await?
+                        .is_some_and(|line| line.hash == head.hash);
+                if is_there {
+                    return Ok(head);
+                }
+                "the record that the head names is not there, so it is not signed"
             }
-        }
+            Some(_) | None => "the head was not left by us, so it is not signed",
+        };
+        self.security_event(SecurityEvent::AuditBroken, tenant.as_str(), told.to_owned());
+        let fault = format!("the audit chain of {tenant}: {told}");
+        Err(db::Error::AuditBroken(fault))
     }
 
     /// The checkpoint that reaches furthest.

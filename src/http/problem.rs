@@ -187,9 +187,11 @@ impl Problem {
         self
     }
 
+    /// When to come again: as `other` says, if that is earlier.
     #[must_use]
     pub fn retry_after_of(mut self, other: &Self) -> Self {
-        self.0.retry_after_seconds = other.0.retry_after_seconds;
+        let both = [self.0.retry_after_seconds, other.0.retry_after_seconds];
+        self.0.retry_after_seconds = both.into_iter().flatten().min();
         self
     }
 

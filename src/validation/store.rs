@@ -146,6 +146,15 @@ fn hit_of(rows: Vec<SeenRow>) -> db::Result<(i64, Option<Hit>)> {
         let (Some(secret), Some(key)) = (secret, key) else {
             continue;
         };
+        if hit
+            .as_ref()
+            .is_some_and(|hit| hit.rows.secret.id != secret.id)
+        {
+            return Err(db::Error::Corrupt(format!(
+                "the secrets {} and another are of one plaintext",
+                secret.id
+            )));
+        }
         let hit = hit.get_or_insert_with(|| Hit {
             pepper_version,
             verifier_missing: verifier.is_none(),

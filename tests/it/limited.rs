@@ -375,7 +375,7 @@ async fn a_caller_has_limits_too(home: Home) {
     }
     let refused = caller.get("/v1/keys").send().await;
     assert_eq!((refused.status, refused.code()), (429, "rate_limited"));
-    let wait = refused.headers["retry-after"].clone();
+    assert!(refused.headers.contains_key("retry-after"));
     // Whoever is behind a gateway has no limits of its key: that stands in the way of all of them.
     let request = server.client().get("/gateway/authorize?service=invoicing");
     let request = request.header("x-keystead-caller", &key);
@@ -386,7 +386,8 @@ async fn a_caller_has_limits_too(home: Home) {
     );
     let used_up = "the limits of the key in X-Keystead-Caller are used up";
     assert_eq!(refused.body["detail"], used_up);
-    assert_eq!(refused.headers["retry-after"], wait);
+    // Somebody may raise them before they are free again.
+    assert_eq!(refused.headers["retry-after"], "30");
 }
 
 async fn what_is_refused_within_a_batch_is_counted_as_what_is_refused_alone(home: Home) {

@@ -60,13 +60,28 @@ impl Row {
 }
 
 /// Whether the `SQLite` database at this place holds a pepper version: then there is a master key that it comes
-/// from. `false` also where that cannot be told: whoever opens the database in earnest says why.
-pub fn is_any_in(path: &Path) -> bool {
-    let Ok(mut conn) = SqliteConnection::establish(&path.to_string_lossy()) else {
-        return false;
-    };
+/// from. Nothing is written.
+///
+/// # Errors
+/// There is something that cannot be read.
+pub fn is_any_in(path: &Path) -> anyhow::Result<bool> {
+    use diesel::connection::SimpleConnection as _;
+    if !path.try_exists()? {
+        return Ok(false);
+    }
+    let mut conn = SqliteConnection::establish(&path.to_string_lossy())?;
+    conn.batch_execute("PRAGMA busy_timeout=1500; PRAGMA query_only=ON;")?;
     let first = table::table.select(table::version);
-    diesel::RunQueryDsl::first::<i32>(first, &mut conn).is_ok()
+    match diesel::RunQueryDsl::first::<i32>(first, &mut conn) {
+        Ok(_) => Ok(true),
+        Err(diesel::result::Error::NotFound) => Ok(false),
+        Err(diesel::result::Error::DatabaseError(_, what))
+            if what.message().starts_with("no such table") =>
+        {
+            Ok(false)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 impl TryFrom<Row> for PepperVersion {

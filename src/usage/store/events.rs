@@ -168,11 +168,11 @@ pub async fn walk(
     let mut span = HOUR_MS;
     let mut is_first = true;
     while high > oldest {
-        let low = end.saturating_sub(span).max(oldest);
+        let wide = end.saturating_sub(span).max(oldest);
         let mut left = most.events.saturating_sub(count(&rows));
         let (low, hours) = match &wanted.filter.key {
-            Some(key) if !is_first => used_between(conn, wanted, key, (low, high)).await?,
-            Some(_) | None => (low, None),
+            Some(key) if !is_first => used_between(conn, wanted, key, (wide, high)).await?,
+            Some(_) | None => (wide, None),
         };
         let part = Part::Window {
             low,
@@ -208,7 +208,7 @@ pub async fn walk(
             high = low.min(last_use(conn, wanted, key, low).await?);
         }
         end = high;
-        if !is_first {
+        if !is_first && low == wide {
             span = span.saturating_mul(2);
         }
         is_first = false;
@@ -261,10 +261,13 @@ async fn used_between(
     key: &str,
     (low, high): (i64, i64),
 ) -> db::Result<(i64, Option<Vec<i64>>)> {
-    let is_counted = low >= wanted.now.minus(COUNTS_KEPT).millis();
-    if matches!(conn, Conn::Sqlite(_)) || !is_counted {
+    // Of the hour that this lies in the counts may be gone.
+    let counted = wanted.now.minus(COUNTS_KEPT).millis();
+    let counted = counted.saturating_add(HOUR_MS - counted.rem_euclid(HOUR_MS));
+    if matches!(conn, Conn::Sqlite(_)) || high <= counted {
         return Ok((low, None));
     }
+    let low = low.max(counted);
     let hours: Vec<i64> = each!(conn, c => usage_hour::table
         .filter(usage_hour::tenant_id.concat("").eq(&wanted.tenant_id))
         .filter(usage_hour::key_id.eq(key))

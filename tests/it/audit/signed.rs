@@ -27,6 +27,7 @@ both!(
     checkpoints_are_due_where_a_chain_grew,
     a_forged_checkpoint_does_not_say_that_none_is_due,
     no_end_is_signed_that_we_did_not_seal,
+    no_end_is_signed_whose_record_is_gone,
     a_changed_checkpoint_is_named,
     a_chain_made_anew_is_named_between_its_checkpoints,
     a_database_rolled_back_is_found_against_the_file,
@@ -335,6 +336,22 @@ async fn no_end_is_signed_that_we_did_not_seal(home: Home) {
         "{refused:?}"
     );
     assert_eq!(told(), before + 1);
+    assert!(!file.exists());
+}
+
+async fn no_end_is_signed_whose_record_is_gone(home: Home) {
+    let (trail, file) = Trail::signing(&home, 6).await;
+    trail.sql("DELETE FROM audit_event WHERE seq = 6").await;
+    for refused in [
+        trail.audit.checkpoint(&trail.ours).await.err(),
+        trail.audit.checkpoint_due(Span::hours(1)).await.err(),
+    ] {
+        assert!(
+            matches!(refused, Some(db::Error::AuditBroken(_))),
+            "{refused:?}"
+        );
+    }
+    assert_eq!(trail.metrics.security_events.value("audit_broken"), 2);
     assert!(!file.exists());
 }
 
