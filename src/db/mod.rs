@@ -310,10 +310,10 @@ impl Db {
                 }
             }
             Target::Postgres { url } => Pools::Postgres {
-                pool: postgres::pool(url, postgres::connections(content))?,
-                loads: postgres::pool(url, postgres::LOAD_CONNECTIONS)?,
-                looks: postgres::pool(url, 1)?,
-                longs: postgres::pool(url, postgres::LONG_CONNECTIONS)?,
+                pool: postgres::pool(url, postgres::connections(content), "")?,
+                loads: postgres::pool(url, postgres::LOAD_CONNECTIONS, postgres::LOAD_SETUP)?,
+                looks: postgres::pool(url, 1, "")?,
+                longs: postgres::pool(url, postgres::LONG_CONNECTIONS, "")?,
             },
         };
         Ok(Self {

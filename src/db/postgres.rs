@@ -36,6 +36,12 @@ const SETUP: &str = "SET statement_timeout = '2s'; SET lock_timeout = '2s'; \
                      SET synchronous_commit = on; \
                      SET jit = off; SET random_page_cost = 1.1; SET work_mem = '16MB';";
 
+/// For what validations wait for, which are few rows by an index, whatever is asked: one plan serves them all, and
+/// making one each time takes longer than to run it. Nor does it read a table as a whole if it was made while
+/// that was small and nobody has counted its rows since.
+pub(super) const LOAD_SETUP: &str =
+    "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off;";
+
 /// For lists and changes, and of them for the usage ledger.
 const CONNECTIONS: usize = 16;
 const USAGE_CONNECTIONS: usize = 6;
@@ -106,7 +112,12 @@ impl fmt::Debug for PgUrl {
     }
 }
 
-pub(super) fn pool(url: &PgUrl, connections: usize) -> io::Result<Pool<AsyncPgConnection>> {
+/// Connections that begin with [`SETUP`] and `more`.
+pub(super) fn pool(
+    url: &PgUrl,
+    connections: usize,
+    more: &'static str,
+) -> io::Result<Pool<AsyncPgConnection>> {
     let tls = tls(url)?;
     let pg = url.config.clone();
     let mut config = ManagerConfig::<AsyncPgConnection>::default();
@@ -114,7 +125,7 @@ pub(super) fn pool(url: &PgUrl, connections: usize) -> io::Result<Pool<AsyncPgCo
     config.recycling_method = RecyclingMethod::Fast;
     config.custom_setup = Box::new(move |_url| {
         let (pg, tls) = (pg.clone(), tls.clone());
-        async move { connect(&pg, tls).await }.boxed()
+        async move { connect(&pg, tls, more).await }.boxed()
     });
     let manager = AsyncDieselConnectionManager::new_with_config("", config);
     #[expect(
@@ -130,6 +141,7 @@ pub(super) fn pool(url: &PgUrl, connections: usize) -> io::Result<Pool<AsyncPgCo
 async fn connect(
     pg: &tokio_postgres::Config,
     tls: MakeRustlsConnect,
+    more: &str,
 ) -> ConnectionResult<AsyncPgConnection> {
     let bad = |error: tokio_postgres::Error| {
         let mut text = error.to_string();
@@ -150,7 +162,7 @@ async fn connect(
     };
     let (client, connection) = pg.connect(tls).await.map_err(bad)?;
     let mut conn = AsyncPgConnection::try_from_client_and_connection(client, connection).await?;
-    conn.batch_execute(SETUP)
+    conn.batch_execute(&format!("{SETUP} {more}"))
         .await
         .map_err(ConnectionError::CouldntSetupConfiguration)?;
     Ok(conn)
