@@ -16,7 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{App, StartError, housekeeping};
 use crate::audit::http::{RefusedRecorder, record_refused};
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, MAKE_MASTER_KEY};
 use crate::db::Target;
 use crate::entropy::Entropy;
 use crate::http::cors::cors;
@@ -311,8 +311,7 @@ fn refuse_if_it_had_one(config: &Config) -> Result<(), StartError> {
     if had_one {
         return Err(StartError::Wrong(format!(
             "data_dir: {} is missing, and the database is of no use without it; put its copy back, or, if it is \
-             lost for ever, make another with (umask 077; openssl rand -hex 32 > master.key) and run: keystead \
-             pepper lost",
+             lost for ever, make another with {MAKE_MASTER_KEY} and run: keystead pepper lost",
             config.own_master_key().display()
         )));
     }

@@ -157,6 +157,7 @@ impl Audit {
     async fn sealed_head(&self, conn: &mut Conn, tenant: &TenantId) -> db::Result<Head> {
         let told = match store::head(conn, tenant).await? {
             Some((head, mac)) if self.keys.opens(tenant, &head, &mac) => {
+                // Not whether it is the newest: changes go on beside this.
                 let is_there = head.seq == 0
                     || store::line(conn, tenant, head.seq)
                         .await?

@@ -38,7 +38,7 @@ use self::issuers::IssuerConfig;
 pub use self::log::{Log, LogFormat, LogLevel};
 pub use self::oauth::{Oauth, SigningAlgorithm};
 pub use self::redis::{Redis, RedisTls, RedisUrl};
-pub use self::secrets::Secrets;
+pub use self::secrets::{MAKE_MASTER_KEY, Secrets};
 pub use self::server::{Network, Operations, Origin, PublicUrl, Server};
 use self::settings::{Kind, SETTINGS, Setting};
 use self::sources::Layer;

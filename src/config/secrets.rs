@@ -25,6 +25,9 @@ pub struct Secrets {
     pub master_key_files: Vec<PathBuf>,
 }
 
+/// How an operator makes one.
+pub const MAKE_MASTER_KEY: &str = "(umask 077; openssl rand -hex 32 > master.key)";
+
 /// The file of the key that an embedded server makes for itself.
 const OWN_KEY: &str = "master.key";
 
@@ -57,9 +60,10 @@ impl Config {
         if !self.database.url.target().is_sqlite() {
             return Err(ConfigError::of(
                 "secrets.master_key_files",
-                "must name a file with the master key when the database is PostgreSQL (or set \
-                 KEYSTEAD__SECRETS__MASTER_KEY); make one with: (umask 077; openssl rand -hex 32 \
-                 > master.key), the same for all nodes",
+                format!(
+                    "must name a file with the master key when the database is PostgreSQL (or set \
+                     KEYSTEAD__SECRETS__MASTER_KEY); make one with: {MAKE_MASTER_KEY}, the same for all nodes"
+                ),
             ));
         }
         let path = self.own_master_key();

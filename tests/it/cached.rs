@@ -11,7 +11,7 @@ use keystead::keys::secret::{ApiKey, LookupId};
 use keystead::text::{Environment, Prefix};
 use keystead::validation::Failure;
 use serde_json::{Value, json};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::support::redis::OwnRedis;
 use crate::support::{Backend, Client, Home, Server, both, run, tables, text, until};
@@ -458,18 +458,20 @@ async fn who_guesses_at_a_lookup_id_locks_out_no_key_that_is_in_use(home: Home) 
         let body = json!({
             "api_key": guess.expose_secret(), "service": "invoicing", "ip": "198.51.100.1",
         });
-        pair.owner_a.post("/v1/verify").json(body).send().await
+        // Once: who is refused does not come again.
+        let answer = pair.owner_a.post("/v1/verify").json(body).try_send().await;
+        answer.expect("the node answers")
     };
     let mut told = Vec::new();
     // A machine with other things to do may be too slow once.
+    let (began, mut looked_up) = (Instant::now(), 0);
     while told.len() < 3 && !told.contains(&200) {
         let guesses = async { join_all((0..300).map(|_| guess())).await };
         let (guessed, asked) = futures_util::future::join(guesses, ask(&key)).await;
-        let refused = guessed.iter().filter(|answer| answer.status == 503);
-        assert!(
-            refused.count() > 100,
-            "guesses are not looked up without end"
-        );
+        let found_nothing = guessed.iter().filter(|answer| answer.status != 503);
+        looked_up += found_nothing.count();
+        let granted = 100.0 + 10.0 * began.elapsed().as_secs_f64();
+        assert!(looked_up as f64 <= granted, "{looked_up} of {granted}");
         told.push(asked.status);
         told.push(ask(&key).await.status);
     }
@@ -486,15 +488,16 @@ async fn good_keys_that_nobody_remembers_are_found_beside_guesses(home: Home) {
     }
     // What they belong to is known, and they are not.
     assert_eq!(code(&pair.owner_b, &pair.issue().await.1).await, "valid");
-    let ask = async |key: &str| {
+    let question = |key: &str| {
         let body = json!({"api_key": key, "service": "invoicing", "ip": "203.0.113.9"});
-        let answer = pair.owner_b.post("/v1/verify").json(body).send().await;
-        answer.status
+        pair.owner_b.post("/v1/verify").json(body)
     };
+    let ask = async |key: &str| question(key).send().await.status;
+    // Each once: who is refused does not come again.
     let guesses_at = async |key: &str| {
-        let guesses = (0..50).map(async |_| ask(stranger_to(key).expose_secret()).await);
-        let told = join_all(guesses).await;
-        told.iter().filter(|status| **status == 503).count()
+        let guesses = (0..50).map(|_| question(stranger_to(key).expose_secret()).try_send());
+        let told = join_all(guesses).await.into_iter().flatten();
+        told.filter(|answer| answer.status == 503).count()
     };
     // Until hardly any is looked up of its lookup id.
     let guess_at = async |key: &str| {

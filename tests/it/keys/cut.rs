@@ -140,7 +140,7 @@ async fn assert_whole(owner: &Client) {
     };
     until(BOUND, "every change had its one line", agreed).await;
     let mut batches = BTreeMap::<String, usize>::new();
-    for key in all(owner, "/v1/keys").await {
+    for key in owner.all("/v1/keys", 200).await {
         for tag in key["tags"].as_array().expect("a list") {
             *batches.entry(tag.to_string()).or_default() += 1;
         }
@@ -152,7 +152,7 @@ async fn assert_whole(owner: &Client) {
 /// How many lines each action has.
 async fn actions(owner: &Client) -> BTreeMap<String, usize> {
     let mut actions = BTreeMap::new();
-    for line in all(owner, "/v1/audit/events?outcome=done").await {
+    for line in owner.all("/v1/audit/events?outcome=done", 200).await {
         *actions.entry(text(&line, "/action")).or_default() += 1;
     }
     actions
@@ -237,7 +237,7 @@ async fn a_client_that_resets_its_connection_leaves_whole_changes(home: Home) {
     for verb in ["create", "update", "rotate", "disable", "enable", "revoke"] {
         assert!(after.contains_key(&format!("key.{verb}")), "{after:?}");
     }
-    let keys = all(&owner, "/v1/keys?consumer=acme").await;
+    let keys = owner.all("/v1/keys?consumer=acme", 200).await;
     let made = keys.iter().filter(|key| key["name"] == "cut").count();
     let asked = CLIENTS * rounds(RESET).div_ceil(12);
     assert!((1..asked).contains(&made), "{made} of {asked} were made");

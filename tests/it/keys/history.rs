@@ -10,7 +10,7 @@ use proptest::strategy::ValueTree as _;
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::{Value, json};
 
-use super::{all, text};
+use super::text;
 use crate::support::{Answer, Client, Home, Server, both, setting};
 
 both!(
@@ -209,7 +209,7 @@ fn without_uses(mut key: Value) -> Value {
 }
 
 async fn listed(client: &Client) -> BTreeMap<String, Value> {
-    let keys = all(client, "/v1/keys").await.into_iter();
+    let keys = client.all("/v1/keys", 200).await.into_iter();
     keys.map(|key| (text(&key, "/id"), without_uses(key)))
         .collect()
 }
@@ -347,7 +347,7 @@ async fn the_keys_of_now_are_told_with_their_last_use(home: Home) {
     let told = world.owner.get("/v1/keys/export").send().await;
     let now = keys_of(&lines(&told));
     let mut listed = BTreeMap::new();
-    for key in all(&world.owner, "/v1/keys").await {
+    for key in world.owner.all("/v1/keys", 200).await {
         listed.insert(text(&key, "/id"), key);
     }
     let used = &now[&text(&issued, "/key/id")];

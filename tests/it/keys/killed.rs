@@ -141,7 +141,7 @@ async fn a_create_whose_answer_died_with_its_node_is_answered_when_it_is_repeate
         .expect("it is taken");
     let mut made = Vec::new();
     until(BOUND, "the key is committed", async || {
-        made = all(&owner, "/v1/keys?name=once").await;
+        made = owner.all("/v1/keys?name=once", 200).await;
         !made.is_empty()
     })
     .await;
@@ -167,7 +167,9 @@ async fn a_create_whose_answer_died_with_its_node_is_answered_when_it_is_repeate
         assert_eq!(answer["key"]["id"], made[0]["id"]);
         assert!(answer["api_key"].is_null(), "{answer}");
     }
-    let unused = all(&owner, "/v1/keys?never_used=true&consumer=acme").await;
+    let unused = owner
+        .all("/v1/keys?never_used=true&consumer=acme", 200)
+        .await;
     assert_eq!(unused.len(), 1, "{unused:?}");
     assert_eq!(unused[0]["id"], made[0]["id"]);
     assert_eq!(versions_of_keys(&owner).await, lines_of_keys(&owner).await);

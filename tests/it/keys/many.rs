@@ -161,16 +161,8 @@ async fn a_batch_is_all_or_nothing(home: Home) {
         );
     }
     let mut seen = std::collections::BTreeSet::new();
-    let mut path = "/v1/keys?consumer=acme&limit=90".to_owned();
-    loop {
-        let page = owner.get(&path).send().await.expect(200);
-        for key in page["items"].as_array().unwrap() {
-            assert!(seen.insert(text(key, "/id")), "a key on two pages");
-        }
-        match page["next_cursor"].as_str() {
-            Some(cursor) => path = format!("/v1/keys?consumer=acme&limit=90&cursor={cursor}"),
-            None => break,
-        }
+    for key in owner.all("/v1/keys?consumer=acme", 90).await {
+        assert!(seen.insert(text(&key, "/id")), "a key on two pages");
     }
     assert_eq!(seen.len(), 200);
 }

@@ -81,26 +81,10 @@ fn forward(server: &Server, span: Span) {
     server.clock.advance(span);
 }
 
-/// Everything that a list holds, page by page.
-async fn all(owner: &Client, path: &str) -> Vec<Value> {
-    let mut items = Vec::new();
-    let joined = if path.contains('?') { '&' } else { '?' };
-    let first = format!("{path}{joined}limit=200");
-    let mut next = first.clone();
-    loop {
-        let page = owner.get(&next).send().await.expect(200);
-        items.extend(page["items"].as_array().expect("a page").iter().cloned());
-        match page["next_cursor"].as_str() {
-            Some(cursor) => next = format!("{first}&cursor={cursor}"),
-            None => return items,
-        }
-    }
-}
-
 /// What the trail has on keys: how many lines each has, by id.
 async fn lines_of_keys(owner: &Client) -> BTreeMap<String, i64> {
     let mut lines = BTreeMap::new();
-    for line in all(owner, "/v1/audit/events?outcome=done").await {
+    for line in owner.all("/v1/audit/events?outcome=done", 200).await {
         if line["target"]["kind"] == "key" {
             *lines.entry(text(&line, "/target/id")).or_default() += 1;
         }
@@ -110,7 +94,7 @@ async fn lines_of_keys(owner: &Client) -> BTreeMap<String, i64> {
 
 /// The version of each key, by id. Every change of a key raises it by one.
 async fn versions_of_keys(owner: &Client) -> BTreeMap<String, i64> {
-    let keys = all(owner, "/v1/keys").await;
+    let keys = owner.all("/v1/keys", 200).await;
     keys.iter()
         .map(|key| (text(key, "/id"), key["version"].as_i64().expect("a number")))
         .collect()

@@ -92,6 +92,21 @@ impl Client {
         self.request(Method::GET, path)
     }
 
+    /// What a list holds, from its first page of `limit` to its last.
+    pub async fn all(&self, path: &str, limit: usize) -> Vec<Value> {
+        let joined = if path.contains('?') { '&' } else { '?' };
+        let first = format!("{path}{joined}limit={limit}");
+        let (mut items, mut next) = (Vec::new(), first.clone());
+        loop {
+            let page = self.get(&next).send().await.expect(200);
+            items.extend(page["items"].as_array().expect("a page").iter().cloned());
+            match page["next_cursor"].as_str() {
+                Some(cursor) => next = format!("{first}&cursor={cursor}"),
+                None => return items,
+            }
+        }
+    }
+
     pub fn post(&self, path: &str) -> Request {
         self.request(Method::POST, path)
     }
