@@ -19,10 +19,6 @@ use super::flights::NoLanding;
 use crate::clock::Clock;
 use crate::patience;
 
-/// So many have a turn at once: twice as many as there are connections for them. When as many are late and
-/// still run, something is wrong.
-const AT_ONCE: usize = 16;
-
 /// So many wait for one.
 const WAITING_MAX: usize = 10_000;
 
@@ -36,6 +32,8 @@ const LINE_MAX: Duration = Duration::from_secs(4);
 pub struct Line {
     /// A load that takes longer is late.
     load_max: Duration,
+    /// So many have a turn at once. When as many are late and still run, something is wrong.
+    at_once: usize,
     turns: Arc<Semaphore>,
     waiting: Semaphore,
     past: Arc<Past>,
@@ -63,11 +61,12 @@ pub struct Turn {
 }
 
 impl Line {
-    /// Of loads that are waited for no longer than this.
-    pub fn new(load_max: Duration) -> Self {
+    /// Of loads that are waited for no longer than this, of which so many have a turn at once.
+    pub fn new(load_max: Duration, at_once: usize) -> Self {
         Self {
             load_max,
-            turns: Arc::new(Semaphore::new(AT_ONCE)),
+            at_once,
+            turns: Arc::new(Semaphore::new(at_once)),
             waiting: Semaphore::new(WAITING_MAX),
             past: Arc::default(),
         }
@@ -114,7 +113,7 @@ impl Line {
     /// How long it has not moved as it should, for who came at `begun_us`.
     fn stands(&self, begun_us: u64, now_us: u64) -> Duration {
         let past = &self.past;
-        let since_us = if past.late.load(Ordering::Relaxed) < AT_ONCE {
+        let since_us = if past.late.load(Ordering::Relaxed) < self.at_once {
             past.moved_us.load(Ordering::Relaxed).max(begun_us)
         } else {
             begun_us
@@ -178,12 +177,14 @@ mod tests {
 
     use super::*;
 
+    const AT_ONCE: usize = 16;
+
     const SHORT: Duration = Duration::from_millis(50);
     const LONG: Duration = Duration::from_secs(5);
 
     #[tokio::test]
     async fn however_many_come_each_has_a_turn_while_the_line_moves() {
-        let line = Line::new(LONG);
+        let line = Line::new(LONG, AT_ONCE);
         let (at_once, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let waited = join_all((0..5_000).map(async |_| {
             let turn = line.turn().await.unwrap();
@@ -205,7 +206,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_line_that_stands_is_left_in_time_and_costs_what_it_stood() {
-        let line = Line::new(LONG);
+        let line = Line::new(LONG, AT_ONCE);
         let turns: Vec<_> = (0..AT_ONCE).map(|_| line.turn_now().unwrap()).collect();
         assert!(line.turn_now().is_none());
         patience::limited(SHORT, async {
@@ -227,7 +228,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_load_that_is_late_gives_its_turn_away_and_goes_on() {
-        let line = Line::new(SHORT);
+        let line = Line::new(SHORT, AT_ONCE);
         let (end, ended) = tokio::sync::oneshot::channel();
         let late = tokio::spawn(line.turn_now().unwrap().run(ended));
         let _others: Vec<_> = (1..AT_ONCE).map(|_| line.turn_now().unwrap()).collect();
@@ -246,7 +247,7 @@ mod tests {
 
     #[tokio::test]
     async fn where_too_many_are_late_nobody_stands_in_line_though_others_are_in_time() {
-        let line = Line::new(SHORT);
+        let line = Line::new(SHORT, AT_ONCE);
         let turns = || (0..AT_ONCE).map(|_| line.turn_now().unwrap());
         let held: Vec<_> = turns().collect();
         let moving = async || {
@@ -280,7 +281,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_line_that_is_too_long_takes_nobody_more() {
-        let line = Line::new(LONG);
+        let line = Line::new(LONG, AT_ONCE);
         let _turns: Vec<_> = (0..AT_ONCE).map(|_| line.turn_now().unwrap()).collect();
         let _waiting = line
             .waiting

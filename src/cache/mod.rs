@@ -26,6 +26,7 @@ pub mod relay;
 pub mod seal;
 pub mod shared;
 pub mod shelf;
+pub mod together;
 
 pub use changes::{Changes, Lease};
 pub use entries::{Entries, Entry};
@@ -35,3 +36,4 @@ pub use line::Line;
 pub use nodes::Nodes;
 pub use shared::Shared;
 pub use shelf::Shelf;
+pub use together::Together;

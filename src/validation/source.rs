@@ -14,11 +14,11 @@ use tokio::sync::Semaphore;
 
 use super::existing::Lesson;
 use super::snapshot::{Common, ConsumerSnapshot, KeySnapshot, ServiceEntry, TenantSnapshot};
-use super::store::{self, KeyRows};
+use super::store::{self, Hit, KeyRows};
 use crate::cache::changes::Entity;
 use crate::cache::follow::Reach;
 use crate::cache::shelf::{Taken, Ticket};
-use crate::cache::{Changes, Entry, Shelf};
+use crate::cache::{Changes, Entry, Shelf, Together};
 use crate::clock::Clock;
 use crate::consumers::{self, Consumer};
 use crate::db::feed::{self, Kind};
@@ -42,6 +42,13 @@ pub(super) const UNKNOWN_US: u64 = 5_000_000;
 
 /// So many fingerprints are on their way under a newer pepper at once.
 const REWRITES_MAX: usize = 256;
+
+/// So many keys are looked up by one statement.
+pub(super) const TOGETHER_MAX: usize = 32;
+
+/// So many of those statements run at once: more would have a cold start take the machine from the database and
+/// from who asks for keys that are known.
+pub(super) const STATEMENTS_MAX: usize = 2;
 
 /// So many fingerprints are read at once.
 const PRINTS_MAX: i64 = 5_000;
@@ -73,6 +80,19 @@ pub(super) struct Source {
     shelf: Shelf,
     refresh_us: u64,
     common: Arc<Common>,
+    look_ups: Arc<LookUps>,
+}
+
+/// By the fingerprints of a plaintext.
+type LookUps = Together<Vec<Fingerprint>, Result<Looked, LoadError>>;
+
+/// What the database has of a plaintext.
+struct Looked {
+    /// The counter of changes at that instant.
+    head: i64,
+    hit: Option<Hit>,
+    /// The current pepper version, if there is no hit.
+    current: Option<i32>,
 }
 
 /// What is noted before anything is read: in this order, see [`Shelf::ticket`].
@@ -119,6 +139,7 @@ impl Source {
             shelf,
             refresh_us: u64::try_from(refresh.as_micros()).unwrap_or(u64::MAX),
             common: Arc::default(),
+            look_ups: Arc::new(LookUps::new(STATEMENTS_MAX, TOGETHER_MAX)),
         }
     }
 
@@ -420,17 +441,9 @@ impl Source {
         let as_of = loop {
             let prints: Vec<Fingerprint> = ring.prints(key).map(|(_, print)| print).collect();
             let name = prints.first().map(key_name);
-            let (head, hit, current) = self
-                .db
-                .load(LOAD_MAX, async move |conn: &mut Conn| -> db::Result<_> {
-                    match store::by_fingerprint(conn, prints).await? {
-                        (head, Some(hit)) => Ok((head, Some(hit), None)),
-                        (head, None) => {
-                            Ok((head, None, Some(pepper_store::current_in(conn).await?)))
-                        }
-                    }
-                })
-                .await?;
+            let looked = self.look_ups.answer(prints, |all| look_up(&self.db, all));
+            // None answers but by a panic.
+            let Looked { head, hit, current } = looked.await.unwrap_or(Err(LoadError::Busy))?;
             let as_of = (noted.epoch, head);
             if let Some(hit) = hit {
                 if let Some(name) = name {
@@ -586,6 +599,51 @@ impl Source {
             rewritten.await;
         });
     }
+}
+
+/// Each of these plaintexts: together, unless that fails for something about one of them.
+async fn look_up(db: &Db, plaintexts: Vec<Vec<Fingerprint>>) -> Vec<Result<Looked, LoadError>> {
+    let all = Arc::new(plaintexts);
+    match look_up_together(db, Arc::clone(&all)).await {
+        Ok(looked) => looked,
+        Err(db::Error::Query(_) | db::Error::Corrupt(_)) if all.len() > 1 => {
+            let mut looked = Vec::with_capacity(all.len());
+            for prints in &*all {
+                let alone = look_up_together(db, Arc::new(vec![prints.clone()])).await;
+                looked.extend(alone.unwrap_or_else(|error| vec![Err(error.into())]));
+            }
+            looked
+        }
+        Err(error) => {
+            let error = Arc::new(error);
+            let each = all
+                .iter()
+                .map(|_| Err(LoadError::Store(Arc::clone(&error))));
+            each.collect()
+        }
+    }
+}
+
+async fn look_up_together(
+    db: &Db,
+    plaintexts: Arc<Vec<Vec<Fingerprint>>>,
+) -> db::Result<Vec<Result<Looked, LoadError>>> {
+    db.load(LOAD_MAX, async move |conn: &mut Conn| -> db::Result<_> {
+        let (head, hits) = store::by_fingerprints(conn, &plaintexts).await?;
+        let are_all_there = hits.iter().all(|hit| !matches!(hit, Ok(None)));
+        let current = if are_all_there {
+            None
+        } else {
+            Some(pepper_store::current_in(conn).await?)
+        };
+        let looked = hits.into_iter().map(|hit| {
+            let hit = hit?;
+            let current = current.filter(|_| hit.is_none());
+            Ok(Looked { head, hit, current })
+        });
+        Ok(looked.collect())
+    })
+    .await
 }
 
 /// What a key is called on the shelf.

@@ -105,13 +105,14 @@ fn parse_some<T: DeserializeOwned>(column: &str, text: Option<&str>) -> db::Resu
 type SeenRow = (
     i64,
     Option<SecretRow>,
+    Option<Fingerprint>,
     Option<i32>,
     Option<String>,
     Option<KeyRow>,
     Option<GrantRow>,
 );
 
-/// The counter of changes, and with it the secret of this condition with its key and grants, if there is one:
+/// The counter of changes, and with it the secrets of this condition with their keys and grants:
 /// by one statement, which sees the database at one instant, so what it brings is as old as the counter says.
 macro_rules! seen {
     ($conn:expr, $secret:expr) => {{
@@ -127,6 +128,7 @@ macro_rules! seen {
             .select((
                 change_head::seq,
                 Option::<SecretRow>::as_select(),
+                secret::fingerprint.nullable(),
                 secret::pepper_version.nullable(),
                 secret::verifier.nullable(),
                 Option::<KeyRow>::as_select(),
@@ -134,41 +136,55 @@ macro_rules! seen {
             ))
             .load(c)
             .await)?;
-        hit_of(rows)
+        hits_of(rows)
     }};
 }
 
+/// A secret that was found, with its fingerprint if it has one.
+type Seen = (Option<Fingerprint>, Hit);
+
 /// What [`seen!`] saw.
-fn hit_of(rows: Vec<SeenRow>) -> db::Result<(i64, Option<Hit>)> {
-    let (mut head, mut hit) = (None, None::<Hit>);
-    for (seq, secret, pepper_version, verifier, key, grant) in rows {
+fn hits_of(rows: Vec<SeenRow>) -> db::Result<(i64, Vec<Seen>)> {
+    let (mut head, mut hits) = (None, Vec::<Seen>::new());
+    for (seq, secret, print, pepper_version, verifier, key, grant) in rows {
         head = Some(seq);
         let (Some(secret), Some(key)) = (secret, key) else {
             continue;
         };
-        if hit
-            .as_ref()
-            .is_some_and(|hit| hit.rows.secret.id != secret.id)
-        {
-            return Err(db::Error::Corrupt(format!(
-                "the secrets {} and another are of one plaintext",
-                secret.id
-            )));
+        let known = hits
+            .iter_mut()
+            .find(|(_, hit)| hit.rows.secret.id == secret.id);
+        if let Some((_, hit)) = known {
+            hit.rows.grants.extend(grant);
+            continue;
         }
-        let hit = hit.get_or_insert_with(|| Hit {
+        let hit = Hit {
             pepper_version,
             verifier_missing: verifier.is_none(),
             rows: KeyRows {
                 key,
                 secret,
-                grants: Vec::new(),
+                grants: grant.into_iter().collect(),
             },
-        });
-        hit.rows.grants.extend(grant);
+        };
+        hits.push((print, hit));
     }
     let head =
         head.ok_or_else(|| db::Error::Corrupt("there is no counter of changes".to_owned()))?;
-    Ok((head, hit))
+    Ok((head, hits))
+}
+
+/// The only one there may be.
+fn only(hits: impl IntoIterator<Item = Seen>) -> db::Result<Option<Hit>> {
+    let mut hits = hits.into_iter();
+    let hit = hits.next().map(|(_, hit)| hit);
+    if let (Some(hit), Some(_)) = (&hit, hits.next()) {
+        return Err(db::Error::Corrupt(format!(
+            "the secrets {} and another are of one plaintext",
+            hit.rows.secret.id
+        )));
+    }
+    Ok(hit)
 }
 
 /// Finds the key of a plaintext by its fingerprints, with the counter of changes as it was then.
@@ -176,7 +192,23 @@ pub async fn by_fingerprint(
     conn: &mut Conn,
     fingerprints: Vec<Fingerprint>,
 ) -> db::Result<(i64, Option<Hit>)> {
-    seen!(conn, secret::fingerprint.eq_any(fingerprints))
+    let (head, hits) = seen!(conn, secret::fingerprint.eq_any(fingerprints))?;
+    Ok((head, only(hits)?))
+}
+
+/// As [`by_fingerprint`], for several plaintexts: each in its place.
+pub async fn by_fingerprints(
+    conn: &mut Conn,
+    plaintexts: &[Vec<Fingerprint>],
+) -> db::Result<(i64, Vec<db::Result<Option<Hit>>>)> {
+    let all: Vec<Fingerprint> = plaintexts.iter().flatten().copied().collect();
+    let (head, mut hits) = seen!(conn, secret::fingerprint.eq_any(all))?;
+    let found = plaintexts.iter().map(|prints| {
+        let is_its = |(print, _): &mut Seen| print.is_some_and(|print| prints.contains(&print));
+        only(hits.extract_if(.., is_its))
+    });
+    let found = found.collect();
+    Ok((head, found))
 }
 
 /// Fingerprints of secrets that have not ended, by themselves, the newest first and at most `limit`: of those
@@ -219,8 +251,8 @@ pub async fn is_revoked(conn: &mut Conn, id: &TokenId) -> db::Result<bool> {
 /// Finds the key of a secret that was proven otherwise, by its verifier or by a token, with the counter of
 /// changes as it was then.
 pub async fn by_secret(conn: &mut Conn, id: SecretId) -> db::Result<(i64, Option<KeyRows>)> {
-    let (head, hit) = seen!(conn, secret::id.eq(id))?;
-    Ok((head, hit.map(|hit| hit.rows)))
+    let (head, hits) = seen!(conn, secret::id.eq(id))?;
+    Ok((head, only(hits)?.map(|hit| hit.rows)))
 }
 
 /// The secrets of a lookup id whose fingerprint we cannot compute: under a lost pepper, or none.

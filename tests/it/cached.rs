@@ -21,6 +21,7 @@ both!(
     a_revocation_that_races_with_loads_is_never_overtaken,
     every_answer_of_warm_nodes_is_that_of_one_that_remembers_nothing,
     five_hundred_who_want_the_same_cold_key_cause_one_look_up,
+    cold_keys_that_come_together_are_told_apart_and_a_broken_one_harms_no_other,
     a_warm_key_asks_the_database_nothing,
     a_key_that_was_unknown_works_the_moment_it_is_made,
     who_guesses_at_a_lookup_id_locks_out_no_key_that_is_in_use,
@@ -83,13 +84,17 @@ impl Pair {
 }
 
 /// On a slow machine a load may take longer than anybody waits: then it is asked again.
-async fn code(client: &Client, key: &str) -> String {
-    let body = json!({
+fn question(key: &str) -> Value {
+    json!({
         "api_key": key, "service": "invoicing", "ip": "203.0.113.9",
         "required_scopes": ["invoice:read"],
-    });
+    })
+}
+
+async fn code(client: &Client, key: &str) -> String {
     loop {
-        let answer = client.post("/v1/verify").json(body.clone()).send().await;
+        let asked = client.post("/v1/verify").json(question(key));
+        let answer = asked.send().await;
         if answer.status != 503 {
             return answer.expect(200)["code"].as_str().unwrap().to_owned();
         }
@@ -366,6 +371,51 @@ async fn five_hundred_who_want_the_same_cold_key_cause_one_look_up(home: Home) {
         .await;
     assert_eq!(lookups, 1);
     assert!(codes.iter().all(|code| code == "valid"), "{codes:?}");
+}
+
+async fn cold_keys_that_come_together_are_told_apart_and_a_broken_one_harms_no_other(home: Home) {
+    let pair = Pair::new(&home).await;
+    code(&pair.owner_a, "letmein").await;
+    for is_one_broken in [false, true] {
+        let mut keys = Vec::new();
+        for number in 0..100 {
+            let issued = pair.issue().await;
+            if number % 3 == 0 {
+                act(
+                    &pair.owner_a,
+                    "POST",
+                    &format!("/v1/keys/{}/revoke", issued.0),
+                    json!({}),
+                )
+                .await;
+            }
+            keys.push(issued);
+        }
+        let broken = &keys[50].0;
+        if is_one_broken {
+            // No statement that brings it brings anything.
+            let breaking = format!("UPDATE secret SET id = '?' WHERE key_id = '{broken}'");
+            tables::execute_on(&home.db(), &breaking).await;
+        }
+        let asked = keys.iter().map(async |(id, key, _)| {
+            if is_one_broken && id == broken {
+                let asked = pair.owner_a.post("/v1/verify").json(question(key));
+                return asked.send().await.code().to_owned();
+            }
+            code(&pair.owner_a, key).await
+        });
+        let (lookups, codes) = pair.a.lookups(join_all(asked)).await;
+        let most = if is_one_broken { 2 } else { 1 } * keys.len();
+        assert!(lookups < most, "{lookups}");
+        for (number, code) in codes.into_iter().enumerate() {
+            let expected = match number {
+                50 if is_one_broken => "store_unavailable",
+                _ if number % 3 == 0 => "revoked",
+                _ => "valid",
+            };
+            assert_eq!(code, expected, "{number}");
+        }
+    }
 }
 
 /// Those of the statements that read one of these tables.

@@ -12,7 +12,13 @@ use crate::cache::flights::{Landing, NoLanding};
 use crate::cache::line::Turn;
 use crate::cache::{Changes, Entry, Flights, Line};
 use crate::patience;
-use crate::validation::source::LoadError;
+use crate::validation::source::{LoadError, STATEMENTS_MAX, TOGETHER_MAX};
+
+/// So many have a turn at once that every connection is busy: twice as many as there are connections for them.
+pub(super) const AT_ONCE: usize = 16;
+
+/// Of loads that are made together it is as many as two statements take.
+pub(super) const AT_ONCE_TOGETHER: usize = STATEMENTS_MAX * TOGETHER_MAX;
 
 /// So many loads of each kind are under way at once, with those that are late.
 const LOADS_MAX: usize = 1_000;
@@ -44,9 +50,10 @@ where
     K: Hash + Eq + Clone + Send + 'static,
     T: Send + Sync + 'static,
 {
-    pub(super) fn new(runtime: &Handle) -> Self {
+    /// Of which so many have a turn at once.
+    pub(super) fn new(runtime: &Handle, at_once: usize) -> Self {
         Self {
-            line: Line::new(WAIT_MAX),
+            line: Line::new(WAIT_MAX, at_once),
             flights: Flights::new(runtime.clone(), LOADS_MAX),
         }
     }
@@ -158,7 +165,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_a_change_overtook_is_loaded_again_in_a_turn_of_its_own() {
-        let loads = Loads::<u8, u8>::new(&Handle::current());
+        let loads = Loads::<u8, u8>::new(&Handle::current(), AT_ONCE);
         let changes = Changes::new();
         changes.note(2, Kind::Key, "key_1");
         let begun = Arc::new(AtomicUsize::new(0));
@@ -188,7 +195,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_finds_a_load_begun_makes_none_also_when_it_is_over_by_then() {
-        let loads = Loads::<u8, u8>::new(&Handle::current());
+        let loads = Loads::<u8, u8>::new(&Handle::current(), AT_ONCE);
         let (open, gate) = tokio::sync::oneshot::channel::<()>();
         let first = loads.way(&1, false).await.unwrap();
         let mut first = pin!(loads.go(first, 1, || async move {

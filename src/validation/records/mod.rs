@@ -16,7 +16,7 @@ use quick_cache::Equivalent;
 use smallvec::SmallVec;
 use tokio::runtime::Handle;
 
-use self::loads::{Loaded, Loads, Way};
+use self::loads::{AT_ONCE, AT_ONCE_TOGETHER, Loaded, Loads, Way};
 use super::Failure;
 use super::failures::{Attempt, Failures, Presented};
 use super::snapshot::{ConsumerSnapshot, KeySnapshot, ServiceEntry, Subject, TenantSnapshot};
@@ -87,7 +87,7 @@ where
     fn new(entries_max: usize, runtime: &Handle) -> Self {
         Self {
             entries: Entries::new(entries_max),
-            loads: Loads::new(runtime),
+            loads: Loads::new(runtime, AT_ONCE),
         }
     }
 }
@@ -153,8 +153,8 @@ impl Records {
             of_secrets: Kept::new(settings.entries_max, &runtime),
             tokens: Kept::new(TOKENS_MAX, &runtime),
             failures: Arc::new(Failures::new()),
-            key_loads: Loads::new(&runtime),
-            service_loads: Loads::new(&runtime),
+            key_loads: Loads::new(&runtime, AT_ONCE_TOGETHER),
+            service_loads: Loads::new(&runtime, AT_ONCE),
         }))
     }
 

@@ -6,6 +6,7 @@ use tokio::time::sleep;
 
 use super::{Cluster, expect_all_valid_or_busy, figure, is_long, sized, three_nodes};
 use crate::support::load::Plan;
+use crate::support::{metric, until};
 
 three_nodes!(
     five_hundred_who_want_the_same_cold_key_cause_one_look_up_a_node,
@@ -20,6 +21,8 @@ const ANSWERED_MAX: Duration = Duration::from_secs(5);
 const HOT_P99: Duration = Duration::from_millis(50);
 
 const READY_MAX: Duration = Duration::from_secs(30);
+
+const VERIFIED_MAX: Duration = Duration::from_secs(120);
 
 async fn five_hundred_who_want_the_same_cold_key_cause_one_look_up_a_node(cluster: Cluster) {
     let warm = cluster.issue(1).await;
@@ -43,6 +46,13 @@ async fn five_hundred_who_want_the_same_cold_key_cause_one_look_up_a_node(cluste
 async fn thousands_of_cold_keys_after_a_start_from_nothing_are_all_answered(mut cluster: Cluster) {
     let hot = cluster.issue(50).await;
     let cold = cluster.issue(sized(300, 5_000)).await;
+    // Or the nodes would make thousands of verifiers while they are measured.
+    until(VERIFIED_MAX, "the keys have verifiers", async || {
+        // The figure is told each second.
+        sleep(Duration::from_millis(1_200)).await;
+        metric(cluster.client(), "keystead_verifiers_pending").await == 0
+    })
+    .await;
     for node in &mut cluster.nodes {
         node.process.signal("KILL");
         node.process.ended(READY_MAX).await;

@@ -165,6 +165,10 @@ async fn carry(mut client: TcpStream, way: Arc<Way>, mut faults: watch::Receiver
         let Ok(mut server) = TcpStream::connect(upstream).await else {
             return;
         };
+        // As those on both ends do: small pieces do not wait for each other.
+        for stream in [&client, &server] {
+            stream.set_nodelay(true).expect("the socket is open");
+        }
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = server.split();
         tokio::join!(
