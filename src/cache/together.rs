@@ -1,84 +1,133 @@
 //! Questions that are asked together: those that come while others are being asked wait for each other, and
 //! go with the next.
 //!
-//! Who comes alone is asked for alone, and at once.
+//! Who comes alone is asked for alone, and at once. An asking is a task of its own, so nobody waits for one that
+//! is not his.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Semaphore, oneshot};
+use tokio::time::timeout;
 
 /// Questions of one kind.
 #[derive(Debug)]
 pub struct Together<Q, A> {
     together_max: usize,
-    askings: Semaphore,
-    waiting: Mutex<VecDeque<Waiting<Q, A>>>,
+    quick: Duration,
+    turns: Arc<Semaphore>,
+    queue: Mutex<Queue<Q, A>>,
+}
+
+#[derive(Debug)]
+struct Queue<Q, A> {
+    /// In the order in which they came.
+    waiting: VecDeque<Waiting<Q, A>>,
+    /// So many have left it.
+    left: u64,
 }
 
 type Waiting<Q, A> = (Q, oneshot::Sender<A>);
 
-impl<Q, A> Together<Q, A> {
-    /// At most `askings_max` are under way at once, each with at most `together_max` questions.
-    pub fn new(askings_max: usize, together_max: usize) -> Self {
+impl<Q: Send + 'static, A: Send + 'static> Together<Q, A> {
+    /// Of those that are quick at most `turns` are under way at once, each with at most `together_max` questions;
+    /// one that is not over by then stands in nobody's way.
+    pub fn new(turns: usize, together_max: usize, quick: Duration) -> Self {
+        let queue = Queue {
+            waiting: VecDeque::new(),
+            left: 0,
+        };
         Self {
             together_max,
-            askings: Semaphore::new(askings_max),
-            waiting: Mutex::default(),
+            quick,
+            turns: Arc::new(Semaphore::new(turns)),
+            queue: Mutex::new(queue),
         }
     }
 
     /// What is answered to `question`, which goes to a call of `ask` with those that wait beside it, whoever's
-    /// that is: it answers each in its place. `None` if that call was given up, or left it out.
+    /// that is: it answers each in its place. `None` if that call panicked, or left it out.
     pub async fn answer<F>(&self, question: Q, ask: impl Fn(Vec<Q>) -> F) -> Option<A>
     where
-        F: Future<Output = Vec<A>>,
+        F: Future<Output = Vec<A>> + Send + 'static,
     {
         let (tell, mut told) = oneshot::channel();
-        self.waiting().push_back((question, tell));
-        loop {
-            let _asking = tokio::select! {
+        let number = self.queue().push((question, tell));
+        let mut is_asked = false;
+        while !is_asked {
+            let turn = tokio::select! {
                 biased;
                 answer = &mut told => return answer.ok(),
-                asking = self.askings.acquire() => asking.ok()?,
+                turn = Arc::clone(&self.turns).acquire_owned() => turn.ok()?,
             };
-            let (questions, tells): (Vec<Q>, Vec<_>) = self.next().into_iter().unzip();
+            let (some, left) = self.queue().pop(self.together_max);
+            is_asked = number < left;
+            let (questions, tells): (Vec<Q>, Vec<_>) = some.into_iter().unzip();
             if questions.is_empty() {
-                // This one is being asked by another.
-                return told.await.ok();
+                continue;
             }
-            for (tell, answer) in tells.into_iter().zip(ask(questions).await) {
-                // Who gave up does not mind.
-                let _gone = tell.send(answer);
+            let (asking, quick) = (ask(questions), self.quick);
+            tokio::spawn(async move {
+                let mut asking = Box::pin(asking);
+                let answers = match timeout(quick, &mut asking).await {
+                    Ok(answers) => answers,
+                    Err(_elapsed) => {
+                        drop(turn);
+                        asking.await
+                    }
+                };
+                for (tell, answer) in tells.into_iter().zip(answers) {
+                    // Who gave up does not mind.
+                    let _gone = tell.send(answer);
+                }
+            });
+        }
+        told.await.ok()
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue<Q, A>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<Q, A> Queue<Q, A> {
+    /// The number of the one that came, from 0 on.
+    fn push(&mut self, waiting: Waiting<Q, A>) -> u64 {
+        let number = self.left.saturating_add(self.waiting.len() as u64);
+        self.waiting.push_back(waiting);
+        number
+    }
+
+    /// The next of them, at most `max` and without those that nobody waits for any more, and how many have left
+    /// by then.
+    fn pop(&mut self, max: usize) -> (Vec<Waiting<Q, A>>, u64) {
+        let mut some = Vec::with_capacity(self.waiting.len().min(max));
+        while some.len() < max
+            && let Some(next) = self.waiting.pop_front()
+        {
+            self.left = self.left.saturating_add(1);
+            if !next.1.is_closed() {
+                some.push(next);
             }
         }
-    }
-
-    /// Those whose turn it is, without those that nobody waits for any more.
-    fn next(&self) -> Vec<Waiting<Q, A>> {
-        let mut waiting = self.waiting();
-        let count = waiting.len().min(self.together_max);
-        let some = waiting.drain(..count);
-        some.filter(|(_, tell)| !tell.is_closed()).collect()
-    }
-
-    fn waiting(&self) -> MutexGuard<'_, VecDeque<Waiting<Q, A>>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        (some, self.left)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use futures_util::FutureExt as _;
-    use futures_util::future::join_all;
-    use tokio::sync::Notify;
+    use futures_util::future::{join_all, pending};
+    use tokio::task::yield_now;
 
     use super::*;
 
-    type Asked = Mutex<Vec<Vec<u32>>>;
+    const LONG: Duration = Duration::from_secs(60);
+
+    type Asked = Arc<Mutex<Vec<Vec<u32>>>>;
 
     /// Ten times each, and what was asked together.
     fn tenfold(asked: &Asked) -> impl Fn(Vec<u32>) -> std::future::Ready<Vec<u32>> {
@@ -90,81 +139,103 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_comes_alone_is_asked_for_at_once() {
-        let (together, asked) = (Together::new(2, 8), Asked::default());
-        assert_eq!(
-            together.answer(1, tenfold(&asked)).now_or_never(),
-            Some(Some(10))
-        );
-        assert_eq!(
-            together.answer(2, tenfold(&asked)).now_or_never(),
-            Some(Some(20))
-        );
+    async fn who_comes_alone_is_asked_for_alone() {
+        let (together, asked) = (Together::new(2, 8, LONG), Asked::default());
+        assert_eq!(together.answer(1, tenfold(&asked)).await, Some(10));
+        assert_eq!(together.answer(2, tenfold(&asked)).await, Some(20));
         assert_eq!(*asked.lock().unwrap(), [[1], [2]]);
     }
 
     #[tokio::test]
     async fn who_comes_while_others_are_asked_for_goes_with_the_next() {
-        let (together, asked) = (Together::new(1, 3), Asked::default());
-        let go_on = Notify::new();
-        let slowly = async |questions: Vec<u32>| {
-            go_on.notified().await;
-            tenfold(&asked)(questions).await
-        };
-        let first = together.answer(0, slowly);
-        let others = join_all((1..6).map(|number| together.answer(number, tenfold(&asked))));
-        let (first, others, ()) = tokio::join!(first, others, async { go_on.notify_one() });
-        assert_eq!(
-            (first, others),
-            (
-                Some(0),
-                vec![Some(10), Some(20), Some(30), Some(40), Some(50)]
-            )
-        );
+        let (together, asked) = (Together::new(1, 3, LONG), Asked::default());
+        let answers = (0..6).map(|number| together.answer(number, tenfold(&asked)));
+        let answers: Vec<_> = join_all(answers).await.into_iter().flatten().collect();
+        assert_eq!(answers, [0, 10, 20, 30, 40, 50]);
         assert_eq!(*asked.lock().unwrap(), [vec![0], vec![1, 2, 3], vec![4, 5]]);
     }
 
     #[tokio::test]
     async fn who_gives_up_leaves_nobody_without_an_answer() {
-        let (together, asked) = (Together::new(1, 8), Asked::default());
-        let mut asking =
-            Box::pin(together.answer(0, async |_: Vec<u32>| std::future::pending().await));
-        assert!(asking.as_mut().now_or_never().is_none());
-        let mut waits = Box::pin(together.answer(1, tenfold(&asked)));
-        let mut gives_up = Box::pin(together.answer(2, tenfold(&asked)));
+        let (together, asked) = (Together::new(1, 2, LONG), Asked::default());
+        let mut first = Box::pin(together.answer(0, tenfold(&asked)));
+        let mut gives_up =
+            [1, 2, 3].map(|number| Box::pin(together.answer(number, tenfold(&asked))));
+        let mut waits = Box::pin(together.answer(4, tenfold(&asked)));
+        assert!(first.as_mut().now_or_never().is_none());
+        for one in gives_up.iter_mut() {
+            assert!(one.as_mut().now_or_never().is_none());
+        }
         assert!(waits.as_mut().now_or_never().is_none());
-        assert!(gives_up.as_mut().now_or_never().is_none());
-        drop((asking, gives_up));
-        assert_eq!(waits.await, Some(10));
-        assert_eq!(*asked.lock().unwrap(), [[1]]);
-        // What was asked with one that was given up is told so.
-        let mut asking =
-            Box::pin(together.answer(3, async |_: Vec<u32>| std::future::pending().await));
-        assert!(asking.as_mut().now_or_never().is_none());
-        let (waits, other) = (
-            together.answer(4, tenfold(&asked)),
-            together.answer(5, tenfold(&asked)),
+        // Also of those that the first one's task asks for.
+        drop((first, gives_up));
+        assert_eq!(waits.await, Some(40));
+        assert_eq!(*asked.lock().unwrap(), [[0], [4]]);
+    }
+
+    #[tokio::test]
+    async fn who_was_asked_for_does_not_wait_for_others() {
+        let (together, asked) = (Together::new(1, 1, LONG), Asked::default());
+        let mut first = Box::pin(together.answer(1, tenfold(&asked)));
+        assert!(first.as_mut().now_or_never().is_none());
+        let mut other = Box::pin(together.answer(2, |_| pending::<Vec<u32>>()));
+        assert!(other.as_mut().now_or_never().is_none());
+        assert_eq!(first.await, Some(10));
+        yield_now().await;
+        assert!(other.as_mut().now_or_never().is_none());
+    }
+
+    #[tokio::test]
+    async fn an_asking_that_is_not_quick_stands_in_nobody_s_way() {
+        let (together, asked) = (
+            Together::new(1, 8, Duration::from_millis(20)),
+            Asked::default(),
         );
-        drop(asking);
-        assert_eq!(tokio::join!(waits, other), (Some(40), Some(50)));
+        let (go_on, gone_on) = oneshot::channel();
+        let gone_on = Mutex::new(Some(gone_on));
+        let mut slow = Box::pin(together.answer(1, |questions: Vec<u32>| {
+            let gone_on = gone_on.lock().unwrap().take().unwrap();
+            async move {
+                gone_on.await.unwrap();
+                questions
+            }
+        }));
+        assert!(slow.as_mut().now_or_never().is_none());
+        assert_eq!(together.answer(2, tenfold(&asked)).await, Some(20));
+        go_on.send(()).unwrap();
+        assert_eq!(slow.await, Some(1));
+    }
+
+    #[tokio::test]
+    async fn what_a_panic_leaves_is_told_and_goes_on() {
+        let (together, asked) = (Together::new(1, 8, LONG), Asked::default());
+        let none = together.answer(1, async |_: Vec<u32>| panic!("as it happens"));
+        assert_eq!(none.await, None::<u32>);
+        assert_eq!(together.answer(2, tenfold(&asked)).await, Some(20));
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn of_many_each_has_its_own_answer_and_few_are_asked_at_once() {
-        let together = Arc::new(Together::new(2, 16));
+        let together = Arc::new(Together::new(2, 16, LONG));
         let (at_once, most, askings) = <(AtomicUsize, AtomicUsize, AtomicUsize)>::default();
         let counts = Arc::new((at_once, most, askings));
         let tasks = (0..5_000_u32).map(|number| {
             let (together, counts) = (Arc::clone(&together), Arc::clone(&counts));
             tokio::spawn(async move {
-                let ask = async |questions: Vec<u32>| {
-                    let (at_once, most, askings) = &*counts;
-                    assert!(questions.len() <= 16);
-                    most.fetch_max(at_once.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-                    tokio::task::yield_now().await;
-                    at_once.fetch_sub(1, Ordering::SeqCst);
-                    askings.fetch_add(1, Ordering::SeqCst);
-                    questions.into_iter().map(u64::from).collect()
+                let ask = |questions: Vec<u32>| {
+                    let counts = Arc::clone(&counts);
+                    async move {
+                        let (at_once, most, askings) = &*counts;
+                        assert!(questions.len() <= 16);
+                        most.fetch_max(
+                            at_once.fetch_add(1, Ordering::SeqCst) + 1,
+                            Ordering::SeqCst,
+                        );
+                        yield_now().await;
+                        at_once.fetch_sub(1, Ordering::SeqCst);
+                        askings.fetch_add(1, Ordering::SeqCst);
+                        questions.into_iter().map(u64::from).collect()
+                    }
                 };
                 assert_eq!(together.answer(number, ask).await, Some(u64::from(number)));
             })

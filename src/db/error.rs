@@ -80,6 +80,9 @@ impl From<DieselError> for Error {
                     "No space left on device",
                     "disk I/O error",
                     "readonly",
+                    // SQLSTATE 57P01 to 57P03, of which there is the text alone too.
+                    "terminating connection due to",
+                    "the database system is",
                 ]
                 .iter()
                 .any(|text| info.message().contains(text)) =>

@@ -43,12 +43,15 @@ pub(super) const UNKNOWN_US: u64 = 5_000_000;
 /// So many fingerprints are on their way under a newer pepper at once.
 const REWRITES_MAX: usize = 256;
 
-/// So many keys are looked up by one statement.
-pub(super) const TOGETHER_MAX: usize = 32;
+/// So many keys are looked up by one statement: few enough for a database that reads each from a disk.
+const TOGETHER_MAX: usize = 16;
 
-/// So many of those statements run at once: more would have a cold start take the machine from the database and
-/// from who asks for keys that are known.
-pub(super) const STATEMENTS_MAX: usize = 2;
+/// So many of those statements run at once while they are quick: more would have a cold start take the machine
+/// from the database and from who asks for keys that are known.
+const STATEMENTS_MAX: usize = 2;
+
+/// One that takes longer waits for a disk or for a fault, and not for the processors that others wait for.
+const QUICK: Duration = Duration::from_millis(20);
 
 /// So many fingerprints are read at once.
 const PRINTS_MAX: i64 = 5_000;
@@ -81,19 +84,11 @@ pub(super) struct Source {
     refresh_us: u64,
     common: Arc<Common>,
     look_ups: Arc<LookUps>,
+    current: Arc<Together<(), Result<i32, LoadError>>>,
 }
 
-/// By the fingerprints of a plaintext.
-type LookUps = Together<Vec<Fingerprint>, Result<Looked, LoadError>>;
-
-/// What the database has of a plaintext.
-struct Looked {
-    /// The counter of changes at that instant.
-    head: i64,
-    hit: Option<Hit>,
-    /// The current pepper version, if there is no hit.
-    current: Option<i32>,
-}
+/// Of plaintexts by their fingerprints: the counter of changes, and with it the key if there is one.
+type LookUps = Together<Vec<Fingerprint>, Result<(i64, Option<Hit>), LoadError>>;
 
 /// What is noted before anything is read: in this order, see [`Shelf::ticket`].
 #[derive(Clone, Copy)]
@@ -139,7 +134,8 @@ impl Source {
             shelf,
             refresh_us: u64::try_from(refresh.as_micros()).unwrap_or(u64::MAX),
             common: Arc::default(),
-            look_ups: Arc::new(LookUps::new(STATEMENTS_MAX, TOGETHER_MAX)),
+            look_ups: Arc::new(Together::new(STATEMENTS_MAX, TOGETHER_MAX, QUICK)),
+            current: Arc::new(Together::new(STATEMENTS_MAX, usize::MAX, QUICK)),
         }
     }
 
@@ -441,9 +437,7 @@ impl Source {
         let as_of = loop {
             let prints: Vec<Fingerprint> = ring.prints(key).map(|(_, print)| print).collect();
             let name = prints.first().map(key_name);
-            let looked = self.look_ups.answer(prints, |all| look_up(&self.db, all));
-            // None answers but by a panic.
-            let Looked { head, hit, current } = looked.await.unwrap_or(Err(LoadError::Busy))?;
+            let (head, hit) = self.look_up(prints).await?;
             let as_of = (noted.epoch, head);
             if let Some(hit) = hit {
                 if let Some(name) = name {
@@ -453,18 +447,37 @@ impl Source {
                 self.refresh(key, &entry, hit.pepper_version, hit.verifier_missing);
                 return Ok(KeyFound::Known(Box::new(entry)));
             }
-            match current {
-                // A node that lags behind a rotation must never say unknown.
-                Some(current) if !ring.computes(current) && ring.current() != Some(current) => {
-                    ring = self.newer_ring(current).await?;
-                }
-                Some(_) | None => break as_of,
+            // A node that lags behind a rotation must never say unknown.
+            let current = self.current_pepper().await?;
+            if ring.computes(current) || ring.current() == Some(current) {
+                break as_of;
             }
+            ring = self.newer_ring(current).await?;
         };
         match lookup_id {
             Some(lookup_id) if ring.has_lost() => self.by_verifier(key, lookup_id, &ring).await,
             Some(_) | None => Ok(KeyFound::Unknown { as_of }),
         }
+    }
+
+    async fn look_up(&self, prints: Vec<Fingerprint>) -> Result<(i64, Option<Hit>), LoadError> {
+        let looked = self
+            .look_ups
+            .answer(prints, |all| look_up(self.clone(), all));
+        looked.await.unwrap_or(Err(LoadError::Busy))
+    }
+
+    /// The pepper version that is current in the database, as of now or later.
+    async fn current_pepper(&self) -> Result<i32, LoadError> {
+        let current = self.current.answer((), |all| {
+            let db = self.db.clone();
+            async move {
+                let read = async move |conn: &mut Conn| pepper_store::current_in(conn).await;
+                let current = db.load(LOAD_MAX, read).await.map_err(LoadError::from);
+                vec![current; all.len()]
+            }
+        });
+        current.await.unwrap_or(Err(LoadError::Busy))
     }
 
     async fn newer_ring(&self, current: i32) -> Result<Arc<PepperRing>, LoadError> {
@@ -601,49 +614,42 @@ impl Source {
     }
 }
 
-/// Each of these plaintexts: together, unless that fails for something about one of them.
-async fn look_up(db: &Db, plaintexts: Vec<Vec<Fingerprint>>) -> Vec<Result<Looked, LoadError>> {
-    let all = Arc::new(plaintexts);
-    match look_up_together(db, Arc::clone(&all)).await {
-        Ok(looked) => looked,
-        Err(db::Error::Query(_) | db::Error::Corrupt(_)) if all.len() > 1 => {
-            let mut looked = Vec::with_capacity(all.len());
-            for prints in &*all {
-                let alone = look_up_together(db, Arc::new(vec![prints.clone()])).await;
-                looked.extend(alone.unwrap_or_else(|error| vec![Err(error.into())]));
+/// The keys of these plaintexts, each in its place. If that fails for something about one of them, that one is
+/// found by halves.
+async fn look_up(
+    source: Source,
+    plaintexts: Vec<Vec<Fingerprint>>,
+) -> Vec<Result<(i64, Option<Hit>), LoadError>> {
+    let mut found = Vec::with_capacity(plaintexts.len());
+    let mut parts = vec![plaintexts];
+    while let Some(mut part) = parts.pop() {
+        let asked = part.clone();
+        // It may have gone away since they came.
+        let looked = match source.reachable() {
+            Ok(()) => {
+                let look = async move |conn: &mut Conn| store::by_fingerprints(conn, &asked).await;
+                source.db.load(LOAD_MAX, look).await
             }
-            looked
-        }
-        Err(error) => {
-            let error = Arc::new(error);
-            let each = all
-                .iter()
-                .map(|_| Err(LoadError::Store(Arc::clone(&error))));
-            each.collect()
+            Err(away) => Err(away),
+        };
+        match looked {
+            Ok((head, hits)) => found.extend(hits.into_iter().map(|hit| Ok((head, hit?)))),
+            Err(db::Error::Query(_) | db::Error::Corrupt(_)) if part.len() > 1 => {
+                let behind = part.split_off(part.len() / 2);
+                parts.extend([behind, part]);
+            }
+            Err(error @ (db::Error::Query(_) | db::Error::Corrupt(_))) => {
+                found.push(Err(error.into()));
+            }
+            Err(error) => {
+                let error = LoadError::from(error);
+                let left = part.len() + parts.iter().map(Vec::len).sum::<usize>();
+                found.extend((0..left).map(|_| Err(error.clone())));
+                break;
+            }
         }
     }
-}
-
-async fn look_up_together(
-    db: &Db,
-    plaintexts: Arc<Vec<Vec<Fingerprint>>>,
-) -> db::Result<Vec<Result<Looked, LoadError>>> {
-    db.load(LOAD_MAX, async move |conn: &mut Conn| -> db::Result<_> {
-        let (head, hits) = store::by_fingerprints(conn, &plaintexts).await?;
-        let are_all_there = hits.iter().all(|hit| !matches!(hit, Ok(None)));
-        let current = if are_all_there {
-            None
-        } else {
-            Some(pepper_store::current_in(conn).await?)
-        };
-        let looked = hits.into_iter().map(|hit| {
-            let hit = hit?;
-            let current = current.filter(|_| hit.is_none());
-            Ok(Looked { head, hit, current })
-        });
-        Ok(looked.collect())
-    })
-    .await
+    found
 }
 
 /// What a key is called on the shelf.

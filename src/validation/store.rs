@@ -22,7 +22,7 @@ use crate::ratelimit::CounterId;
 use crate::text::{Environment, Name, Tag};
 use crate::time::Timestamp;
 
-#[derive(Queryable, Selectable, Serialize, Deserialize)]
+#[derive(Clone, Queryable, Selectable, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[diesel(table_name = api_key)]
 struct KeyRow {
@@ -42,7 +42,7 @@ struct KeyRow {
     tags: String,
 }
 
-#[derive(Queryable, Selectable, Serialize, Deserialize)]
+#[derive(Clone, Queryable, Selectable, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[diesel(table_name = secret)]
 struct SecretRow {
@@ -52,7 +52,7 @@ struct SecretRow {
     revoked_at: Option<Timestamp>,
 }
 
-#[derive(Queryable, Selectable, Serialize, Deserialize)]
+#[derive(Clone, Queryable, Selectable, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[diesel(table_name = key_grant)]
 struct GrantRow {
@@ -62,7 +62,7 @@ struct GrantRow {
 }
 
 /// The rows of a key and of one of its secrets.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeyRows {
     key: KeyRow,
@@ -85,6 +85,7 @@ pub struct Unproven {
 }
 
 /// A key found by its fingerprint, and how it was found.
+#[derive(Clone)]
 pub struct Hit {
     pub rows: KeyRows,
     /// The pepper version of the fingerprint that is stored.
@@ -196,19 +197,23 @@ pub async fn by_fingerprint(
     Ok((head, only(hits)?))
 }
 
-/// As [`by_fingerprint`], for several plaintexts: each in its place.
+/// As [`by_fingerprint`], for several plaintexts, of which two may be the same: each in its place.
 pub async fn by_fingerprints(
     conn: &mut Conn,
     plaintexts: &[Vec<Fingerprint>],
 ) -> db::Result<(i64, Vec<db::Result<Option<Hit>>>)> {
     let all: Vec<Fingerprint> = plaintexts.iter().flatten().copied().collect();
-    let (head, mut hits) = seen!(conn, secret::fingerprint.eq_any(all))?;
+    let (head, hits) = seen!(conn, secret::fingerprint.eq_any(all))?;
+    Ok((head, told_apart(plaintexts, &hits)))
+}
+
+/// What was found of each plaintext.
+fn told_apart(plaintexts: &[Vec<Fingerprint>], hits: &[Seen]) -> Vec<db::Result<Option<Hit>>> {
     let found = plaintexts.iter().map(|prints| {
-        let is_its = |(print, _): &mut Seen| print.is_some_and(|print| prints.contains(&print));
-        only(hits.extract_if(.., is_its))
+        let is_its = |(print, _): &&Seen| print.is_some_and(|print| prints.contains(&print));
+        only(hits.iter().filter(is_its).cloned())
     });
-    let found = found.collect();
-    Ok((head, found))
+    found.collect()
 }
 
 /// Fingerprints of secrets that have not ended, by themselves, the newest first and at most `limit`: of those
@@ -452,6 +457,38 @@ mod tests {
             change(&mut rows);
             KeySnapshot::new(rows, &self.common).unwrap()
         }
+    }
+
+    #[test]
+    fn what_was_looked_up_together_is_told_apart() {
+        let kind = Kind::new();
+        let print = |number| Fingerprint::from_bytes([number; 32]);
+        let hit = |rows| Hit {
+            rows,
+            pepper_version: Some(1),
+            verifier_missing: false,
+        };
+        let hits: Vec<Seen> = (1..=4)
+            .map(|number| (Some(print(number)), hit(kind.rows())))
+            .collect();
+        let id_of = |at: usize| hits[at].1.rows.secret_id().clone();
+        let plaintexts = [
+            vec![print(1)],
+            // Under two peppers, of which the former is still in use.
+            vec![print(9), print(2)],
+            // The same once more: a node learned of a new pepper while another request asked.
+            vec![print(2), print(9)],
+            vec![print(8)],
+            vec![print(3), print(4)],
+        ];
+        let found: Vec<_> = told_apart(&plaintexts, &hits)
+            .into_iter()
+            .map(|hit| hit.map(|hit| hit.map(|hit| hit.rows.secret_id().clone())))
+            .collect();
+        let of = |at: usize| found[at].as_ref().unwrap().clone();
+        assert_eq!([of(0), of(1), of(2)], [0, 1, 1].map(|at| Some(id_of(at))));
+        assert_eq!(of(3), None);
+        assert!(matches!(found[4], Err(db::Error::Corrupt(_))), "{found:?}");
     }
 
     #[test]

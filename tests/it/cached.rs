@@ -374,42 +374,38 @@ async fn five_hundred_who_want_the_same_cold_key_cause_one_look_up(home: Home) {
 }
 
 async fn cold_keys_that_come_together_are_told_apart_and_a_broken_one_harms_no_other(home: Home) {
+    const EACH: usize = 100;
     let pair = Pair::new(&home).await;
     code(&pair.owner_a, "letmein").await;
-    for is_one_broken in [false, true] {
-        let mut keys = Vec::new();
-        for number in 0..100 {
-            let issued = pair.issue().await;
-            if number % 3 == 0 {
-                act(
-                    &pair.owner_a,
-                    "POST",
-                    &format!("/v1/keys/{}/revoke", issued.0),
-                    json!({}),
-                )
-                .await;
-            }
-            keys.push(issued);
+    let mut keys = Vec::new();
+    for number in 0..2 * EACH {
+        let (id, key, _) = pair.issue().await;
+        if number % 3 == 0 {
+            let path = format!("/v1/keys/{id}/revoke");
+            act(&pair.owner_a, "POST", &path, json!({})).await;
         }
-        let broken = &keys[50].0;
-        if is_one_broken {
-            // No statement that brings it brings anything.
-            let breaking = format!("UPDATE secret SET id = '?' WHERE key_id = '{broken}'");
-            tables::execute_on(&home.db(), &breaking).await;
+        keys.push((id, key));
+    }
+    // No statement that brings it brings anything.
+    let broken = EACH + 50;
+    let (id, _) = &keys[broken];
+    let breaking = format!("UPDATE secret SET id = '?' WHERE key_id = '{id}'");
+    tables::execute_on(&home.db(), &breaking).await;
+    let ask = async |number: usize| {
+        let (_, key) = &keys[number];
+        if number != broken {
+            return code(&pair.owner_a, key).await;
         }
-        let asked = keys.iter().map(async |(id, key, _)| {
-            if is_one_broken && id == broken {
-                let asked = pair.owner_a.post("/v1/verify").json(question(key));
-                return asked.send().await.code().to_owned();
-            }
-            code(&pair.owner_a, key).await
-        });
-        let (lookups, codes) = pair.a.lookups(join_all(asked)).await;
-        let most = if is_one_broken { 2 } else { 1 } * keys.len();
-        assert!(lookups < most, "{lookups}");
-        for (number, code) in codes.into_iter().enumerate() {
+        let asked = pair.owner_a.post("/v1/verify").json(question(key));
+        asked.send().await.code().to_owned()
+    };
+    for (numbers, lookups_max) in [(0..EACH, EACH), (EACH..2 * EACH, 2 * EACH)] {
+        let asking = join_all(numbers.clone().map(ask));
+        let (lookups, codes) = pair.a.lookups(asking).await;
+        assert!(lookups < lookups_max, "{lookups}");
+        for (number, code) in numbers.zip(codes) {
             let expected = match number {
-                50 if is_one_broken => "store_unavailable",
+                _ if number == broken => "store_unavailable",
                 _ if number % 3 == 0 => "revoked",
                 _ => "valid",
             };

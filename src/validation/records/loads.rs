@@ -12,13 +12,14 @@ use crate::cache::flights::{Landing, NoLanding};
 use crate::cache::line::Turn;
 use crate::cache::{Changes, Entry, Flights, Line};
 use crate::patience;
-use crate::validation::source::{LoadError, STATEMENTS_MAX, TOGETHER_MAX};
+use crate::validation::source::LoadError;
 
 /// So many have a turn at once that every connection is busy: twice as many as there are connections for them.
 pub(super) const AT_ONCE: usize = 16;
 
-/// Of loads that are made together it is as many as two statements take.
-pub(super) const AT_ONCE_TOGETHER: usize = STATEMENTS_MAX * TOGETHER_MAX;
+/// Of loads that are made together it is more than the statements that are under way take, so that the next
+/// have some too.
+pub(super) const AT_ONCE_TOGETHER: usize = 64;
 
 /// So many loads of each kind are under way at once, with those that are late.
 const LOADS_MAX: usize = 1_000;
