@@ -14,7 +14,7 @@ use tokio::time::timeout;
 /// Questions of one kind.
 #[derive(Debug)]
 pub struct Together<Q, A> {
-    together_max: usize,
+    questions_max: usize,
     quick: Duration,
     turns: Arc<Semaphore>,
     queue: Mutex<Queue<Q, A>>,
@@ -31,15 +31,15 @@ struct Queue<Q, A> {
 type Waiting<Q, A> = (Q, oneshot::Sender<A>);
 
 impl<Q: Send + 'static, A: Send + 'static> Together<Q, A> {
-    /// Of those that are quick at most `turns` are under way at once, each with at most `together_max` questions;
+    /// Of those that are quick at most `turns` are under way at once, each with at most `questions_max` questions;
     /// one that is not over by then stands in nobody's way.
-    pub fn new(turns: usize, together_max: usize, quick: Duration) -> Self {
+    pub fn new(turns: usize, questions_max: usize, quick: Duration) -> Self {
         let queue = Queue {
             waiting: VecDeque::new(),
             left: 0,
         };
         Self {
-            together_max,
+            questions_max,
             quick,
             turns: Arc::new(Semaphore::new(turns)),
             queue: Mutex::new(queue),
@@ -61,7 +61,7 @@ impl<Q: Send + 'static, A: Send + 'static> Together<Q, A> {
                 answer = &mut told => return answer.ok(),
                 turn = Arc::clone(&self.turns).acquire_owned() => turn.ok()?,
             };
-            let (some, left) = self.queue().pop(self.together_max);
+            let (some, left) = self.queue().pop(self.questions_max);
             is_asked = number < left;
             let (questions, tells): (Vec<Q>, Vec<_>) = some.into_iter().unzip();
             if questions.is_empty() {
@@ -125,7 +125,7 @@ mod tests {
 
     use super::*;
 
-    const LONG: Duration = Duration::from_secs(60);
+    const LONG: Duration = Duration::from_mins(1);
 
     type Asked = Arc<Mutex<Vec<Vec<u32>>>>;
 
@@ -163,7 +163,7 @@ mod tests {
             [1, 2, 3].map(|number| Box::pin(together.answer(number, tenfold(&asked))));
         let mut waits = Box::pin(together.answer(4, tenfold(&asked)));
         assert!(first.as_mut().now_or_never().is_none());
-        for one in gives_up.iter_mut() {
+        for one in &mut gives_up {
             assert!(one.as_mut().now_or_never().is_none());
         }
         assert!(waits.as_mut().now_or_never().is_none());
