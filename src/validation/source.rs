@@ -51,7 +51,7 @@ const TOGETHER_MAX: usize = 16;
 const STATEMENTS_MAX: usize = 2;
 
 /// One that takes longer waits for a disk or for a fault, and not for the processors that others wait for.
-const QUICK: Duration = Duration::from_millis(20);
+const QUICK: Duration = Duration::from_millis(50);
 
 /// So many fingerprints are read at once.
 const PRINTS_MAX: i64 = 5_000;
