@@ -2,9 +2,10 @@
 //! go with the next.
 //!
 //! Who comes alone is asked for alone, and at once. An asking is a task of its own, so nobody waits for one that
-//! is not his.
+//! is not his. Where many together take long, fewer are asked together.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,10 +15,17 @@ use tokio::time::timeout;
 /// Questions of one kind.
 #[derive(Debug)]
 pub struct Together<Q, A> {
-    questions_max: usize,
+    questions: Arc<Questions>,
     quick: Duration,
     turns: Arc<Semaphore>,
     queue: Mutex<Queue<Q, A>>,
+}
+
+/// So many go together.
+#[derive(Debug)]
+struct Questions {
+    max: usize,
+    now: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -39,7 +47,10 @@ impl<Q: Send + 'static, A: Send + 'static> Together<Q, A> {
             left: 0,
         };
         Self {
-            questions_max,
+            questions: Arc::new(Questions {
+                max: questions_max,
+                now: AtomicUsize::new(questions_max),
+            }),
             quick,
             turns: Arc::new(Semaphore::new(turns)),
             queue: Mutex::new(queue),
@@ -61,16 +72,19 @@ impl<Q: Send + 'static, A: Send + 'static> Together<Q, A> {
                 answer = &mut told => return answer.ok(),
                 turn = Arc::clone(&self.turns).acquire_owned() => turn.ok()?,
             };
-            let (some, left) = self.queue().pop(self.questions_max);
+            let (some, left) = self.queue().pop(self.questions.now());
             is_asked = number < left;
             let (questions, tells): (Vec<Q>, Vec<_>) = some.into_iter().unzip();
             if questions.is_empty() {
                 continue;
             }
-            let (asking, quick) = (ask(questions), self.quick);
+            let (count, quick) = (questions.len(), self.quick);
+            let (asking, together) = (ask(questions), Arc::clone(&self.questions));
             tokio::spawn(async move {
                 let mut asking = Box::pin(asking);
-                let answers = match timeout(quick, &mut asking).await {
+                let in_time = timeout(quick, &mut asking).await;
+                together.learn(count, in_time.is_ok());
+                let answers = match in_time {
                     Ok(answers) => answers,
                     Err(_elapsed) => {
                         drop(turn);
@@ -88,6 +102,25 @@ impl<Q: Send + 'static, A: Send + 'static> Together<Q, A> {
 
     fn queue(&self) -> MutexGuard<'_, Queue<Q, A>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Questions {
+    fn now(&self) -> usize {
+        self.now.load(Ordering::Relaxed)
+    }
+
+    /// Half as many where several were not quick, twice as many where as many as there may be now were.
+    fn learn(&self, count: usize, were_quick: bool) {
+        let next = if were_quick {
+            count.saturating_mul(2).max(self.now()).min(self.max)
+        } else if count > 1 {
+            self.now().min(count.div_ceil(2))
+        } else {
+            // It is not for the others that one alone takes long.
+            return;
+        };
+        self.now.store(next, Ordering::Relaxed);
     }
 }
 
@@ -204,6 +237,35 @@ mod tests {
         assert_eq!(together.answer(2, tenfold(&asked)).await, Some(20));
         go_on.send(()).unwrap();
         assert_eq!(slow.await, Some(1));
+    }
+
+    #[test]
+    fn so_many_go_together_as_are_quick() {
+        let questions = Questions {
+            max: 32,
+            now: AtomicUsize::new(32),
+        };
+        let learned = [
+            (32, false),
+            (16, false),
+            (8, true),
+            (16, true),
+            (1, true),
+            (32, true),
+        ]
+        .map(|(count, were_quick)| {
+            questions.learn(count, were_quick);
+            questions.now()
+        });
+        assert_eq!(learned, [16, 8, 16, 32, 32, 32]);
+        for _ in 0..10 {
+            questions.learn(questions.now(), false);
+        }
+        assert_eq!(questions.now(), 1);
+        for _ in 0..5 {
+            questions.learn(questions.now(), true);
+        }
+        assert_eq!(questions.now(), 32);
     }
 
     #[tokio::test]

@@ -43,8 +43,8 @@ pub(super) const UNKNOWN_US: u64 = 5_000_000;
 /// So many fingerprints are on their way under a newer pepper at once.
 const REWRITES_MAX: usize = 256;
 
-/// So many keys are looked up by one statement: few enough for a database that reads each from a disk.
-const TOGETHER_MAX: usize = 16;
+/// So many keys are looked up by one statement, while it is quick.
+const TOGETHER_MAX: usize = 32;
 
 /// So many of those statements run at once while they are quick: more would have a cold start take the machine
 /// from the database and from who asks for keys that are known.
@@ -135,7 +135,7 @@ impl Source {
             refresh_us: u64::try_from(refresh.as_micros()).unwrap_or(u64::MAX),
             common: Arc::default(),
             look_ups: Arc::new(Together::new(STATEMENTS_MAX, TOGETHER_MAX, QUICK)),
-            current: Arc::new(Together::new(STATEMENTS_MAX, usize::MAX, QUICK)),
+            current: Arc::new(Together::new(STATEMENTS_MAX, TOGETHER_MAX, QUICK)),
         }
     }
 
