@@ -19,6 +19,7 @@ mod existing;
 mod failures;
 pub mod http;
 pub mod last_used;
+mod look_ups;
 pub mod proof;
 pub mod recorded;
 pub mod records;

@@ -13,12 +13,13 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use super::existing::Lesson;
+use super::look_ups::LookUps;
 use super::snapshot::{Common, ConsumerSnapshot, KeySnapshot, ServiceEntry, TenantSnapshot};
-use super::store::{self, Hit, KeyRows};
+use super::store::{self, KeyRows};
 use crate::cache::changes::Entity;
 use crate::cache::follow::Reach;
 use crate::cache::shelf::{Taken, Ticket};
-use crate::cache::{Changes, Entry, Shelf, Together};
+use crate::cache::{Changes, Entry, Shelf};
 use crate::clock::Clock;
 use crate::consumers::{self, Consumer};
 use crate::db::feed::{self, Kind};
@@ -35,23 +36,13 @@ use crate::services::{self, Service};
 use crate::tenants::{self, Tenant};
 
 /// No load takes longer, whoever still waits.
-const LOAD_MAX: Duration = Duration::from_secs(2);
+pub(super) const LOAD_MAX: Duration = Duration::from_secs(2);
 
 /// How long a key stays unknown without another look.
 pub(super) const UNKNOWN_US: u64 = 5_000_000;
 
 /// So many fingerprints are on their way under a newer pepper at once.
 const REWRITES_MAX: usize = 256;
-
-/// So many keys are looked up by one statement, while it is quick.
-const TOGETHER_MAX: usize = 32;
-
-/// So many of those statements run at once while they are quick: more would have a cold start take the machine
-/// from the database and from who asks for keys that are known.
-const STATEMENTS_MAX: usize = 2;
-
-/// One that takes longer waits for a disk or for a fault, and not for the processors that others wait for.
-const QUICK: Duration = Duration::from_millis(50);
 
 /// So many fingerprints are read at once.
 const PRINTS_MAX: i64 = 5_000;
@@ -83,12 +74,8 @@ pub(super) struct Source {
     shelf: Shelf,
     refresh_us: u64,
     common: Arc<Common>,
-    look_ups: Arc<LookUps>,
-    current: Arc<Together<(), Result<i32, LoadError>>>,
+    look_ups: LookUps,
 }
-
-/// Of plaintexts by their fingerprints: the counter of changes, and with it the key if there is one.
-type LookUps = Together<Vec<Fingerprint>, Result<(i64, Option<Hit>), LoadError>>;
 
 /// What is noted before anything is read: in this order, see [`Shelf::ticket`].
 #[derive(Clone, Copy)]
@@ -122,6 +109,7 @@ impl Source {
         verifiers: VerifierQueue,
         refresh: Duration,
     ) -> Self {
+        let look_ups = LookUps::new(db.clone(), reach.clone());
         Self {
             db,
             clock,
@@ -134,8 +122,7 @@ impl Source {
             shelf,
             refresh_us: u64::try_from(refresh.as_micros()).unwrap_or(u64::MAX),
             common: Arc::default(),
-            look_ups: Arc::new(Together::new(STATEMENTS_MAX, TOGETHER_MAX, QUICK)),
-            current: Arc::new(Together::new(STATEMENTS_MAX, TOGETHER_MAX, QUICK)),
+            look_ups,
         }
     }
 
@@ -343,7 +330,7 @@ impl Source {
             }
             kept => kept,
         };
-        let found = match self.reachable() {
+        let found = match reachable(&self.reach) {
             Ok(()) => read.await,
             Err(away) => Err(away),
         };
@@ -374,15 +361,6 @@ impl Source {
         let entry = entry(taken.rows, (noted.epoch, taken.as_of)).ok()?;
         let entry = entry.aged(taken.age_us);
         entry.is_fresh(&self.changes).then_some(entry)
-    }
-
-    fn reachable(&self) -> db::Result<()> {
-        if self.reach.is_database_away() {
-            return Err(db::Error::Unavailable(anyhow::anyhow!(
-                "the database is away"
-            )));
-        }
-        Ok(())
     }
 
     /// The key of a plaintext, as [`Self::load`] finds things.
@@ -432,14 +410,13 @@ impl Source {
         key: &ApiKey,
         lookup_id: Option<&LookupId>,
     ) -> Result<KeyFound, LoadError> {
-        self.reachable()?;
         let mut ring = self.peppers.ring();
         let as_of = loop {
             let prints: Vec<Fingerprint> = ring.prints(key).map(|(_, print)| print).collect();
             let name = prints.first().map(key_name);
-            let (head, hit) = self.look_up(prints).await?;
-            let as_of = (noted.epoch, head);
-            if let Some(hit) = hit {
+            let seen = self.look_ups.key(prints).await?;
+            let as_of = (noted.epoch, seen.head);
+            if let Some(hit) = seen.found {
                 if let Some(name) = name {
                     self.shelf.put(noted.ticket, &name, as_of.1, &hit.rows);
                 }
@@ -448,7 +425,9 @@ impl Source {
                 return Ok(KeyFound::Known(Box::new(entry)));
             }
             // A node that lags behind a rotation must never say unknown.
-            let current = self.current_pepper().await?;
+            let current = seen
+                .current_pepper
+                .ok_or_else(pepper_store::none_is_current)?;
             if ring.computes(current) || ring.current() == Some(current) {
                 break as_of;
             }
@@ -458,26 +437,6 @@ impl Source {
             Some(lookup_id) if ring.has_lost() => self.by_verifier(key, lookup_id, &ring).await,
             Some(_) | None => Ok(KeyFound::Unknown { as_of }),
         }
-    }
-
-    async fn look_up(&self, prints: Vec<Fingerprint>) -> Result<(i64, Option<Hit>), LoadError> {
-        let looked = self
-            .look_ups
-            .answer(prints, |all| look_up(self.clone(), all));
-        looked.await.unwrap_or(Err(LoadError::Busy))
-    }
-
-    /// The pepper version that is current in the database, as of now or later.
-    async fn current_pepper(&self) -> Result<i32, LoadError> {
-        let current = self.current.answer((), |all| {
-            let db = self.db.clone();
-            async move {
-                let read = async move |conn: &mut Conn| pepper_store::current_in(conn).await;
-                let current = db.load(LOAD_MAX, read).await.map_err(LoadError::from);
-                vec![current; all.len()]
-            }
-        });
-        current.await.unwrap_or(Err(LoadError::Busy))
     }
 
     async fn newer_ring(&self, current: i32) -> Result<Arc<PepperRing>, LoadError> {
@@ -614,42 +573,14 @@ impl Source {
     }
 }
 
-/// The keys of these plaintexts, each in its place. If that fails for something about one of them, that one is
-/// found by halves.
-async fn look_up(
-    source: Source,
-    plaintexts: Vec<Vec<Fingerprint>>,
-) -> Vec<Result<(i64, Option<Hit>), LoadError>> {
-    let mut found = Vec::with_capacity(plaintexts.len());
-    let mut parts = vec![plaintexts];
-    while let Some(mut part) = parts.pop() {
-        let asked = part.clone();
-        // It may have gone away since they came.
-        let looked = match source.reachable() {
-            Ok(()) => {
-                let look = async move |conn: &mut Conn| store::by_fingerprints(conn, &asked).await;
-                source.db.load(LOAD_MAX, look).await
-            }
-            Err(away) => Err(away),
-        };
-        match looked {
-            Ok((head, hits)) => found.extend(hits.into_iter().map(|hit| Ok((head, hit?)))),
-            Err(db::Error::Query(_) | db::Error::Corrupt(_)) if part.len() > 1 => {
-                let behind = part.split_off(part.len() / 2);
-                parts.extend([behind, part]);
-            }
-            Err(error @ (db::Error::Query(_) | db::Error::Corrupt(_))) => {
-                found.push(Err(error.into()));
-            }
-            Err(error) => {
-                let error = LoadError::from(error);
-                let left = part.len() + parts.iter().map(Vec::len).sum::<usize>();
-                found.extend((0..left).map(|_| Err(error.clone())));
-                break;
-            }
-        }
+/// Nobody waits for a database that is known to be away.
+pub(super) fn reachable(reach: &Reach) -> db::Result<()> {
+    if reach.is_database_away() {
+        return Err(db::Error::Unavailable(anyhow::anyhow!(
+            "the database is away"
+        )));
     }
-    found
+    Ok(())
 }
 
 /// What a key is called on the shelf.

@@ -10,11 +10,12 @@ use super::snapshot::{
     Common, Counted, GrantSnapshot, GrantedRights, KeySnapshot, Owner, Terms, counted_quota,
 };
 use super::told::{Alike, Told, ToldSecret};
-use crate::db::schema::{api_key, change_head, key_grant, revoked_token, secret};
+use crate::db::schema::{api_key, change_head, key_grant, pepper, revoked_token, secret};
 use crate::db::{self, Conn};
 use crate::each;
 use crate::id::{ConsumerId, KeyId, SecretId, ServiceId, TenantId, TokenId};
 use crate::keys::fingerprint::Fingerprint;
+use crate::keys::pepper::PepperState;
 use crate::keys::secret::LookupId;
 use crate::limits::RateLimits;
 use crate::metadata::Metadata;
@@ -102,9 +103,11 @@ fn parse_some<T: DeserializeOwned>(column: &str, text: Option<&str>) -> db::Resu
     text.map(|text| parse(column, text)).transpose()
 }
 
-/// A row of [`seen!`]: the counter of changes, and with it a secret, its key and one of its grants.
+/// A row of [`seen!`]: the counter of changes, the current pepper version, and with them a secret, its key and one
+/// of its grants.
 type SeenRow = (
     i64,
+    Option<i32>,
     Option<SecretRow>,
     Option<Fingerprint>,
     Option<i32>,
@@ -113,11 +116,35 @@ type SeenRow = (
     Option<GrantRow>,
 );
 
-/// The counter of changes, and with it the secrets of this condition with their keys and grants:
-/// by one statement, which sees the database at one instant, so what it brings is as old as the counter says.
+/// What the database has, at one instant.
+pub struct Seen<T> {
+    /// The counter of changes.
+    pub head: i64,
+    /// The version that new secrets are under.
+    pub current_pepper: Option<i32>,
+    pub found: T,
+}
+
+impl<T> Seen<T> {
+    fn map<U>(self, found: impl FnOnce(T) -> U) -> Seen<U> {
+        Seen {
+            head: self.head,
+            current_pepper: self.current_pepper,
+            found: found(self.found),
+        }
+    }
+}
+
+/// A secret with its fingerprint, if it has one.
+type Printed = (Option<Fingerprint>, Hit);
+
+/// The secrets of this condition with their keys and grants: by one statement, which sees the database at one
+/// instant, so what it brings is as old as the counter says.
 macro_rules! seen {
     ($conn:expr, $secret:expr) => {{
+        let is_current = pepper::state.eq(PepperState::Current.as_str());
         let rows: Vec<SeenRow> = each!($conn, c => change_head::table
+            .left_join(pepper::table.on(is_current))
             .left_join(secret::table.on($secret))
             .left_join(api_key::table.on(api_key::id.nullable().eq(secret::key_id.nullable())))
             .left_join(
@@ -128,6 +155,7 @@ macro_rules! seen {
             .order(key_grant::position)
             .select((
                 change_head::seq,
+                pepper::version.nullable(),
                 Option::<SecretRow>::as_select(),
                 secret::fingerprint.nullable(),
                 secret::pepper_version.nullable(),
@@ -137,22 +165,19 @@ macro_rules! seen {
             ))
             .load(c)
             .await)?;
-        hits_of(rows)
+        seen_in(rows)
     }};
 }
 
-/// A secret that was found, with its fingerprint if it has one.
-type Seen = (Option<Fingerprint>, Hit);
-
 /// What [`seen!`] saw.
-fn hits_of(rows: Vec<SeenRow>) -> db::Result<(i64, Vec<Seen>)> {
-    let (mut head, mut hits) = (None, Vec::<Seen>::new());
-    for (seq, secret, print, pepper_version, verifier, key, grant) in rows {
-        head = Some(seq);
+fn seen_in(rows: Vec<SeenRow>) -> db::Result<Seen<Vec<Printed>>> {
+    let (mut seen, mut found) = (None, Vec::<Printed>::new());
+    for (head, current_pepper, secret, print, pepper_version, verifier, key, grant) in rows {
+        seen = Some((head, current_pepper));
         let (Some(secret), Some(key)) = (secret, key) else {
             continue;
         };
-        let known = hits
+        let known = found
             .iter_mut()
             .find(|(_, hit)| hit.rows.secret.id == secret.id);
         if let Some((_, hit)) = known {
@@ -168,15 +193,19 @@ fn hits_of(rows: Vec<SeenRow>) -> db::Result<(i64, Vec<Seen>)> {
                 grants: grant.into_iter().collect(),
             },
         };
-        hits.push((print, hit));
+        found.push((print, hit));
     }
-    let head =
-        head.ok_or_else(|| db::Error::Corrupt("there is no counter of changes".to_owned()))?;
-    Ok((head, hits))
+    let (head, current_pepper) =
+        seen.ok_or_else(|| db::Error::Corrupt("there is no counter of changes".to_owned()))?;
+    Ok(Seen {
+        head,
+        current_pepper,
+        found,
+    })
 }
 
 /// The only one there may be.
-fn only(hits: impl IntoIterator<Item = Seen>) -> db::Result<Option<Hit>> {
+fn only(hits: impl IntoIterator<Item = Printed>) -> db::Result<Option<Hit>> {
     let mut hits = hits.into_iter();
     let hit = hits.next().map(|(_, hit)| hit);
     if let (Some(hit), Some(_)) = (&hit, hits.next()) {
@@ -193,24 +222,24 @@ pub async fn by_fingerprint(
     conn: &mut Conn,
     fingerprints: Vec<Fingerprint>,
 ) -> db::Result<(i64, Option<Hit>)> {
-    let (head, hits) = seen!(conn, secret::fingerprint.eq_any(fingerprints))?;
-    Ok((head, only(hits)?))
+    let seen = seen!(conn, secret::fingerprint.eq_any(fingerprints))?;
+    Ok((seen.head, only(seen.found)?))
 }
 
-/// As [`by_fingerprint`], for several plaintexts, of which two may be the same: each in its place.
+/// Finds the keys of several plaintexts, of which two may be the same, by their fingerprints: each in its place.
 pub async fn by_fingerprints(
     conn: &mut Conn,
     plaintexts: &[Vec<Fingerprint>],
-) -> db::Result<(i64, Vec<db::Result<Option<Hit>>>)> {
+) -> db::Result<Seen<Vec<db::Result<Option<Hit>>>>> {
     let all: Vec<Fingerprint> = plaintexts.iter().flatten().copied().collect();
-    let (head, hits) = seen!(conn, secret::fingerprint.eq_any(all))?;
-    Ok((head, told_apart(plaintexts, &hits)))
+    let seen = seen!(conn, secret::fingerprint.eq_any(all))?;
+    Ok(seen.map(|hits| told_apart(plaintexts, &hits)))
 }
 
 /// What was found of each plaintext.
-fn told_apart(plaintexts: &[Vec<Fingerprint>], hits: &[Seen]) -> Vec<db::Result<Option<Hit>>> {
+fn told_apart(plaintexts: &[Vec<Fingerprint>], hits: &[Printed]) -> Vec<db::Result<Option<Hit>>> {
     let found = plaintexts.iter().map(|prints| {
-        let is_its = |(print, _): &&Seen| print.is_some_and(|print| prints.contains(&print));
+        let is_its = |(print, _): &&Printed| print.is_some_and(|print| prints.contains(&print));
         only(hits.iter().filter(is_its).cloned())
     });
     found.collect()
@@ -256,8 +285,8 @@ pub async fn is_revoked(conn: &mut Conn, id: &TokenId) -> db::Result<bool> {
 /// Finds the key of a secret that was proven otherwise, by its verifier or by a token, with the counter of
 /// changes as it was then.
 pub async fn by_secret(conn: &mut Conn, id: SecretId) -> db::Result<(i64, Option<KeyRows>)> {
-    let (head, hits) = seen!(conn, secret::id.eq(id))?;
-    Ok((head, only(hits)?.map(|hit| hit.rows)))
+    let seen = seen!(conn, secret::id.eq(id))?;
+    Ok((seen.head, only(seen.found)?.map(|hit| hit.rows)))
 }
 
 /// The secrets of a lookup id whose fingerprint we cannot compute: under a lost pepper, or none.
@@ -468,7 +497,7 @@ mod tests {
             pepper_version: Some(1),
             verifier_missing: false,
         };
-        let hits: Vec<Seen> = (1..=4)
+        let hits: Vec<Printed> = (1..=4)
             .map(|number| (Some(print(number)), hit(kind.rows())))
             .collect();
         let id_of = |at: usize| hits[at].1.rows.secret_id().clone();

@@ -534,14 +534,11 @@ async fn good_keys_that_nobody_remembers_are_found_beside_guesses(home: Home) {
     }
     // What they belong to is known, and they are not.
     assert_eq!(code(&pair.owner_b, &pair.issue().await.1).await, "valid");
-    let question = |key: &str| {
-        let body = json!({"api_key": key, "service": "invoicing", "ip": "203.0.113.9"});
-        pair.owner_b.post("/v1/verify").json(body)
-    };
-    let ask = async |key: &str| question(key).send().await.status;
+    let asked = |key: &str| pair.owner_b.post("/v1/verify").json(question(key));
+    let ask = async |key: &str| asked(key).send().await.status;
     // Each once: who is refused does not come again.
     let guesses_at = async |key: &str| {
-        let guesses = (0..50).map(|_| question(stranger_to(key).expose_secret()).try_send());
+        let guesses = (0..50).map(|_| asked(stranger_to(key).expose_secret()).try_send());
         let told = join_all(guesses).await.into_iter().flatten();
         told.filter(|answer| answer.status == 503).count()
     };

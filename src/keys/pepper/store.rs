@@ -138,7 +138,12 @@ pub async fn current_in(conn: &mut Conn) -> db::Result<i32> {
         .first(c)
         .await
         .optional())?;
-    current.ok_or_else(|| db::Error::Corrupt("no pepper version is current".to_owned()))
+    current.ok_or_else(none_is_current)
+}
+
+/// What it means that there is none.
+pub fn none_is_current() -> db::Error {
+    db::Error::Corrupt("no pepper version is current".to_owned())
 }
 
 /// Begins a rotation: the next version, which becomes the current one after [`NEXT_FOR`].

@@ -14,11 +14,8 @@ use crate::cache::{Changes, Entry, Flights, Line};
 use crate::patience;
 use crate::validation::source::LoadError;
 
-/// So many have a turn at once that every connection is busy: twice as many as there are connections for them.
+/// So many have a turn at once, so that every connection is busy: twice as many as there are connections for them.
 pub(super) const AT_ONCE: usize = 16;
-
-/// Of loads that are made together it is as many as two statements take.
-pub(super) const AT_ONCE_TOGETHER: usize = 64;
 
 /// So many loads of each kind are under way at once, with those that are late.
 const LOADS_MAX: usize = 1_000;

@@ -16,9 +16,10 @@ use quick_cache::Equivalent;
 use smallvec::SmallVec;
 use tokio::runtime::Handle;
 
-use self::loads::{AT_ONCE, AT_ONCE_TOGETHER, Loaded, Loads, Way};
+use self::loads::{AT_ONCE, Loaded, Loads, Way};
 use super::Failure;
 use super::failures::{Attempt, Failures, Presented};
+use super::look_ups;
 use super::snapshot::{ConsumerSnapshot, KeySnapshot, ServiceEntry, Subject, TenantSnapshot};
 use super::source::{KeyFound, LoadError, Named, Source, UNKNOWN_US};
 use crate::cache::changes::Entity;
@@ -153,7 +154,7 @@ impl Records {
             of_secrets: Kept::new(settings.entries_max, &runtime),
             tokens: Kept::new(TOKENS_MAX, &runtime),
             failures: Arc::new(Failures::new()),
-            key_loads: Loads::new(&runtime, AT_ONCE_TOGETHER),
+            key_loads: Loads::new(&runtime, look_ups::AT_ONCE),
             service_loads: Loads::new(&runtime, AT_ONCE),
         }))
     }
