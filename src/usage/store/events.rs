@@ -8,6 +8,7 @@
 //! partitions takes longer than all the rest.
 
 use std::borrow::Cow;
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use diesel::dsl::sql;
@@ -30,7 +31,10 @@ const BATCHES_MAX: i64 = 500;
 
 /// So many hours are looked into at once, where they are told apart: each is compared with each partition, so
 /// what planning takes grows with their square.
-const HOURS_TOGETHER: i64 = 16;
+const HOURS_TOGETHER: usize = 16;
+
+/// So many hours of a key are told apart at once.
+const HOURS_KNOWN: usize = 256;
 
 /// A window takes at most some times as long as those before it together, so what has not paused until then
 /// ends before who asks stops waiting.
@@ -109,6 +113,15 @@ enum Part<'a> {
     },
 }
 
+/// The hours in which a key was used, as its counts say.
+#[derive(Debug)]
+struct Used {
+    /// The beginnings of those that were not looked into so far, newest first.
+    hours: VecDeque<i64>,
+    /// They are all that there are from here on.
+    down_to: i64,
+}
+
 /// How much is read at once.
 #[derive(Clone, Copy, Debug)]
 pub struct Most {
@@ -167,12 +180,18 @@ pub async fn walk(
     }
     let mut span = HOUR_MS;
     let mut is_first = true;
+    let mut used = None;
     while high > oldest {
         let wide = end.saturating_sub(span).max(oldest);
         let mut left = most.events.saturating_sub(count(&rows));
-        let (low, hours) = match &wanted.filter.key {
-            Some(key) if !is_first => used_between(conn, wanted, key, (wide, high)).await?,
-            Some(_) | None => (wide, None),
+        if let Some(key) = wanted.filter.key.as_ref().filter(|_| !is_first)
+            && used.as_ref().is_none_or(Used::is_over)
+        {
+            used = used_between(conn, wanted, key, (oldest, high)).await?;
+        }
+        let (low, hours) = match &mut used {
+            Some(used) => used.next(),
+            None => (wide, None),
         };
         let part = Part::Window {
             low,
@@ -204,11 +223,13 @@ pub async fn walk(
             break;
         }
         high = low;
-        if let Some(key) = wanted.filter.key.as_ref().filter(|_| is_empty) {
+        if let Some(key) = wanted.filter.key.as_ref().filter(|_| is_empty)
+            && used.is_none()
+        {
             high = low.min(last_use(conn, wanted, key, low).await?);
         }
         end = high;
-        if !is_first && low == wide {
+        if !is_first && used.is_none() {
             span = span.saturating_mul(2);
         }
         is_first = false;
@@ -253,21 +274,22 @@ async fn last_use(conn: &mut Conn, wanted: &Wanted, key: &str, before: i64) -> d
     })
 }
 
-/// The newest hours from `low` to `high` in which `key` was used, and down to where these are all of them:
-/// `PostgreSQL` plans for their partitions alone. `None` where nobody counted, and for `SQLite`.
+/// The newest hours from `low` to `high` in which `key` was used: `PostgreSQL` plans for their partitions alone.
+/// `None` where nobody counted, and for `SQLite`.
 async fn used_between(
     conn: &mut Conn,
     wanted: &Wanted,
     key: &str,
     (low, high): (i64, i64),
-) -> db::Result<(i64, Option<Vec<i64>>)> {
+) -> db::Result<Option<Used>> {
     // Of the hour that this lies in the counts may be gone.
     let counted = wanted.now.minus(COUNTS_KEPT).millis();
     let counted = counted.saturating_add(HOUR_MS - counted.rem_euclid(HOUR_MS));
     if matches!(conn, Conn::Sqlite(_)) || high <= counted {
-        return Ok((low, None));
+        return Ok(None);
     }
     let low = low.max(counted);
+    let limit = i64::try_from(HOURS_KNOWN).unwrap_or(i64::MAX);
     let hours: Vec<i64> = each!(conn, c => usage_hour::table
         .filter(usage_hour::tenant_id.concat("").eq(&wanted.tenant_id))
         .filter(usage_hour::key_id.eq(key))
@@ -276,12 +298,28 @@ async fn used_between(
         .select(usage_hour::start)
         .distinct()
         .order(usage_hour::start.desc())
-        .limit(HOURS_TOGETHER)
+        .limit(limit)
         .load(c)
         .await)?;
-    let are_all = i64::try_from(hours.len()).is_ok_and(|len| len < HOURS_TOGETHER);
-    let down_to = hours.last().filter(|_| !are_all);
-    Ok((down_to.map_or(low, |first| low.max(*first)), Some(hours)))
+    let oldest = hours.last().filter(|_| hours.len() >= HOURS_KNOWN);
+    Ok(Some(Used {
+        down_to: oldest.map_or(low, |oldest| low.max(*oldest)),
+        hours: hours.into(),
+    }))
+}
+
+impl Used {
+    fn is_over(&self) -> bool {
+        self.hours.is_empty()
+    }
+
+    /// The next of them, and down to where these are all.
+    fn next(&mut self) -> (i64, Option<Vec<i64>>) {
+        let count = self.hours.len().min(HOURS_TOGETHER);
+        let next: Vec<i64> = self.hours.drain(..count).collect();
+        let down_to = next.last().filter(|_| !self.is_over());
+        (down_to.map_or(self.down_to, |first| *first), Some(next))
+    }
 }
 
 /// A page in the order of storing. There is always a next one: an empty page says that nothing has
