@@ -36,4 +36,3 @@ pub use line::Line;
 pub use nodes::Nodes;
 pub use shared::Shared;
 pub use shelf::Shelf;
-pub use together::Together;

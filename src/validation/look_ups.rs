@@ -1,13 +1,14 @@
 //! Keys by the fingerprints of their plaintexts: several by one statement where they are asked for at the same
 //! time.
 
-use std::sync::Arc;
 use std::time::Duration;
+
+use futures_util::FutureExt as _;
 
 use super::source::{LOAD_MAX, LoadError, reachable};
 use super::store::{self, Hit, Seen};
-use crate::cache::Together;
 use crate::cache::follow::Reach;
+use crate::cache::together::{Asking, Together};
 use crate::db::{self, Conn, Db};
 use crate::keys::fingerprint::Fingerprint;
 
@@ -30,25 +31,29 @@ type Found = Result<Seen<Option<Hit>>, LoadError>;
 /// Look-ups in the database. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct LookUps {
-    db: Db,
     reach: Reach,
-    together: Arc<Together<Vec<Fingerprint>, Found>>,
+    together: Together<Vec<Fingerprint>, Found>,
 }
 
 impl LookUps {
     pub(super) fn new(db: Db, reach: Reach) -> Self {
-        Self {
-            db,
-            reach,
-            together: Arc::new(Together::new(STATEMENTS_MAX, TOGETHER_MAX, QUICK)),
-        }
+        let together = Together::new(Asking {
+            runtime: db.runtime(),
+            askings_max: STATEMENTS_MAX,
+            questions_max: TOGETHER_MAX,
+            quick: QUICK,
+            ask: {
+                let reach = reach.clone();
+                Box::new(move |plaintexts| look_up(db.clone(), reach.clone(), plaintexts).boxed())
+            },
+        });
+        Self { reach, together }
     }
 
     /// The key that one of these fingerprints is of, under whichever pepper.
     pub(super) async fn key(&self, prints: Vec<Fingerprint>) -> Found {
         reachable(&self.reach)?;
-        let look_up = |plaintexts| look_up(self.db.clone(), self.reach.clone(), plaintexts);
-        let found = self.together.answer(prints, look_up).await;
+        let found = self.together.answer(prints).await;
         found.unwrap_or(Err(LoadError::Busy))
     }
 }
