@@ -190,7 +190,7 @@ pub async fn walk(
             used = used_between(conn, wanted, key, (oldest, high)).await?;
         }
         let (low, hours) = match &mut used {
-            Some(used) => used.next(),
+            Some(used) => used.next(span),
             None => (wide, None),
         };
         let part = Part::Window {
@@ -229,7 +229,7 @@ pub async fn walk(
             high = low.min(last_use(conn, wanted, key, low).await?);
         }
         end = high;
-        if !is_first && used.is_none() {
+        if !is_first {
             span = span.saturating_mul(2);
         }
         is_first = false;
@@ -313,9 +313,10 @@ impl Used {
         self.hours.is_empty()
     }
 
-    /// The next of them, and down to where these are all.
-    fn next(&mut self) -> (i64, Option<Vec<i64>>) {
-        let count = self.hours.len().min(HOURS_TOGETHER);
+    /// The next of them that last as long together, and down to where these are all.
+    fn next(&mut self, span: i64) -> (i64, Option<Vec<i64>>) {
+        let count = usize::try_from(span / HOUR_MS).unwrap_or(HOURS_TOGETHER);
+        let count = count.clamp(1, HOURS_TOGETHER).min(self.hours.len());
         let next: Vec<i64> = self.hours.drain(..count).collect();
         let down_to = next.last().filter(|_| !self.is_over());
         (down_to.map_or(self.down_to, |first| *first), Some(next))

@@ -122,7 +122,10 @@ impl Line {
         self.open().await?;
         let stream = self.stream.as_mut().expect("it was opened");
         stream.write_all(&question.0).await?;
-        let mut answer = Answer::default();
+        let mut answer = Answer {
+            bytes: Vec::with_capacity(4_096),
+            ..Answer::default()
+        };
         while !answer.is_whole() {
             if stream.read_buf(&mut answer.bytes).await? == 0 {
                 return Err(std::io::ErrorKind::UnexpectedEof.into());
@@ -170,8 +173,9 @@ impl Answer {
         let status = self.head.split(' ').nth(1);
         let status = status.and_then(|status| status.parse().ok()).unwrap_or(0);
         let request_id = self.field("x-request-id: ").unwrap_or_default().to_owned();
-        let body = &self.bytes[self.body.0..self.body.0 + self.body.1];
-        if status == 200 && body.starts_with(VALID) {
+        // What stands behind it, if anything, is no JSON then.
+        let body = &self.bytes[self.body.0..];
+        if status == 200 && body.starts_with(VALID) && body.ends_with(b"}") {
             // Thousands of these are told a second by a client that no compiler made fast.
             return Told {
                 status,
