@@ -87,7 +87,8 @@ impl<K: Hash + Eq + Clone + Send + 'static, T: Clone + Send + Sync + 'static> Fl
             under_way: Arc::clone(&self.under_way),
             key,
         };
-        let load = load();
+        // Apart from the task, which is moved about: it may be large.
+        let load = Box::pin(load());
         self.runtime.spawn(async move {
             let value = load.await;
             // First off the list: who comes from now on needs a load that begins now.

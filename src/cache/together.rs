@@ -149,14 +149,14 @@ impl<Q, A> Queue<Q, A> {
         some
     }
 
-    /// Half as many where several were not quick, twice as many where as many as there may be now were.
+    /// Half as many where several were not quick, twice as many where as many as there may be now were. Where even
+    /// one alone was not, it is not for their number: then all of them may be asked for what few cost too.
     fn learn(&mut self, count: usize, were_quick: bool, max: usize) {
-        if were_quick {
-            self.together = count.saturating_mul(2).max(self.together).min(max);
-        } else if count > 1 {
-            // It is not for the others that one alone takes long.
-            self.together = self.together.min(count.div_ceil(2));
-        }
+        self.together = match (were_quick, count) {
+            (true, _) => count.saturating_mul(2).max(self.together).min(max),
+            (false, 0..=1) => max,
+            (false, _) => self.together.min(count.div_ceil(2)),
+        };
     }
 }
 
@@ -300,7 +300,12 @@ mod tests {
             queue.together
         });
         assert_eq!(learned, [16, 8, 16, 32, 32, 32]);
-        for _ in 0..10 {
+        let slow_alone = [32, 16, 8, 4, 2, 1].map(|count| {
+            queue.learn(count, false, 32);
+            queue.together
+        });
+        assert_eq!(slow_alone, [16, 8, 4, 2, 1, 32]);
+        for _ in 0..5 {
             queue.learn(queue.together, false, 32);
         }
         assert_eq!(queue.together, 1);
