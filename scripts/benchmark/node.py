@@ -1,6 +1,6 @@
 """A node with keys to verify, and texts that look like keys."""
 
-import json, random, secrets, subprocess, urllib.request, zlib
+import json, random, secrets, subprocess, urllib.error, urllib.request, zlib
 
 from .machine import Process, free_address, resident_mib, wait_for, wait_until
 
@@ -49,8 +49,12 @@ class Api:
         """The headers of the answer and its body, as it came."""
         data = None if text is None else text.encode()
         request = urllib.request.Request(self.base + path, data, headers, method=method)
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.headers.items(), answer.read()
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.headers.items(), answer.read()
+        except urllib.error.HTTPError as error:
+            problem = error.read(4_000).decode(errors="replace")
+            raise RuntimeError(f"{method} {path}: {error.code} {problem}") from error
 
     def call(self, *request, **more):
         return json.loads(self.raw(*request, **more))

@@ -12,6 +12,8 @@ use super::query::{EventFilter, EventQuery, Order, SummaryQuery};
 use super::store::events::Wanted;
 use super::{Usage, summary};
 use crate::auth::http::{Caller, perm};
+use crate::db;
+use crate::http::code::Code;
 use crate::http::extract::Query;
 use crate::http::page::{CursorKey, List, PageBody, PageParams};
 use crate::http::problem::Problem;
@@ -100,6 +102,19 @@ pub async fn list_usage_events(
     Ok(HttpResponse::Ok().json(body))
 }
 
+/// To try again is of no use to who asks for more than is summed up in time.
+fn too_much(error: db::Error) -> Problem {
+    match error {
+        db::Error::Busy => Problem::new(
+            Code::Busy,
+            "it takes too long to sum up as much, or too much is summed up just now: ask for a shorter time, or \
+             for one key or service alone, or try again",
+        )
+        .cause(error),
+        error => error.into(),
+    }
+}
+
 /// Summarizes usage
 ///
 /// Counts are exact, whatever events a service keeps. In each group, `group` has what `group_by`
@@ -119,7 +134,7 @@ pub async fn summarize_usage(
     let services = services(&caller, query.service.as_ref())?;
     let tenant = caller.tenant.id.as_str();
     let what = summary::plan(&query, tenant, services, usage.clock().now())?;
-    let rows = usage.sum(what.clone()).await?;
+    let rows = usage.sum(what.clone()).await.map_err(too_much)?;
     let (series, is_cut) = summary::fill(&what, rows);
     Ok(HttpResponse::Ok().json(SummaryBody::new(&what, series, is_cut)))
 }

@@ -7,7 +7,7 @@ use keystead::usage::{Batch, CountLine, Operation, Record, Rules};
 use serde_json::{Value, json};
 
 use super::{HOUR, batch, record, store};
-use crate::support::{Client, Home, Server, both, text};
+use crate::support::{Backend, Client, Home, Server, both, run, text};
 
 both!(
     each_filter_finds_its_events,
@@ -331,6 +331,23 @@ async fn why_an_export_was_asked_for_stands_in_the_trail(home: Home) {
     refused.send().await.expect(400);
     let trail = ledger.owner.get(path).send().await.expect(200);
     assert_eq!(trail["items"].as_array().unwrap().len(), 1, "{trail}");
+}
+
+#[test]
+fn a_summary_that_takes_too_long_says_what_to_ask_for() {
+    run(Backend::Postgres, async |home: Home| {
+        let ledger = Ledger::new(&home).await;
+        let session = home.session().await;
+        let lock = "BEGIN; LOCK TABLE usage_minute, usage_hour, usage_day IN ACCESS EXCLUSIVE MODE";
+        session.run(lock).await;
+        let sums = ledger.owner.get("/v1/usage/summary").try_send().await;
+        let problem = sums.expect("the server answers").expect(503);
+        assert_eq!(problem["code"], "busy");
+        assert!(text(&problem, "/detail").contains("ask for a shorter time"));
+        session.run("COMMIT").await;
+        let sums = ledger.owner.get("/v1/usage/summary").send().await;
+        sums.expect(200);
+    });
 }
 
 async fn a_wrong_parameter_is_named(home: Home) {
