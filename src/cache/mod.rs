@@ -36,3 +36,4 @@ pub use line::Line;
 pub use nodes::Nodes;
 pub use shared::Shared;
 pub use shelf::Shelf;
+pub use together::{Asking, Together};

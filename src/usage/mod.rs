@@ -32,8 +32,9 @@ use crate::page::{Page, PageRequest, Position};
 use crate::time::{Span, Timestamp};
 
 use query::Order;
-use store::events::{self, Most, StoredEvent, Walked, Wanted};
+use store::events::{self, StoredEvent, Wanted};
 use store::summary::{Sum, SumRow};
+use store::walk::{self, Most, Walked};
 
 pub use leave::Outlets;
 pub use ledger::{Ledger, Room};
@@ -89,7 +90,7 @@ impl Usage {
     ) -> db::Result<Page<StoredEvent>> {
         self.db
             .read(async move |conn: &mut Conn| match order {
-                Order::Newest => events::newest(conn, &wanted, &page).await,
+                Order::Newest => walk::newest(conn, &wanted, &page).await,
                 Order::Stored => events::stored(conn, &wanted, &page).await,
             })
             .await
@@ -108,8 +109,8 @@ impl Usage {
                 &tenant,
                 db::DOWNLOAD_WAIT_MAX,
                 async move |conn: &mut Conn| {
-                    let pause_after = events::PAUSE_AFTER;
-                    events::walk(conn, &wanted, after.as_ref(), most, pause_after).await
+                    let pause_after = walk::PAUSE_AFTER;
+                    walk::walk(conn, &wanted, after.as_ref(), most, pause_after).await
                 },
             )
             .await

@@ -16,7 +16,8 @@ use crate::text::spreadsheet_cell;
 use crate::usage::Usage;
 use crate::usage::event::UsageEventBody;
 use crate::usage::query::{EventFilter, ExportQuery, Format};
-use crate::usage::store::events::{Most, Walked, Wanted};
+use crate::usage::store::events::Wanted;
+use crate::usage::store::walk::{Most, Walked};
 
 /// How many events are read at once.
 const CHUNK: i64 = 2_000;

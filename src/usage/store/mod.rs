@@ -14,3 +14,4 @@ pub mod seal;
 mod stored;
 mod strangers;
 pub mod summary;
+pub mod walk;

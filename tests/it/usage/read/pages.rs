@@ -10,7 +10,8 @@ use keystead::db::{self, Conn, Db};
 use keystead::page::Position;
 use keystead::usage::query::EventFilter;
 use keystead::usage::store::batch as stored;
-use keystead::usage::store::events::{self, Most, Walked, Wanted};
+use keystead::usage::store::events::Wanted;
+use keystead::usage::store::walk::{self, Most, Walked};
 
 use super::*;
 
@@ -270,7 +271,7 @@ async fn a_walk_that_pauses_goes_on_where_it_was(home: Home) {
                     events: 100,
                     bytes: None,
                 };
-                events::walk(conn, &wanted, after.as_ref(), most, pause_after).await
+                walk::walk(conn, &wanted, after.as_ref(), most, pause_after).await
             };
             let walked: db::Result<Walked> = home.usage_eyes().read(walk).await;
             walked.unwrap()
@@ -323,7 +324,7 @@ async fn a_page_of_an_export_is_bounded_by_bytes(home: Home) {
             bytes: Some(MAX as i64),
         };
         let walk = async move |conn: &mut Conn| {
-            events::walk(conn, &wanted, behind.as_ref(), most, Duration::MAX).await
+            walk::walk(conn, &wanted, behind.as_ref(), most, Duration::MAX).await
         };
         let walked: db::Result<Walked> = home.usage_eyes().read(walk).await;
         let walked = walked.unwrap();
