@@ -30,9 +30,11 @@ pub async fn lines_of(db: &Db, query: String) -> Vec<String> {
         .collect()
 }
 
-/// The changes that stand in the audit trails of all tenants, as action and id of the line.
+/// The changes that stand in the audit trails of all tenants, as action and id of the line, each trail in its
+/// order.
 pub async fn changes(home: &Home) -> Vec<String> {
-    let query = "SELECT action || ' ' || id AS line FROM audit_event WHERE outcome = 'done'";
+    let query = "SELECT action || ' ' || id AS line FROM audit_event WHERE outcome = 'done' \
+                 ORDER BY tenant_id, seq";
     lines(home, query.to_owned()).await
 }
 
