@@ -80,6 +80,11 @@ pub(super) fn start(app: &App) -> Tasks {
             report("peppers are looked at later", this.tend_peppers().await);
         }
     }));
+    let this = app.clone();
+    tasks.push(runtime.spawn(async move {
+        this.started().await;
+        this.usage.prepare().await;
+    }));
     tasks.push(runtime.spawn(sweep(app.clone())));
     tasks.push(runtime.spawn(seal_hours(app.clone())));
     tasks.push(runtime.spawn(keep_trail(app.clone())));

@@ -194,6 +194,12 @@ enum Lane {
     Long,
 }
 
+/// The connections of a [`Lane`].
+enum Pooled<'p> {
+    Sqlite(&'p Pool<SqliteConn>),
+    Postgres(&'p Pool<AsyncPgConnection>),
+}
+
 /// The name of the file beside an embedded database that the usage ledger is in.
 const USAGE_FILE: &str = "usage.db";
 
@@ -317,7 +323,7 @@ impl Db {
             },
         };
         Ok(Self {
-            turns: Turns::new(pools.long_connections(), LONG_OF_ONE),
+            turns: Turns::new(pools.connections(Lane::Long), LONG_OF_ONE),
             pools,
             runtime: Arc::new(OwnRuntime(Some(runtime))),
             wait_max: WAIT_MAX,
@@ -391,11 +397,26 @@ impl Db {
     where
         F: OnConn<Result<()>> + Clone,
     {
-        let count = self.pools.load_connections();
+        self.prepare(Lane::Load, limit, work).await;
+    }
+
+    /// As [`Self::prepare_loads`], on each connection that reads.
+    pub async fn prepare_reads<F>(&self, limit: Duration, work: F)
+    where
+        F: OnConn<Result<()>> + Clone,
+    {
+        self.prepare(Lane::Read, limit, work).await;
+    }
+
+    async fn prepare<F>(&self, lane: Lane, limit: Duration, work: F)
+    where
+        F: OnConn<Result<()>> + Clone,
+    {
+        let count = self.pools.connections(lane);
         let all = Arc::new(Barrier::new(count));
         let prepared = join_all((0..count).map(|_| {
             let (all, work) = (Arc::clone(&all), work.clone());
-            self.load(limit, async move |conn: &mut Conn| -> Result<()> {
+            self.on(lane, limit, async move |conn: &mut Conn| -> Result<()> {
                 // So that none of them is given out twice.
                 let _all = tokio::time::timeout(limit / 2, all.wait()).await;
                 work(conn).await
@@ -652,21 +673,7 @@ impl Drop for Tx {
 }
 
 impl Pools {
-    fn load_connections(&self) -> usize {
-        match self {
-            Self::Sqlite { .. } => sqlite::READERS,
-            Self::Postgres { .. } => postgres::LOAD_CONNECTIONS,
-        }
-    }
-
-    fn long_connections(&self) -> usize {
-        match self {
-            Self::Sqlite { .. } => sqlite::LONG_READERS,
-            Self::Postgres { .. } => postgres::LONG_CONNECTIONS,
-        }
-    }
-
-    async fn lease(&self, lane: Lane, wait: Duration) -> Result<Conn> {
+    fn of(&self, lane: Lane) -> Pooled<'_> {
         match self {
             Self::Sqlite {
                 writer,
@@ -675,30 +682,38 @@ impl Pools {
                 looks,
                 longs,
                 ..
-            } => {
-                let pool = match lane {
-                    Lane::Write => writer,
-                    Lane::Read => readers,
-                    Lane::Load => loads,
-                    Lane::Look => looks,
-                    Lane::Long => longs,
-                };
-                lease(pool, wait).await.map(Conn::Sqlite)
-            }
+            } => Pooled::Sqlite(match lane {
+                Lane::Write => writer,
+                Lane::Read => readers,
+                Lane::Load => loads,
+                Lane::Look => looks,
+                Lane::Long => longs,
+            }),
             Self::Postgres {
                 pool,
                 loads,
                 looks,
                 longs,
-            } => {
-                let pool = match lane {
-                    Lane::Write | Lane::Read => pool,
-                    Lane::Load => loads,
-                    Lane::Look => looks,
-                    Lane::Long => longs,
-                };
-                lease(pool, wait).await.map(Conn::Postgres)
-            }
+            } => Pooled::Postgres(match lane {
+                Lane::Write | Lane::Read => pool,
+                Lane::Load => loads,
+                Lane::Look => looks,
+                Lane::Long => longs,
+            }),
+        }
+    }
+
+    fn connections(&self, lane: Lane) -> usize {
+        match self.of(lane) {
+            Pooled::Sqlite(pool) => pool.status().max_size,
+            Pooled::Postgres(pool) => pool.status().max_size,
+        }
+    }
+
+    async fn lease(&self, lane: Lane, wait: Duration) -> Result<Conn> {
+        match self.of(lane) {
+            Pooled::Sqlite(pool) => lease(pool, wait).await.map(Conn::Sqlite),
+            Pooled::Postgres(pool) => lease(pool, wait).await.map(Conn::Postgres),
         }
     }
 }

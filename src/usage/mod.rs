@@ -25,13 +25,15 @@ pub mod store;
 pub mod summary;
 pub mod watch;
 
+use std::time::Duration;
+
 use crate::clock::Clock;
 use crate::db::{self, Conn, Db};
 use crate::id::{KeyId, SecretId};
 use crate::page::{Page, PageRequest, Position};
 use crate::time::{Span, Timestamp};
 
-use query::Order;
+use query::{EventFilter, Order};
 use store::events::{self, StoredEvent, Wanted};
 use store::summary::{Sum, SumRow};
 use store::walk::{self, Most, Walked};
@@ -45,6 +47,9 @@ pub use seal::Seals;
 
 /// How long events are kept, unless that is set.
 pub const EVENTS_RETENTION: Span = Span::days(30);
+
+/// Connections that are not open by then are opened by who needs them.
+const PREPARED_MAX: Duration = Duration::from_secs(2);
 
 /// The ledger as it is read, cheap to clone.
 #[derive(Clone)]
@@ -80,6 +85,31 @@ impl Usage {
 
     pub fn clock(&self) -> &Clock {
         &self.clock
+    }
+
+    /// Has the connections open that pages are read on, and what reads them prepared there: the first page on each
+    /// would wait for it.
+    pub async fn prepare(&self) {
+        let now = self.clock.now();
+        let nobodys = Wanted {
+            tenant_id: String::new(),
+            services: None,
+            filter: EventFilter {
+                key: Some(String::new()),
+                ..EventFilter::default()
+            },
+            oldest: now.minus(Span::hours(1)),
+            now,
+        };
+        let page = PageRequest {
+            limit: 1,
+            after: None,
+        };
+        self.db
+            .prepare_reads(PREPARED_MAX, async move |conn: &mut Conn| {
+                walk::newest(conn, &nobodys, &page).await.map(drop)
+            })
+            .await;
     }
 
     pub async fn events(

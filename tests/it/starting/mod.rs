@@ -243,6 +243,20 @@ async fn killed_between_two_tables(home: &Home) {
     assert_serves(home).await;
 }
 
+/// The connections that pages of usage are read on are open before anybody asks for one.
+#[test]
+fn whoever_asks_first_for_uses_waits_for_no_connection() {
+    run(Backend::Postgres, async |home: Home| {
+        let _node = home.spawn(&[]).await;
+        let read = "SELECT count(*) AS count FROM pg_stat_activity \
+                    WHERE datname = current_database() AND state = 'idle' AND query LIKE '%\"usage_%'";
+        until(BOUND, "each has read something", async || {
+            count(&home, read).await == 6
+        })
+        .await;
+    });
+}
+
 /// A node starts and has everything it needs.
 async fn assert_serves(home: &Home) {
     let node = home.spawn(&[]).await;
