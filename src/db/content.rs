@@ -13,9 +13,16 @@ impl Content {
     /// What a thread that works for it does as it starts: it gives way to those that answer. What is remembered
     /// does not wait while thousands of other keys are looked up, nor while uses are written down.
     pub(super) fn give_way(self) {
-        // On Linux of this thread alone; a system that refuses serves as it did before.
         #[cfg(target_os = "linux")]
-        let _refused = rustix::process::nice(self.niceness());
+        {
+            use rustix::process::{getpid, getpriority_process, setpriority_process};
+            // On Linux of this thread alone. Counted from the first thread of the process: this one began with what
+            // the thread had that made it, which may have given way itself.
+            if let Ok(first) = getpriority_process(Some(getpid())) {
+                // A system that refuses serves as it did before.
+                let _refused = setpriority_process(None, first + self.niceness());
+            }
+        }
     }
 
     /// See `nice(2)`. On a core that does nothing but answer, 5 still is a quarter of it and 10 a tenth: a

@@ -1,6 +1,7 @@
 //! How `keystead serve` begins and ends: what is away is waited for, and a stop keeps what it promised. What is
 //! wrong is told (`refused.rs`).
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::TcpListener as Listener;
 use std::os::unix::fs::PermissionsExt as _;
@@ -255,6 +256,51 @@ fn whoever_asks_first_for_uses_waits_for_no_connection() {
         })
         .await;
     });
+}
+
+// Linux alone has a niceness for each thread.
+#[cfg(target_os = "linux")]
+both!(threads_of_databases_give_way_and_no_others_do);
+#[cfg(target_os = "linux")]
+async fn threads_of_databases_give_way_and_no_others_do(home: Home) {
+    let node = home.spawn(&[]).await;
+    let owner = node.owner();
+    // Pages, changes, hashes: threads that are made when there is something for them to do.
+    join_all((0..16).map(async |one| {
+        let slug = format!("c{one}");
+        owner.create("/v1/consumers", json!({"slug": slug})).await;
+        let key = json!({
+            "name": "own", "consumer": slug, "grants": [{"service": "keystead", "scopes": ["verify"]}],
+        });
+        owner.create("/v1/keys", key).await;
+        owner.get("/v1/usage/events").send().await.expect(200);
+    }))
+    .await;
+    let first = niceness(&format!("/proc/{}/stat", node.id())).1;
+    let threads = fs::read_dir(format!("/proc/{}/task", node.id())).unwrap();
+    let threads: Vec<(String, i32)> = threads
+        .map(|thread| {
+            let path = thread.unwrap().path().join("stat");
+            let (name, own) = niceness(path.to_str().unwrap());
+            (name, own - first)
+        })
+        .collect();
+    let (databases, others): (Vec<_>, Vec<_>) =
+        threads.iter().partition(|(name, _)| name == "database");
+    let given: BTreeSet<i32> = databases.iter().map(|(_, given)| *given).collect();
+    assert_eq!(given, BTreeSet::from([5, 10]), "{threads:?}");
+    assert!(others.len() > 2, "{threads:?}");
+    assert!(others.iter().all(|(_, given)| *given == 0), "{threads:?}");
+}
+
+/// The name of a thread, and how nice it is: see `proc_pid_stat(5)`.
+#[cfg(target_os = "linux")]
+fn niceness(stat: &str) -> (String, i32) {
+    let stat = fs::read_to_string(stat).unwrap();
+    let (name, rest) = stat.rsplit_once(')').unwrap();
+    let (_, name) = name.split_once('(').unwrap();
+    let niceness = rest.split_whitespace().nth(16).unwrap();
+    (name.to_owned(), niceness.parse().unwrap())
 }
 
 /// A node starts and has everything it needs.
