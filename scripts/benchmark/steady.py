@@ -1,12 +1,12 @@
 """Latency at a fixed rate, from when a request was due."""
 
-import statistics
+import statistics, sys
 
 from .comparisons import KEYS, LIMIT, Held
 from .load import Bare, at_rate, plan
 from .node import VERIFY, Node
 
-RATE, SECONDS, CONNECTIONS, ROUNDS = 20_000, 10, 64, 7
+RATE, SECONDS, CONNECTIONS, ROUNDS, OF_BARE_MAX = 20_000, 10, 64, 8, 2.5
 # After so long the ledger has made ready what its held writer does not take, and waits.
 SETTLED_SECONDS = 5
 
@@ -16,19 +16,29 @@ def steady(programs, scratch):
     held = Held(node)
     bare = Bare(programs, scratch, "steady", node.answer(VERIFY, node.keys[0]))
     keys = plan(scratch, node, node.keys)
+    addresses = {"bare": bare.address, "keystead": node.address}
 
-    def once(address, seconds=SECONDS):
-        return at_rate(programs, address, keys, RATE, seconds, CONNECTIONS)
+    def once(which, seconds=SECONDS):
+        figures = at_rate(programs, addresses[which], keys, RATE, seconds, CONNECTIONS)
+        if figures["refused"]:
+            sys.exit(f"bench: {which} refused {figures['refused']} requests at {RATE:,} a second")
+        return figures
 
-    once(node.address, SETTLED_SECONDS)
-    rounds = [{"bare": once(bare.address), "keystead": once(node.address)} for _ in range(ROUNDS)]
+    rounds = []
+    for which in addresses:
+        once(which, SETTLED_SECONDS)
+    for round in range(ROUNDS):
+        # Each is the first of a round as often as the other.
+        order = list(addresses) if round % 2 else list(reversed(addresses))
+        rounds.append({which: once(which) for which in order})
     for one in (bare, held, node):
         one.stop()
-    for which in ("bare", "keystead"):
+    for which in addresses:
         middle = {figure: statistics.median(one[which][figure] for one in rounds)
-                  for figure in ("p50_us", "p99_us", "p999_us", "max_us", "refused")}
+                  for figure in ("p50_us", "p99_us", "p999_us", "max_us")}
         print(f"  {which} at {RATE:,}/s: {middle}")
     ratios = sorted(one["keystead"]["p99_us"] / one["bare"]["p99_us"] for one in rounds)
-    print(f"  p99 of the bare handler's, round by round: {statistics.median(ratios):.2f}"
-          f" ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+    middle = statistics.median(ratios)
+    print(f"  p99 of the bare handler's, round by round: {middle:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+          + (" NOT as promised" if middle > OF_BARE_MAX else ""))
     return {"rate": RATE, "seconds": SECONDS, "connections": CONNECTIONS, "rounds": rounds}

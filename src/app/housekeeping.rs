@@ -60,6 +60,7 @@ pub(super) fn start(app: &App) -> Tasks {
             "of some keys the last use before the start is not known",
             this.recall_last_used().await,
         );
+        this.usage.prepare().await;
         let mut timer = every(LAST_USED_EVERY);
         loop {
             timer.tick().await;
@@ -79,11 +80,6 @@ pub(super) fn start(app: &App) -> Tasks {
             }
             report("peppers are looked at later", this.tend_peppers().await);
         }
-    }));
-    let this = app.clone();
-    tasks.push(runtime.spawn(async move {
-        this.started().await;
-        this.usage.prepare().await;
     }));
     tasks.push(runtime.spawn(sweep(app.clone())));
     tasks.push(runtime.spawn(seal_hours(app.clone())));

@@ -298,7 +298,7 @@ impl Db {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .max_blocking_threads(16)
-            .thread_name("database")
+            .thread_name(content.thread_name())
             .on_thread_start(move || content.give_way())
             .enable_all()
             .build()?;
@@ -400,7 +400,8 @@ impl Db {
         self.prepare(Lane::Load, limit, work).await;
     }
 
-    /// As [`Self::prepare_loads`], on each connection that reads.
+    /// As [`Self::prepare_loads`], on each connection that reads. In `PostgreSQL` those write too, and whoever
+    /// would write waits meanwhile: `limit` is short.
     pub async fn prepare_reads<F>(&self, limit: Duration, work: F)
     where
         F: OnConn<Result<()>> + Clone,

@@ -49,7 +49,7 @@ pub use seal::Seals;
 pub const EVENTS_RETENTION: Span = Span::days(30);
 
 /// Connections that are not open by then are opened by who needs them.
-const PREPARED_MAX: Duration = Duration::from_secs(2);
+const PREPARED_MAX: Duration = Duration::from_millis(500);
 
 /// The ledger as it is read, cheap to clone.
 #[derive(Clone)]
@@ -87,8 +87,8 @@ impl Usage {
         &self.clock
     }
 
-    /// Has the connections open that pages are read on, and what reads them prepared there: the first page on each
-    /// would wait for it.
+    /// Has the connections open that pages are read on, and what reads those by key prepared there: the first page on
+    /// each would wait for it.
     pub async fn prepare(&self) {
         let now = self.clock.now();
         let nobodys = Wanted {

@@ -66,8 +66,14 @@ impl LastUsed {
     pub fn take(&self) -> Vec<Used> {
         let mut used = Vec::new();
         for shard in &self.0 {
-            let mut noted = lock(shard);
-            used.extend(noted.drain().map(|(secret, (key, at))| (key, secret, at)));
+            // Room for as many as before, so that nobody who answers makes it.
+            let room = Noted::with_capacity(lock(shard).len());
+            let noted = std::mem::replace(&mut *lock(shard), room);
+            used.extend(
+                noted
+                    .into_iter()
+                    .map(|(secret, (key, at))| (key, secret, at)),
+            );
         }
         used
     }
