@@ -230,7 +230,8 @@ impl Upstreams {
             let fetch = {
                 let (inner, provider) = (Arc::clone(&self.0), Arc::clone(provider));
                 let (slot, key) = (slot.clone(), key.clone());
-                || async move { inner.fetch(&provider, &slot, &wanted, &key).await }
+                let known = held.as_ref().map(|held| held.token.obtained_at);
+                move || async move { inner.fetch(&provider, &slot, &wanted, &key, known).await }
             };
             // Too late or too many count like any failure: what is held is still good.
             match self.0.flights.join(slot, wait, fetch).await {
@@ -249,19 +250,23 @@ impl Upstreams {
 }
 
 impl Inner {
-    /// Steps 4 and 5.
+    /// Steps 4 and 5, for who knows of no token or of the one obtained at `known`.
     async fn fetch(
         &self,
         provider: &Provider,
         slot: &Slot,
         wanted: &Wanted,
         key: &KeyId,
+        known: Option<Timestamp>,
     ) -> Result<Arc<UpstreamToken>, UpstreamError> {
         let name = slot.name();
-        let newer_than = self.held.get(slot).map(|held| held.token.obtained_at);
         let is_news = |token: &UpstreamToken| {
-            token.is_good(self.clock.now()) && newer_than.is_none_or(|at| token.obtained_at > at)
+            token.is_good(self.clock.now()) && known.is_none_or(|at| token.obtained_at > at)
         };
+        // It came between the look of who asks and the beginning of this.
+        if let Some(held) = self.held.get(slot).filter(|held| is_news(&held.token)) {
+            return Ok(held.token);
+        }
         if let Some(token) = self.shared.take(&name).await.filter(is_news) {
             return Ok(self.hold(slot, token));
         }
