@@ -27,9 +27,9 @@ def steady(programs, scratch):
     rounds = []
     for which in addresses:
         once(which, SETTLED_SECONDS)
-    for round in range(ROUNDS):
+    for turn in range(ROUNDS):
         # Each is the first of a round as often as the other.
-        order = list(addresses) if round % 2 else list(reversed(addresses))
+        order = list(addresses) if turn % 2 else list(reversed(addresses))
         rounds.append({which: once(which) for which in order})
     for one in (bare, held, node):
         one.stop()
@@ -38,7 +38,7 @@ def steady(programs, scratch):
                   for figure in ("p50_us", "p99_us", "p999_us", "max_us")}
         print(f"  {which} at {RATE:,}/s: {middle}")
     ratios = sorted(one["keystead"]["p99_us"] / one["bare"]["p99_us"] for one in rounds)
-    middle = statistics.median(ratios)
-    print(f"  p99 of the bare handler's, round by round: {middle:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-          + (" NOT as promised" if middle > OF_BARE_MAX else ""))
+    ratio = statistics.median(ratios)
+    print(f"  p99 of the bare handler's, round by round: {ratio:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+          + (" NOT as promised" if ratio > OF_BARE_MAX else ""))
     return {"rate": RATE, "seconds": SECONDS, "connections": CONNECTIONS, "rounds": rounds}

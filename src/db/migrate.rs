@@ -10,7 +10,8 @@ use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use crate::each;
 
 use super::content::Content;
-use super::{Conn, Error, Pools, Result, WAIT_MAX};
+use super::pools::{Lane, Pools};
+use super::{Conn, Error, Result, WAIT_MAX};
 
 const SQLITE: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
 const SQLITE_USAGE: EmbeddedMigrations = embed_migrations!("migrations/sqlite_usage");
@@ -44,7 +45,7 @@ pub(super) async fn run(pools: &Pools) -> Result<Vec<String>> {
         } => SQLITE_JOURNAL,
         Pools::Postgres { .. } => POSTGRES,
     };
-    let mut conn = pools.lease(super::Lane::Write, WAIT_MAX).await?;
+    let mut conn = pools.lease(Lane::Write, WAIT_MAX).await?;
     let (lock, unlock) = match &conn {
         Conn::Sqlite(_) => (String::new(), String::new()),
         Conn::Postgres(_) => (

@@ -10,6 +10,7 @@ mod error;
 pub mod feed;
 mod migrate;
 pub mod nodes;
+mod pools;
 mod postgres;
 pub mod schema;
 mod sqlite;
@@ -20,10 +21,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use diesel::SqliteConnection;
 use diesel::result::Error as DieselError;
-use diesel::{ConnectionError, SqliteConnection};
-use diesel_async::pooled_connection::PoolError as ConnectError;
-use diesel_async::pooled_connection::deadpool::{Object, Pool, PoolError};
+use diesel_async::pooled_connection::deadpool::Object;
 use diesel_async::sync_connection_wrapper::SyncConnectionWrapper;
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection as _};
 use futures_util::future::join_all;
@@ -31,6 +31,7 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::sync::Barrier;
 
 use self::content::Content;
+use self::pools::{Lane, Pools};
 use crate::time::Timestamp;
 
 pub use error::{Error, Result};
@@ -164,42 +165,6 @@ impl Target {
     }
 }
 
-#[derive(Clone)]
-enum Pools {
-    /// One writer, so that `BEGIN IMMEDIATE` never meets another of ours; readers do not block it.
-    Sqlite {
-        writer: Pool<SqliteConn>,
-        readers: Pool<SqliteConn>,
-        loads: Pool<SqliteConn>,
-        looks: Pool<SqliteConn>,
-        longs: Pool<SqliteConn>,
-        path: PathBuf,
-        content: Content,
-    },
-    Postgres {
-        pool: Pool<AsyncPgConnection>,
-        loads: Pool<AsyncPgConnection>,
-        looks: Pool<AsyncPgConnection>,
-        longs: Pool<AsyncPgConnection>,
-    },
-}
-
-/// Which connections a piece of work is for: none of them stands before another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Lane {
-    Write,
-    Read,
-    Load,
-    Look,
-    Long,
-}
-
-/// The connections of a [`Lane`].
-enum Pooled<'p> {
-    Sqlite(&'p Pool<SqliteConn>),
-    Postgres(&'p Pool<AsyncPgConnection>),
-}
-
 /// The name of the file beside an embedded database that the usage ledger is in.
 const USAGE_FILE: &str = "usage.db";
 
@@ -302,26 +267,7 @@ impl Db {
             .on_thread_start(move || content.give_way())
             .enable_all()
             .build()?;
-        let pools = match target {
-            Target::Sqlite { path } => {
-                sqlite::create_private_file(path)?;
-                Pools::Sqlite {
-                    writer: sqlite::writer(path, content),
-                    readers: sqlite::readers(path, sqlite::READERS),
-                    loads: sqlite::readers(path, sqlite::READERS),
-                    looks: sqlite::readers(path, sqlite::READERS),
-                    longs: sqlite::readers(path, sqlite::LONG_READERS),
-                    path: path.clone(),
-                    content,
-                }
-            }
-            Target::Postgres { url } => Pools::Postgres {
-                pool: postgres::pool(url, postgres::connections(content), "")?,
-                loads: postgres::pool(url, postgres::LOAD_CONNECTIONS, postgres::LOAD_SETUP)?,
-                looks: postgres::pool(url, 1, "")?,
-                longs: postgres::pool(url, postgres::LONG_CONNECTIONS, "")?,
-            },
-        };
+        let pools = Pools::open(target, content)?;
         Ok(Self {
             turns: Turns::new(pools.connections(Lane::Long), LONG_OF_ONE),
             pools,
@@ -670,77 +616,5 @@ impl Drop for Tx {
         if let Some(conn) = self.0.take() {
             conn.discard();
         }
-    }
-}
-
-impl Pools {
-    fn of(&self, lane: Lane) -> Pooled<'_> {
-        match self {
-            Self::Sqlite {
-                writer,
-                readers,
-                loads,
-                looks,
-                longs,
-                ..
-            } => Pooled::Sqlite(match lane {
-                Lane::Write => writer,
-                Lane::Read => readers,
-                Lane::Load => loads,
-                Lane::Look => looks,
-                Lane::Long => longs,
-            }),
-            Self::Postgres {
-                pool,
-                loads,
-                looks,
-                longs,
-            } => Pooled::Postgres(match lane {
-                Lane::Write | Lane::Read => pool,
-                Lane::Load => loads,
-                Lane::Look => looks,
-                Lane::Long => longs,
-            }),
-        }
-    }
-
-    fn connections(&self, lane: Lane) -> usize {
-        match self.of(lane) {
-            Pooled::Sqlite(pool) => pool.status().max_size,
-            Pooled::Postgres(pool) => pool.status().max_size,
-        }
-    }
-
-    async fn lease(&self, lane: Lane, wait: Duration) -> Result<Conn> {
-        match self.of(lane) {
-            Pooled::Sqlite(pool) => lease(pool, wait).await.map(Conn::Sqlite),
-            Pooled::Postgres(pool) => lease(pool, wait).await.map(Conn::Postgres),
-        }
-    }
-}
-
-fn refused(error: &PoolError) -> Option<Error> {
-    match error {
-        PoolError::Backend(ConnectError::ConnectionError(
-            ConnectionError::InvalidConnectionUrl(text),
-        )) => Some(Error::Refused(text.clone())),
-        _ => None,
-    }
-}
-
-async fn lease<C>(pool: &Pool<C>, wait: Duration) -> Result<Object<C>>
-where
-    C: diesel_async::pooled_connection::PoolableConnection + Send + 'static,
-    for<'a> diesel::dsl::select<diesel::dsl::AsExprOf<i32, diesel::sql_types::Integer>>:
-        diesel_async::methods::LoadQuery<'a, C, i32>,
-    diesel::query_builder::SqlQuery: diesel::query_builder::QueryFragment<C::Backend>,
-{
-    match tokio::time::timeout(wait, pool.get()).await {
-        Ok(Ok(object)) => Ok(object),
-        Ok(Err(deadpool_error)) => {
-            Err(refused(&deadpool_error)
-                .unwrap_or_else(|| Error::Unavailable(deadpool_error.into())))
-        }
-        Err(_elapsed) => Err(Error::Busy),
     }
 }

@@ -1,0 +1,145 @@
+//! The connections to a database, apart by what they are for, and the lease of one.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use diesel::ConnectionError;
+use diesel_async::AsyncPgConnection;
+use diesel_async::pooled_connection::PoolError as ConnectError;
+use diesel_async::pooled_connection::deadpool::{Object, Pool, PoolError};
+
+use super::content::Content;
+use super::{Conn, Error, Result, SqliteConn, Target, postgres, sqlite};
+
+#[derive(Clone)]
+pub(super) enum Pools {
+    /// One writer, so that `BEGIN IMMEDIATE` never meets another of ours; readers do not block it.
+    Sqlite {
+        writer: Pool<SqliteConn>,
+        readers: Pool<SqliteConn>,
+        loads: Pool<SqliteConn>,
+        looks: Pool<SqliteConn>,
+        longs: Pool<SqliteConn>,
+        path: PathBuf,
+        content: Content,
+    },
+    Postgres {
+        pool: Pool<AsyncPgConnection>,
+        loads: Pool<AsyncPgConnection>,
+        looks: Pool<AsyncPgConnection>,
+        longs: Pool<AsyncPgConnection>,
+    },
+}
+
+/// Which connections a piece of work is for: none of them stands before another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lane {
+    Write,
+    Read,
+    Load,
+    Look,
+    Long,
+}
+
+/// The connections of a [`Lane`].
+enum Pooled<'p> {
+    Sqlite(&'p Pool<SqliteConn>),
+    Postgres(&'p Pool<AsyncPgConnection>),
+}
+
+impl Pools {
+    /// Connects to nothing yet.
+    pub(super) fn open(target: &Target, content: Content) -> io::Result<Self> {
+        Ok(match target {
+            Target::Sqlite { path } => {
+                sqlite::create_private_file(path)?;
+                Self::Sqlite {
+                    writer: sqlite::writer(path, content),
+                    readers: sqlite::readers(path, sqlite::READERS),
+                    loads: sqlite::readers(path, sqlite::READERS),
+                    looks: sqlite::readers(path, sqlite::READERS),
+                    longs: sqlite::readers(path, sqlite::LONG_READERS),
+                    path: path.clone(),
+                    content,
+                }
+            }
+            Target::Postgres { url } => Self::Postgres {
+                pool: postgres::pool(url, postgres::connections(content), "")?,
+                loads: postgres::pool(url, postgres::LOAD_CONNECTIONS, postgres::LOAD_SETUP)?,
+                looks: postgres::pool(url, 1, "")?,
+                longs: postgres::pool(url, postgres::LONG_CONNECTIONS, "")?,
+            },
+        })
+    }
+
+    fn of(&self, lane: Lane) -> Pooled<'_> {
+        match self {
+            Self::Sqlite {
+                writer,
+                readers,
+                loads,
+                looks,
+                longs,
+                ..
+            } => Pooled::Sqlite(match lane {
+                Lane::Write => writer,
+                Lane::Read => readers,
+                Lane::Load => loads,
+                Lane::Look => looks,
+                Lane::Long => longs,
+            }),
+            Self::Postgres {
+                pool,
+                loads,
+                looks,
+                longs,
+            } => Pooled::Postgres(match lane {
+                Lane::Write | Lane::Read => pool,
+                Lane::Load => loads,
+                Lane::Look => looks,
+                Lane::Long => longs,
+            }),
+        }
+    }
+
+    pub(super) fn connections(&self, lane: Lane) -> usize {
+        match self.of(lane) {
+            Pooled::Sqlite(pool) => pool.status().max_size,
+            Pooled::Postgres(pool) => pool.status().max_size,
+        }
+    }
+
+    pub(super) async fn lease(&self, lane: Lane, wait: Duration) -> Result<Conn> {
+        match self.of(lane) {
+            Pooled::Sqlite(pool) => lease(pool, wait).await.map(Conn::Sqlite),
+            Pooled::Postgres(pool) => lease(pool, wait).await.map(Conn::Postgres),
+        }
+    }
+}
+
+fn refused(error: &PoolError) -> Option<Error> {
+    match error {
+        PoolError::Backend(ConnectError::ConnectionError(
+            ConnectionError::InvalidConnectionUrl(text),
+        )) => Some(Error::Refused(text.clone())),
+        _ => None,
+    }
+}
+
+async fn lease<C>(pool: &Pool<C>, wait: Duration) -> Result<Object<C>>
+where
+    C: diesel_async::pooled_connection::PoolableConnection + Send + 'static,
+    for<'a> diesel::dsl::select<diesel::dsl::AsExprOf<i32, diesel::sql_types::Integer>>:
+        diesel_async::methods::LoadQuery<'a, C, i32>,
+    diesel::query_builder::SqlQuery: diesel::query_builder::QueryFragment<C::Backend>,
+{
+    match tokio::time::timeout(wait, pool.get()).await {
+        Ok(Ok(object)) => Ok(object),
+        Ok(Err(deadpool_error)) => {
+            Err(refused(&deadpool_error)
+                .unwrap_or_else(|| Error::Unavailable(deadpool_error.into())))
+        }
+        Err(_elapsed) => Err(Error::Busy),
+    }
+}
