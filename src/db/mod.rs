@@ -5,6 +5,7 @@
 //! waiting, the work itself always runs to its end. A dropped `SQLite` query future panics and a
 //! transaction dropped between two statements keeps its lock, so nothing here is ever dropped.
 
+mod conn;
 mod content;
 mod error;
 pub mod feed;
@@ -21,11 +22,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use diesel::SqliteConnection;
 use diesel::result::Error as DieselError;
-use diesel_async::pooled_connection::deadpool::Object;
-use diesel_async::sync_connection_wrapper::SyncConnectionWrapper;
-use diesel_async::{AsyncPgConnection, SimpleAsyncConnection as _};
 use futures_util::future::join_all;
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::Barrier;
@@ -34,6 +31,8 @@ use self::content::Content;
 use self::pools::{Lane, Pools};
 use crate::time::Timestamp;
 
+pub use conn::Conn;
+pub(crate) use conn::{ROWS_TOGETHER, SqliteConn, Tx};
 pub use error::{Error, Result};
 pub use turns::{Turn, Turns};
 
@@ -49,79 +48,6 @@ pub(crate) const DOWNLOAD_WAIT_MAX: Duration = Duration::from_secs(30);
 
 /// So much of what takes long is done at once for one tenant.
 const LONG_OF_ONE: usize = 2;
-
-pub(crate) type SqliteConn = SyncConnectionWrapper<SqliteConnection>;
-
-/// One connection, leased from its pool for one piece of work.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a lease is moved twice in its life"
-)]
-pub enum Conn {
-    Sqlite(Object<SqliteConn>),
-    Postgres(Object<AsyncPgConnection>),
-}
-
-/// Compiles one query text for both databases: `each!(conn, c => users.load(c).await)`.
-#[macro_export]
-macro_rules! each {
-    ($conn:expr, $c:ident => $query:expr) => {
-        match $conn {
-            $crate::db::Conn::Sqlite($c) => {
-                let $c = &mut **$c;
-                $query
-            }
-            $crate::db::Conn::Postgres($c) => {
-                let $c = &mut **$c;
-                $query
-            }
-        }
-    };
-}
-
-/// Rows of one statement: `PostgreSQL` takes at most 65,535 parameters, and a row may have some 10 KiB.
-pub(crate) const ROWS_TOGETHER: usize = 250;
-
-/// Inserts rows in as few round trips as there can be: `insert_all!(conn, users::table, rows)`.
-///
-/// diesel-async has no batch insert for `SQLite`, where a statement costs no round trip.
-#[macro_export]
-macro_rules! insert_all {
-    ($conn:expr, $table:expr, $rows:expr) => {
-        match $conn {
-            $crate::db::Conn::Sqlite(c) => {
-                for row in &*$rows {
-                    diesel::insert_into($table)
-                        .values(row)
-                        .execute(&mut **c)
-                        .await?;
-                }
-            }
-            $crate::db::Conn::Postgres(c) => {
-                for rows in $rows.chunks($crate::db::ROWS_TOGETHER) {
-                    diesel::insert_into($table)
-                        .values(rows)
-                        .execute(&mut **c)
-                        .await?;
-                }
-            }
-        }
-    };
-}
-
-impl Conn {
-    pub(crate) async fn batch(&mut self, sql: &str) -> Result<()> {
-        Ok(each!(self, c => c.batch_execute(sql).await)?)
-    }
-
-    /// Closes the connection instead of giving it back: with it ends whatever it had open.
-    fn discard(self) {
-        match self {
-            Self::Sqlite(object) => drop(Object::take(object)),
-            Self::Postgres(object) => drop(Object::take(object)),
-        }
-    }
-}
 
 /// Which database, from `database.url`.
 #[derive(Clone, Debug)]
@@ -577,44 +503,4 @@ pub async fn migrate_all(main: &Db, usage: &Db) -> Result<Vec<String>> {
         applied.extend(usage.migrate().await?);
     }
     Ok(applied)
-}
-
-/// An open transaction. Dropped unfinished, by a panic, it closes its connection.
-pub(crate) struct Tx(Option<Conn>);
-
-impl Tx {
-    #[expect(
-        clippy::expect_used,
-        reason = "only `end` takes the connection, and it takes self"
-    )]
-    pub(crate) fn conn(&mut self) -> &mut Conn {
-        self.0
-            .as_mut()
-            .expect("a transaction that has not ended has its connection")
-    }
-
-    /// Commits if `done` is `Ok`, rolls back otherwise.
-    pub(crate) async fn end<T, E: From<Error>>(
-        mut self,
-        done: std::result::Result<T, E>,
-    ) -> std::result::Result<T, E> {
-        let sql = if done.is_ok() { "COMMIT" } else { "ROLLBACK" };
-        match (self.conn().batch(sql).await, done) {
-            (Ok(()), done) => {
-                drop(self.0.take());
-                done
-            }
-            // The connection is dropped with whatever it still had open.
-            (Err(_), Err(error)) => Err(error),
-            (Err(error), Ok(_)) => Err(error.into()),
-        }
-    }
-}
-
-impl Drop for Tx {
-    fn drop(&mut self) {
-        if let Some(conn) = self.0.take() {
-            conn.discard();
-        }
-    }
 }
