@@ -33,7 +33,7 @@ pub struct OfflineReport {
     pub bad: u64,
     /// How many checkpoints fit.
     pub checkpoints: i64,
-    /// Records behind the last checkpoint: they hold together, but the end is not proved.
+    /// Records behind the last checkpoint: they hold together, but whoever has the file may have made them anew.
     pub unproved: i64,
     /// The number that the export begins with.
     pub from_seq: i64,
@@ -355,11 +355,22 @@ impl OfflineWalk {
     }
 }
 
+impl OfflineReport {
+    /// Whether what was signed vouches for any of the records.
+    pub fn is_proved(&self) -> bool {
+        self.unproved < self.checked
+    }
+}
+
 impl fmt::Display for OfflineReport {
     /// A line for the whole, and one for each fault.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let tenant = self.tenant.as_deref().unwrap_or("-");
-        let state = if self.bad == 0 { "whole" } else { "BROKEN" };
+        let state = match self.bad {
+            0 if self.is_proved() => "whole",
+            0 => "NOT PROVED",
+            _ => "BROKEN",
+        };
         write!(
             f,
             "{tenant}: {state}, {} records checked from number {} on, {} checkpoints fit",
@@ -368,8 +379,8 @@ impl fmt::Display for OfflineReport {
         if self.unproved > 0 {
             write!(
                 f,
-                ", {} records behind the last checkpoint: that none is missing at the end is not \
-                 proved",
+                ", {} records behind the last checkpoint hold together, but a checkpoint has yet to prove that \
+                 none of them was made anew and none is missing",
                 self.unproved
             )?;
         }

@@ -143,7 +143,11 @@ fn verify_export(export: &Path, keys: &Path, checkpoints: &[PathBuf]) -> Result<
         .map_err(|error| Failure::Usage(format!("{} cannot be read: {error}", export.display())))?;
     print(&lines(&report.to_string()))?;
     match report.bad {
-        0 => Ok(()),
+        0 if report.is_proved() => Ok(()),
+        0 => Err(Failure::Failed(
+            "no checkpoint fits, so nothing is proved: take one, and give its file with --checkpoints"
+                .to_owned(),
+        )),
         _ => Err(Failure::Failed("the export does not verify".to_owned())),
     }
 }

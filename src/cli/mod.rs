@@ -118,7 +118,8 @@ pub enum AuditCommand {
         Works beside a running server, and against the checkpoints in its files if they are there.\n\
         With --export it needs neither database nor master key: the file is what\n\
         GET /v1/audit/export answers, the keys what GET /v1/audit/keys answers.\n\
-        Ends with 1 if a chain does not verify, and then names each fault on a line of its own.")]
+        Ends with 1 if a chain does not verify, and then names each fault on a line of its own, or if\n\
+        no checkpoint vouches for an export.")]
     Verify {
         /// The slug of one tenant, instead of all
         #[arg(long, value_name = "SLUG", conflicts_with = "export")]

@@ -173,7 +173,7 @@ async fn every_command_for_auditors_answers_what_is_said(home: Home) {
             .env_clear()
             .env("PATH", std::env::join_paths(&paths).unwrap())
             .env("KEYSTEAD", format!("http://{}", node.address))
-            .env("KEY", &key)
+            .env("ID", &key)
             .env("REVOKED", &revoked)
             .env("AS_OF", &as_of)
             .env("FROM", year(-1))

@@ -206,6 +206,7 @@ async fn an_export_behind_its_last_checkpoint_says_what_is_not_proved(home: Home
     };
     let report = early.verify(&early.lines);
     assert_eq!((report.bad, report.unproved), (0, 5), "{report}");
+    assert!(report.is_proved(), "the first of them: {report}");
 }
 
 async fn an_export_of_an_old_backup_is_found(home: Home) {

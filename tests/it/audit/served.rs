@@ -77,9 +77,18 @@ async fn an_auditor_proves_an_export_with_public_keys_alone(home: Home) {
         assert_eq!(output.status.code(), Some(1), "{what}: {output:?}");
         assert!(shown(&output).contains(fault), "{what}: {output:?}");
     }
-    file("empty.ndjson", "");
     file("none.ndjson", "");
+    // Who has the file alone can make it anew from the first record on.
     let files = ["--checkpoints", "none.ndjson", "--keys", "keys.json"];
+    let alone = ["verify", "--export", "audit.ndjson"];
+    let output = offline(&home, &[&alone, &files[..]].concat());
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(
+        shown(&output).starts_with("default: NOT PROVED, "),
+        "{output:?}"
+    );
+
+    file("empty.ndjson", "");
     let nothing = ["verify", "--export", "empty.ndjson"];
     let output = offline(&home, &[&nothing, &files[..]].concat());
     assert_eq!(output.status.code(), Some(1), "{output:?}");
