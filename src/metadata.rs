@@ -7,7 +7,7 @@ use utoipa::openapi::schema::{AdditionalProperties, ObjectBuilder, Schema, Type}
 
 use crate::db;
 use crate::json;
-use crate::text::has_control;
+use crate::text::{check_no_key, has_control};
 
 /// As compact JSON.
 const BYTES_MAX: usize = 4096;
@@ -19,7 +19,7 @@ const DEPTH_MAX: usize = 4;
 /// JSON of the audit trail neither.
 const INTEGER_MAX: u64 = (1 << 53) - 1;
 
-/// A JSON object of at most 4 KiB and four levels, without control characters.
+/// A JSON object of at most 4 KiB and four levels, without control characters and keys.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[serde(transparent)]
 pub struct Metadata(Map<String, Value>);
@@ -54,9 +54,12 @@ impl Metadata {
         Value::Object(self.0.clone()).to_string()
     }
 
-    /// Reads what [`Metadata::to_text`] wrote.
+    /// Reads what [`Metadata::to_text`] wrote, at whatever time: what may be stored today is asked of the
+    /// new alone.
     pub fn from_stored(text: &str) -> db::Result<Self> {
-        serde_json::from_str(text).map_err(|error| db::Error::Corrupt(format!("metadata: {error}")))
+        let map = serde_json::from_str(text);
+        map.map(Self)
+            .map_err(|error| db::Error::Corrupt(format!("metadata: {error}")))
     }
 
     pub fn as_map(&self) -> &Map<String, Value> {
@@ -69,12 +72,17 @@ fn check_object(map: &Map<String, Value>, levels: usize) -> Result<(), &'static 
         return Err("must have at most 4 levels");
     }
     for (name, value) in map {
-        if has_control(name) {
-            return Err("must not contain control characters");
-        }
+        check_text(name)?;
         check(value, levels - 1)?;
     }
     Ok(())
+}
+
+fn check_text(text: &str) -> Result<(), &'static str> {
+    if has_control(text) {
+        return Err("must not contain control characters");
+    }
+    check_no_key(text)
 }
 
 /// `levels` that `value` may still have.
@@ -89,8 +97,8 @@ fn check(value: &Value, levels: usize) -> Result<(), &'static str> {
             }
             Ok(())
         }
-        Value::String(text) if has_control(text) => Err("must not contain control characters"),
-        Value::Null | Value::Bool(_) | Value::String(_) => Ok(()),
+        Value::String(text) => check_text(text),
+        Value::Null | Value::Bool(_) => Ok(()),
         Value::Array(_) if levels == 0 => Err("must have at most 4 levels"),
         Value::Array(items) => items.iter().try_for_each(|item| check(item, levels - 1)),
         Value::Object(map) => check_object(map, levels),
@@ -107,7 +115,7 @@ fn object_schema() -> RefOr<Schema> {
     ObjectBuilder::new()
         .schema_type(Type::Object)
         .description(Some(
-            "At most 4096 bytes and four levels; no control characters, no integers beyond 2^53 - 1.",
+            "At most 4096 bytes and four levels; no control characters, no API keys, no integers beyond 2^53 - 1.",
         ))
         .additional_properties(Some(AdditionalProperties::FreeForm(true)))
         .examples([serde_json::json!({"team": "payments"})])
@@ -146,6 +154,7 @@ mod tests {
         ] {
             from_str::<Metadata>(good).unwrap();
         }
+        let key = format!("ks_live_{}_{}", "a".repeat(12), "B".repeat(49));
         let large = json!({"a": "x".repeat(BYTES_MAX)}).to_string();
         for bad in [
             "[]",
@@ -159,10 +168,20 @@ mod tests {
             r#"{"a": 9007199254740992}"#,
             r#"{"a": [-9223372036854775808]}"#,
             r#"{"a": 1e999}"#,
+            &format!(r#"{{"a": ["of {key}"]}}"#),
+            &format!(r#"{{"{key}": 1}}"#),
             &large,
         ] {
             assert!(from_str::<Metadata>(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn what_was_stored_before_a_rule_was_there_is_read() {
+        let text = format!(r#"{{"a":"ks_live_{}_{}"}}"#, "a".repeat(12), "B".repeat(49));
+        assert!(from_str::<Metadata>(&text).is_err());
+        assert_eq!(Metadata::from_stored(&text).unwrap().to_text(), text);
+        assert!(Metadata::from_stored("[]").is_err());
     }
 
     #[test]

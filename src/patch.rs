@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Deserializer, de};
 
+use crate::text;
+
 /// For a member of a merge patch (RFC 7396): absent is `None`, `null` is `Some(None)`.
 pub fn double_option<'de, T, D>(deserializer: D) -> Result<Option<Option<T>>, D::Error>
 where
@@ -19,7 +21,8 @@ pub fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     T::deserialize(deserializer).map(Some)
 }
 
-/// Why something is done, up to 500 characters; stands in the audit trail.
+/// Why something is done, up to 500 characters; stands in the audit trail. Who ends a key that leaked may
+/// well tell it here: it is taken out, and not refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reason(String);
 
@@ -27,10 +30,10 @@ impl Reason {
     /// # Errors
     /// What the text must be.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
-        if text.chars().count() > 500 || crate::text::has_control(text) {
+        if text.chars().count() > 500 || text::has_control(text) {
             return Err("must have at most 500 characters, none of them a control character");
         }
-        Ok(Self(text.to_owned()))
+        Ok(Self(text::without_keys(text).into_owned()))
     }
 
     pub fn into_inner(self) -> String {

@@ -90,12 +90,11 @@ pub fn has_jwt_shape(text: &str) -> bool {
 /// A text in which nothing has the shape of a key: who puts one into a path shows it to everybody who reads
 /// of it.
 pub fn without_keys(text: &str) -> Cow<'_, str> {
-    let is_other = |c: char| !c.is_ascii_alphanumeric() && c != '_';
-    if !text.split(is_other).any(has_key_shape) {
+    if !has_key(text) {
         return Cow::Borrowed(text);
     }
-    let parts = text.split_inclusive(is_other).map(|part| {
-        let word = part.trim_end_matches(is_other);
+    let parts = text.split_inclusive(is_no_part_of_a_key).map(|part| {
+        let word = part.trim_end_matches(is_no_part_of_a_key);
         if has_key_shape(word) {
             part.replace(word, "[key]")
         } else {
@@ -103,6 +102,26 @@ pub fn without_keys(text: &str) -> Cow<'_, str> {
         }
     });
     Cow::Owned(parts.collect())
+}
+
+/// Whether something in a text has the shape of a key.
+pub fn has_key(text: &str) -> bool {
+    text.split(is_no_part_of_a_key).any(has_key_shape)
+}
+
+fn is_no_part_of_a_key(c: char) -> bool {
+    !c.is_ascii_alphanumeric() && c != '_'
+}
+
+/// For what is kept, shown to others and told in the audit trail, which forgets nothing.
+///
+/// # Errors
+/// That it must hold no key.
+pub fn check_no_key(text: &str) -> Result<(), &'static str> {
+    if has_key(text) {
+        return Err("must not hold an API key: whoever reads it would have the key");
+    }
+    Ok(())
 }
 
 /// `[a-z0-9][a-z0-9-]{0,62}`
@@ -123,7 +142,7 @@ fn name(text: &str) -> Result<(), &'static str> {
     if has_control(text) {
         return Err("must not contain control characters");
     }
-    Ok(())
+    check_no_key(text)
 }
 
 fn description(text: &str) -> Result<(), &'static str> {
@@ -146,7 +165,7 @@ fn external_id(text: &str) -> Result<(), &'static str> {
     if has_control(text) {
         return Err("must not contain control characters");
     }
-    Ok(())
+    check_no_key(text)
 }
 
 /// `[a-z][a-z0-9]{0,15}`
@@ -316,6 +335,16 @@ mod tests {
             assert!(Tag::parse(bad).is_err());
         }
         assert!(Name::parse("Zoë 🚀").is_ok());
+    }
+
+    #[test]
+    fn no_text_that_is_kept_holds_a_key() {
+        let key = format!("ks_live_{}_{}", "a".repeat(12), "B".repeat(49));
+        for bad in [key.clone(), format!("of acme: {key}."), format!("é{key}")] {
+            assert!(Name::parse(&bad).is_err(), "{bad}");
+            assert!(ExternalId::parse(&bad).is_err(), "{bad}");
+        }
+        assert!(Name::parse(&format!("{key}B")).is_ok(), "too long for one");
     }
 
     #[test]

@@ -16,6 +16,7 @@ use crate::db::schema::{api_key, consumer, key_grant, key_tag, secret, service};
 use crate::db::{self, Conn};
 use crate::each;
 use crate::id::{ConsumerId, KeyId, SecretId, ServiceId, TenantId};
+use crate::metadata::Metadata;
 use crate::page::{Page, PageRequest, Position};
 use crate::text::{Environment, ExternalId, Name, Prefix, Slug, Tag};
 use crate::time::Timestamp;
@@ -171,7 +172,7 @@ impl KeyRow {
                 .as_deref()
                 .map(|ips| from_json("allowed_ips", ips))
                 .transpose()?,
-            metadata: from_json("metadata", &self.metadata)?,
+            metadata: Metadata::from_stored(&self.metadata)?,
             tags: from_json("tags", &self.tags)?,
             revoked_by: self
                 .revoked_by

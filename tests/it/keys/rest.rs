@@ -44,6 +44,7 @@ async fn no_plaintext_and_no_plain_hash_is_at_rest(home: Home) {
         .expect(201);
     let issued = issued["items"].as_array().expect("a list");
     keys.extend(issued.iter().map(|one| text(one, "/api_key")));
+    expect_no_pasted_key_is_kept(&owner, &keys[0]).await;
     let find = json!({"api_keys": keys});
     let found = owner.post("/v1/keys/find").json(find).send().await;
     let mut told = vec![found.text];
@@ -79,6 +80,58 @@ async fn no_plaintext_and_no_plain_hash_is_at_rest(home: Home) {
             assert_eq!(needles.find(row.as_bytes()), None, "in a row");
         }
     }
+}
+
+/// Texts go to whoever reads of an object, and into the trail for ever.
+async fn expect_no_pasted_key_is_kept(owner: &Client, pasted: &str) {
+    let with = |mut body: Value, name: &str, value: Value| {
+        body[name] = value;
+        body
+    };
+    let noted = format!("of acme ({pasted})");
+    let consumer = json!({"slug": "other"});
+    for (path, body, pointer) in [
+        (
+            "consumers",
+            with(consumer.clone(), "name", json!(pasted)),
+            "/name",
+        ),
+        (
+            "consumers",
+            with(consumer.clone(), "external_id", json!(noted)),
+            "/external_id",
+        ),
+        (
+            "consumers",
+            with(consumer, "metadata", json!({"a": [noted]})),
+            "/metadata",
+        ),
+        ("keys", with(new_key(), "name", json!(noted)), "/name"),
+        (
+            "keys",
+            with(new_key(), "metadata", json!({pasted: 1})),
+            "/metadata",
+        ),
+    ] {
+        let refused = owner.post(&format!("/v1/{path}")).json(body).send().await;
+        assert_eq!(
+            (refused.status, refused.code()),
+            (400, "invalid_request"),
+            "{refused}"
+        );
+        assert_eq!(refused.body["errors"][0]["pointer"], pointer, "{refused}");
+        assert!(!refused.text.contains(pasted), "{refused}");
+    }
+    // Whoever ends it in a hurry is not kept from it.
+    let (id, _) = issue(owner, new_key()).await;
+    let revoke = owner.post(&format!("/v1/keys/{id}/revoke"));
+    let revoked = revoke.json(json!({"reason": format!("leaked: {pasted}!")}));
+    let revoked = revoked.send().await.expect(200);
+    assert_eq!(revoked["reason"], "leaked: [key]!");
+    let (id, _) = issue(owner, new_key()).await;
+    let disable = owner.post(&format!("/v1/keys/{id}/disable"));
+    let disabled = disable.header("audit-reason", pasted).send().await;
+    assert_eq!(disabled.expect(200)["reason"], "[key]");
 }
 
 /// What must be nowhere, by its first eight bytes, so that one look at each place is enough.
