@@ -42,6 +42,9 @@ pub enum Error {
     /// The caller lacks this management scope.
     #[error("the scope {0} is needed")]
     Forbidden(String),
+    /// No scope would help: a setting says no.
+    #[error("{0}")]
+    NotAllowed(&'static str),
     /// The caller would hand out or wield more than it holds.
     #[error("{0}")]
     Escalation(String),

@@ -358,7 +358,7 @@ impl App {
                         time that the clocks show";
             let event = SecurityEvent::ClockJumped;
             self.audit
-                .security_event(event, tenant.slug.as_str(), told.to_owned());
+                .security_event(event, &tenant.id, told.to_owned());
         }
         let Some(until) = cut.until else {
             return Ok(());

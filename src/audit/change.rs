@@ -214,9 +214,13 @@ impl Audit {
     }
 
     /// Counts and tells what somebody should look at.
-    pub fn security_event(&self, event: SecurityEvent, tenant: &str, reason: String) {
+    pub fn security_event(&self, event: SecurityEvent, tenant: &TenantId, reason: String) {
+        self.note(event, tenant.as_str(), reason);
+    }
+
+    fn note(&self, event: SecurityEvent, tenant: &str, reason: String) {
         let sighting = Sighting {
-            tenant: Some(tenant.to_owned()),
+            tenant: Some(tenant.to_string()),
             reason: Some(reason),
             ..Sighting::new(event, tenant)
         };
@@ -229,11 +233,9 @@ impl Audit {
     /// A chain that does not verify is told wherever that is found.
     pub fn note_fault(&self, report: &Report) {
         if !report.valid {
-            self.security_event(
-                SecurityEvent::AuditBroken,
-                &report.tenant_id,
-                report.to_string(),
-            );
+            // Without an id if the tenant is gone.
+            let told = report.to_string();
+            self.note(SecurityEvent::AuditBroken, &report.tenant_id, told);
         }
     }
 
@@ -299,8 +301,8 @@ impl Audit {
     }
 
     fn not_written(&self, tenant: &TenantRef, error: &db::Error) {
-        let (event, tenant) = (SecurityEvent::AuditNotWritten, tenant.slug.as_str());
-        self.security_event(event, tenant, error.to_string());
+        let event = SecurityEvent::AuditNotWritten;
+        self.security_event(event, &tenant.id, error.to_string());
     }
 
     /// Step 1.
@@ -325,7 +327,7 @@ impl Audit {
             None => "it is missing",
         };
         let told = format!("refused a change: the head of the chain: {reason}");
-        self.security_event(SecurityEvent::AuditBroken, tenant.as_str(), told);
+        self.security_event(SecurityEvent::AuditBroken, tenant, told);
         Err(db::Error::AuditBroken(format!(
             "the audit head of {tenant}: {reason}"
         )))

@@ -125,10 +125,10 @@ impl Audit {
                 let last = this.last_signed(conn, &tenant).await?;
                 if let Some(last) = last {
                     if last.seq == head.seq {
-                        return this.same(&head, last).map(Some);
+                        return this.same(&tenant, &head, last).map(Some);
                     }
                     if last.seq > head.seq {
-                        return Err(this.rolled_back(&head, &last));
+                        return Err(this.rolled_back(&tenant, &head, &last));
                     }
                     if every.is_some_and(|every| now.since(last.at) < every) {
                         return Ok(None);
@@ -142,7 +142,9 @@ impl Audit {
                 if !checkpoint::insert(conn, &tenant.id, &statement).await? {
                     let other = this.last_signed(conn, &tenant).await?;
                     let other = other.filter(|other| other.seq == head.seq);
-                    return other.map(|other| this.same(&head, other)).transpose();
+                    return other
+                        .map(|other| this.same(&tenant, &head, other))
+                        .transpose();
                 }
                 this.leave(&statement)?;
                 Ok(Some(Made {
@@ -169,7 +171,7 @@ impl Audit {
             }
             Some(_) | None => "the head was not left by us, so it is not signed",
         };
-        self.security_event(SecurityEvent::AuditBroken, tenant.as_str(), told.to_owned());
+        self.security_event(SecurityEvent::AuditBroken, tenant, told.to_owned());
         let fault = format!("the audit chain of {tenant}: {told}");
         Err(db::Error::AuditBroken(fault))
     }
@@ -193,7 +195,7 @@ impl Audit {
         };
         let told = format!("the checkpoint at {}: {why}", last.seq);
         let fault = format!("the audit chain of {}: {told}", tenant.slug);
-        self.security_event(SecurityEvent::AuditBroken, tenant.slug.as_str(), told);
+        self.security_event(SecurityEvent::AuditBroken, &tenant.id, told);
         Err(db::Error::AuditBroken(fault))
     }
 
@@ -217,9 +219,9 @@ impl Audit {
 }
 
 impl Audit {
-    fn same(&self, head: &Head, last: Statement) -> db::Result<Made> {
+    fn same(&self, tenant: &TenantRef, head: &Head, last: Statement) -> db::Result<Made> {
         if last.head().as_ref() != Some(head) {
-            return Err(self.rolled_back(head, &last));
+            return Err(self.rolled_back(tenant, head, &last));
         }
         Ok(Made {
             statement: last,
@@ -227,13 +229,13 @@ impl Audit {
         })
     }
 
-    fn rolled_back(&self, head: &Head, last: &Statement) -> db::Error {
+    fn rolled_back(&self, tenant: &TenantRef, head: &Head, last: &Statement) -> db::Error {
         let told = format!(
             "the chain ends at {}, but is not the one of its checkpoint at {}",
             head.seq, last.seq
         );
-        let fault = format!("the audit chain of {}: {told}", last.tenant);
-        self.security_event(SecurityEvent::AuditBroken, &last.tenant, told);
+        let fault = format!("the audit chain of {}: {told}", tenant.slug);
+        self.security_event(SecurityEvent::AuditBroken, &tenant.id, told);
         db::Error::AuditBroken(fault)
     }
 }

@@ -84,7 +84,7 @@ impl Audit {
                 "kept audit lines from before {before}: the clocks show {now}, but nothing was recorded for \
                  weeks before that"
             );
-            self.security_event(SecurityEvent::ClockJumped, first.slug.as_str(), told);
+            self.security_event(SecurityEvent::ClockJumped, &first.id, told);
             return Ok(0);
         }
         let mut cut = 0;

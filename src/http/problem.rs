@@ -352,6 +352,7 @@ impl From<Error> for Problem {
             Error::Invalid(violations) => Self::invalid(violations),
             Error::NotFound(kind) => Self::not_found(kind),
             Error::Forbidden(scope) => Self::forbidden(scope),
+            Error::NotAllowed(detail) => Self::new(Code::Forbidden, detail),
             Error::Escalation(detail) => Self::new(Code::Escalation, detail),
             Error::Conflict {
                 conflict,

@@ -282,7 +282,9 @@ pub(super) async fn rotate(
     let services: Vec<&Service> = services.iter().collect();
     let policy = Policy::of(&services).ok_or(Error::NotFound("service"))?;
     if own && !policy.self_rotate {
-        return Err(Error::Forbidden("key_policy.self_rotate".to_owned()));
+        return Err(Error::NotAllowed(
+            "a service of this key does not let it rotate itself: its key_policy.self_rotate is off",
+        ));
     }
     let overlap = rotation.overlap.unwrap_or(policy.rotation_overlap);
     if overlap > OVERLAP_MAX {

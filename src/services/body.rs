@@ -35,7 +35,8 @@ pub struct CreateService {
     /// The slug, unless given.
     pub name: Option<Name>,
     pub description: Option<Description>,
-    /// The scope catalogue; empty: any scope may be granted.
+    /// The scope catalogue; empty: any scope may be granted. To take a scope out takes it from no key: see
+    /// who has it with `/v1/keys?service=`.
     #[serde(default)]
     #[schema(required = false, max_items = 1000)]
     pub scopes: Vec<ScopeEntry>,
@@ -71,7 +72,8 @@ pub struct ReplaceService {
     /// The slug, unless given.
     pub name: Option<Name>,
     pub description: Option<Description>,
-    /// The scope catalogue; empty: any scope may be granted.
+    /// The scope catalogue; empty: any scope may be granted. To take a scope out takes it from no key: see
+    /// who has it with `/v1/keys?service=`.
     #[serde(default)]
     #[schema(required = false, max_items = 1000)]
     pub scopes: Vec<ScopeEntry>,

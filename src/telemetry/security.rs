@@ -123,6 +123,7 @@ pub struct Sighting {
     /// About whom, so that one who floods hides no other: an address, a key, a caller.
     pub whom: String,
     pub reason: Option<String>,
+    /// Its id, as those below are ids.
     pub tenant: Option<String>,
     pub service: Option<String>,
     pub key: Option<String>,
@@ -158,7 +159,7 @@ impl Sighting {
                     event = self.event.as_str(),
                     count = self.count,
                     reason = head(self.reason.as_ref()),
-                    tenant = head(self.tenant.as_ref()),
+                    tenant.id = head(self.tenant.as_ref()),
                     service = head(self.service.as_ref()),
                     key.id = head(self.key.as_ref()),
                     secret.id = head(self.secret.as_ref()),

@@ -118,7 +118,7 @@ impl Seals {
         if let Some(bad) = report.faults.first() {
             let told = format!("hour {}", name(bad.hour.millis()));
             let event = SecurityEvent::UsageBroken;
-            self.audit.security_event(event, tenant.slug.as_str(), told);
+            self.audit.security_event(event, &tenant.id, told);
         }
         Ok(report)
     }

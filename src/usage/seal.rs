@@ -375,7 +375,7 @@ impl Seals {
             if looked.on_time.digest != before {
                 let told = format!("hour {}", name(hour));
                 let event = SecurityEvent::UsageBroken;
-                self.audit.security_event(event, tenant.slug.as_str(), told);
+                self.audit.security_event(event, &tenant.id, told);
                 return Ok(false);
             }
             let seal = Seal {

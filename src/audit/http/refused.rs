@@ -67,7 +67,7 @@ fn note(req: &HttpRequest, refusal: &Refusal) {
     let caller = by.actor.name();
     metrics.security.note(Sighting {
         reason: Some(format!("{}: {}", refusal.action, refusal.code)),
-        tenant: Some(by.tenant.slug.to_string()),
+        tenant: Some(by.tenant.id.to_string()),
         caller: Some(caller.clone()),
         ip: by.ip.map(|ip| ip.to_string()),
         request_id: by.request_id.as_deref().map(str::to_owned),

@@ -143,6 +143,15 @@ async fn a_holder_sees_and_ends_its_own_key_alone(home: Home) {
         (403, "forbidden"),
         "unless its policy says so"
     );
+    assert!(
+        text(&refused.body, "/detail").contains("key_policy.self_rotate"),
+        "{refused}"
+    );
+    assert_eq!(
+        refused.body.get("required_scope"),
+        None,
+        "no scope would help"
+    );
     let policy = json!({"key_policy": {"self_rotate": true}});
     let path = "/v1/services/invoicing";
     owner
