@@ -137,7 +137,13 @@ fn validation(criterion: &mut Criterion, node: &Node) -> anyhow::Result<()> {
             token: None,
         };
         let at = app.clock.read();
-        validation.validate_now(&caller, black_box(key), "invoicing", &request, asking, &at)
+        let service = "invoicing";
+        let mut answer = validation.judge_now(&caller, black_box(key), service, &request, &at)?;
+        validation
+            .charge_now(&mut answer, request.cost, &at)?
+            .ok()?;
+        validation.note_for(&caller, service, &request, &answer, asking, at.wall);
+        Some(answer)
     };
     let answer = validate().context("the key is not remembered")?;
     let subject = answer.subject.as_ref().context("there is no subject")?;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{Interval, MissedTickBehavior};
@@ -259,6 +260,18 @@ fn every(period: Duration) -> Interval {
 
 /// Running tasks, ended when this is dropped.
 pub(super) struct Tasks(Vec<JoinHandle<()>>);
+
+/// A task ends where it waits for something the next time.
+const END_MAX: Duration = Duration::from_secs(1);
+
+impl Tasks {
+    /// Ends them, and waits until they have left what they held to those that come after.
+    pub(super) async fn end(mut self) {
+        let tasks = std::mem::take(&mut self.0);
+        tasks.iter().for_each(JoinHandle::abort);
+        let _not_all = tokio::time::timeout(END_MAX, join_all(tasks)).await;
+    }
+}
 
 impl Drop for Tasks {
     fn drop(&mut self) {

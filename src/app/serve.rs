@@ -96,7 +96,7 @@ impl Running {
             tokio::time::sleep(delay).await;
         }
         self.handle.stop(true).await;
-        drop(self.tasks);
+        self.tasks.end().await;
         Box::pin(self.app.finish()).await;
     }
 }
@@ -242,11 +242,15 @@ impl App {
         self.refusals.stop().await;
         self.finish_uses().await;
         self.metrics.security.finish();
-        if let Err(error) = self.validation.flush_last_used().await {
-            tracing::warn!(%error, "the last uses could not be written");
-        }
         if let Err(error) = self.limiter.write_back().await {
             tracing::warn!(%error, "the last counts of quotas could not be written");
+        }
+        // The next start finds the rest in the ledger.
+        let flush = self.validation.flush_last_used();
+        match tokio::time::timeout(STORE_AT_STOP_MAX, flush).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the last uses could not be written"),
+            Err(_elapsed) => tracing::warn!("not all of the last uses could be written"),
         }
         // Bounded: a verifier that is not made now is made at the key's next use.
         let _not_all = tokio::time::timeout(Duration::from_secs(2), self.verifiers.drained()).await;

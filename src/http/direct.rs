@@ -1,10 +1,10 @@
 //! Requests that are answered at the edge, without routing, extractors and middlewares: the few
 //! operations that services ask with every request of theirs.
 //!
-//! A verification is answered here when memory has all that is needed. Who answers it may decline whatever is
-//! not plain: the request then takes the ordinary way, where everything is judged and told as ever, so an
-//! answer given here is the one given there. A form is answered by the very function that its route has,
-//! which may wait for what it needs.
+//! A verification is answered here when memory has all that is needed but the counters that nodes share. Who
+//! answers it may decline whatever is not plain: the request then takes the ordinary way, where everything is
+//! judged and told as ever, so an answer given here is the one given there. A form is answered by the very
+//! function that its route has, which may wait for what it needs.
 
 use std::fmt;
 use std::future::{Future as _, poll_fn};
@@ -67,6 +67,14 @@ pub struct Posted<'a> {
     pub pairs: Result<Pairs<'a>, Problem>,
 }
 
+/// What a plain request is answered with.
+pub enum Soon<'a> {
+    /// 200, beginning with [`direct_headers`](super::middleware::direct_headers).
+    Now(HttpResponse),
+    /// The same, after a wait; or declined as if nothing had happened, for nothing has.
+    Later(LocalBoxFuture<'a, Option<HttpResponse>>),
+}
+
 /// What a form is answered with.
 pub enum Reply {
     /// 200, beginning with [`direct_headers`](super::middleware::direct_headers).
@@ -93,8 +101,8 @@ pub struct Direct {
 
 #[derive(Clone)]
 pub(super) enum Answer {
-    /// From memory alone; or declines with `None` before anything has happened.
-    Now(Arc<dyn Fn(Plain<'_>) -> Option<HttpResponse> + Send + Sync>),
+    /// Or declines with `None` before anything has happened.
+    Plain(Arc<dyn for<'a> Fn(Plain<'a>) -> Option<Soon<'a>> + Send + Sync>),
     /// As its route does.
     Form(Arc<dyn for<'a> Fn(Posted<'a>) -> LocalBoxFuture<'a, Reply> + Send + Sync>),
 }
@@ -108,14 +116,14 @@ impl fmt::Debug for Direct {
 }
 
 impl Direct {
-    /// From memory alone, what is as plain as can be.
-    pub fn now(
+    /// What is as plain as can be.
+    pub fn plain(
         path: &'static str,
-        answer: impl Fn(Plain<'_>) -> Option<HttpResponse> + Send + Sync + 'static,
+        answer: impl for<'a> Fn(Plain<'a>) -> Option<Soon<'a>> + Send + Sync + 'static,
     ) -> Self {
         Self {
             path,
-            answer: Answer::Now(Arc::new(answer)),
+            answer: Answer::Plain(Arc::new(answer)),
         }
     }
 
@@ -139,7 +147,7 @@ impl Direct {
             return None;
         }
         let length = match self.answer {
-            Answer::Now(_) => plain_length(req.headers()),
+            Answer::Plain(_) => plain_length(req.headers()),
             Answer::Form(_) => form_length(req),
         };
         length.filter(|length| (1..=BODY_BYTES_MAX).contains(length))

@@ -25,7 +25,7 @@ use ipnet::IpNet;
 
 use super::client_ip::client_ip;
 use super::context::{RequestContext, X_REQUEST_ID, request_id, take_response_headers};
-use super::direct::{Answer, Direct, Posted, Reply, plain, take_body};
+use super::direct::{Answer, Direct, Posted, Reply, Soon, plain, take_body};
 use super::form;
 use super::headers::IDENTITY;
 use super::health::{Phase, Readiness};
@@ -261,11 +261,15 @@ impl Visit {
             self.at
         };
         let answered = match (direct.answer(), taken.whole()) {
-            (Answer::Now(answer), Some(body)) => {
+            (Answer::Plain(answer), Some(body)) => {
                 let plain = plain(req, &self.context, at, body);
                 let answer = AssertUnwindSafe(|| plain.and_then(|plain| answer(plain)));
                 let answered = std::panic::catch_unwind(answer);
-                let answered = answered.map_err(|panic| self.panicked(panic.as_ref()))?;
+                let answered = match answered.map_err(|panic| self.panicked(panic.as_ref()))? {
+                    Some(Soon::Now(answered)) => Some(answered),
+                    Some(Soon::Later(later)) => self.within_time(later).await?,
+                    None => None,
+                };
                 answered.map(Reply::Dressed)
             }
             (Answer::Form(answer), Some(body)) => {
@@ -275,7 +279,7 @@ impl Visit {
                     at,
                     pairs: form::pairs(body),
                 };
-                Some(self.form(answer(posted)).await?)
+                Some(self.within_time(answer(posted)).await?)
             }
             (_, None) => None,
         };
@@ -287,8 +291,8 @@ impl Visit {
         Ok(answered)
     }
 
-    /// The answer to a form, within the time there is. What memory knows needs no timer.
-    async fn form(&self, answering: LocalBoxFuture<'_, Reply>) -> Result<Reply, Error> {
+    /// An answer that may be waited for, within the time there is. What memory knows needs no timer.
+    async fn within_time<T>(&self, answering: LocalBoxFuture<'_, T>) -> Result<T, Error> {
         let mut answering = AssertUnwindSafe(answering).catch_unwind();
         let first = poll_fn(|cx| Poll::Ready(Pin::new(&mut answering).poll(cx))).await;
         let answered = match first {

@@ -12,77 +12,75 @@
 -- number, whoever wrote it, is not there.
 -- Answers {0, now, for each limit {tat, wait in us}.., for each quota {used, exceeded}..}, flat;
 --   or {1} if a count is not here and the caller has to look for the stored one.
+local call, format, floor = redis.call, string.format, math.floor
 local limits, cost, charges = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3] == '1'
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
-local next_arg = 4
-local function arg()
-  next_arg = next_arg + 1
-  return tonumber(ARGV[next_arg - 1])
-end
-local function text(number)
-  return string.format('%.0f', number)
-end
 local function number(digits)
   return digits and #digits <= 16 and tonumber(digits) or nil
 end
+-- In two halves: %d takes no more than 32 bits everywhere, and %.0f takes as long as all the rest.
+local now_high = floor(now / 100000000)
+local now_text = format('%d%08d', now_high, now - now_high * 100000000)
 local function keep(i, tat)
-  local idle_in = math.max(math.ceil((tat - now) / 1000), 1000)
-  redis.call('SET', KEYS[i], text(tat) .. ' ' .. text(now), 'PX', text(idle_in))
+  local idle_in, high = math.ceil((tat - now) / 1000), floor(tat / 100000000)
+  if idle_in < 1000 then
+    idle_in = 1000
+  end
+  local text = format('%d%08d %s', high, tat - high * 100000000, now_text)
+  call('SET', KEYS[i], text, 'PX', idle_in)
 end
 
-local tats, afters, waits, passes = {}, {}, {}, true
+local answer, passes = {0, now}, true
 for i = 1, limits do
-  local interval, burst = arg(), arg()
-  local tat, written = string.match(redis.call('GET', KEYS[i]) or '', '^(%d+) (%d+)$')
+  local interval, burst = tonumber(ARGV[2 * i + 2]), tonumber(ARGV[2 * i + 3])
+  local tat, written = string.match(call('GET', KEYS[i]) or '', '^(%d+) (%d+)$')
   tat, written = number(tat) or now, number(written) or now
   if written > now then
     tat = tat - (written - now)
     keep(i, tat)
   end
-  tat = math.max(tat, now)
-  tats[i] = tat
-  afters[i] = tat + cost * interval
-  waits[i] = math.max(afters[i] - burst * interval - now, 0)
-  passes = passes and waits[i] == 0
+  if tat < now then
+    tat = now
+  end
+  local wait = tat + cost * interval - burst * interval - now
+  if wait > 0 then
+    passes = false
+  else
+    wait = 0
+  end
+  answer[2 * i + 1], answer[2 * i + 2] = tat, wait
 end
 
-local stored, useds, exceeded, keeps = {}, {}, {}, {}
-for i = 1, #KEYS - limits do
-  local limit, known, is_seeded = arg(), arg(), arg()
-  keeps[i] = arg()
-  stored[i] = number(string.match(redis.call('GET', KEYS[limits + i]) or '', '^%d+$'))
-  if not stored[i] and is_seeded == 0 then
+local quotas, stored = #KEYS - limits, {}
+for i = 1, quotas do
+  local at = 2 * limits + 4 * i
+  local limit, known, is_seeded = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), ARGV[at + 2] == '1'
+  stored[i] = number(string.match(call('GET', KEYS[limits + i]) or '', '^%d+$'))
+  if not stored[i] and not is_seeded then
     return {1}
   end
-  useds[i] = math.max(stored[i] or 0, known)
-  exceeded[i] = useds[i] + cost > limit and 1 or 0
-  passes = passes and exceeded[i] == 0
+  local used = math.max(stored[i] or 0, known)
+  local exceeded = used + cost > limit and 1 or 0
+  passes = passes and exceeded == 0
+  answer[2 * (limits + i) + 1], answer[2 * (limits + i) + 2] = used, exceeded
 end
 
 charges = charges and passes
-for i = 1, limits do
+if charges then
+  for i = 1, limits do
+    local tat = answer[2 * i + 1] + cost * tonumber(ARGV[2 * i + 2])
+    answer[2 * i + 1] = tat
+    keep(i, tat)
+  end
+end
+for i = 1, quotas do
+  local at = 2 * (limits + i) + 1
   if charges then
-    tats[i] = afters[i]
-    keep(i, tats[i])
+    answer[at] = answer[at] + cost
   end
-end
-for i = 1, #useds do
-  if charges then
-    useds[i] = useds[i] + cost
+  if answer[at] ~= stored[i] then
+    call('SET', KEYS[limits + i], format('%.0f', answer[at]), 'PX', ARGV[2 * limits + 4 * i + 3])
   end
-  if useds[i] ~= stored[i] then
-    redis.call('SET', KEYS[limits + i], text(useds[i]), 'PX', text(keeps[i]))
-  end
-end
-
-local answer = {0, now}
-for i = 1, limits do
-  answer[#answer + 1] = tats[i]
-  answer[#answer + 1] = waits[i]
-end
-for i = 1, #useds do
-  answer[#answer + 1] = useds[i]
-  answer[#answer + 1] = exceeded[i]
 end
 return answer

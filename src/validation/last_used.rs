@@ -1,6 +1,7 @@
 //! When keys and secrets were last used: noted in memory, to the second, written in batches, true to
 //! the minute.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -63,19 +64,20 @@ impl LastUsed {
         }
     }
 
-    pub fn take(&self) -> Vec<Used> {
-        let mut used = Vec::new();
+    pub fn take(&self) -> Taken<'_> {
+        let mut left = Vec::new();
         for shard in &self.0 {
             // Room for as many as before, so that nobody who answers makes it.
             let room = Noted::with_capacity(lock(shard).len());
             let noted = std::mem::replace(&mut *lock(shard), room);
-            used.extend(
+            left.extend(
                 noted
                     .into_iter()
                     .map(|(secret, (key, at))| (key, secret, at)),
             );
         }
-        used
+        left.sort_unstable_by_key(|(_, _, at)| Reverse(*at));
+        Taken { of: self, left }
     }
 
     /// What could not be written: what was noted meanwhile is newer and stays.
@@ -96,6 +98,26 @@ impl LastUsed {
     }
 }
 
+/// Uses that were taken to be written. What was not handed out goes back when this is dropped.
+pub struct Taken<'a> {
+    of: &'a LastUsed,
+    /// The oldest last.
+    left: Vec<Used>,
+}
+
+impl Taken<'_> {
+    /// The oldest that are left, at most so many; none at the end.
+    pub fn next(&mut self, most: usize) -> Vec<Used> {
+        self.left.split_off(self.left.len().saturating_sub(most))
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        self.of.put_back(std::mem::take(&mut self.left));
+    }
+}
+
 fn lock(shard: &Mutex<Noted>) -> MutexGuard<'_, Noted> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -103,6 +125,34 @@ fn lock(shard: &Mutex<Noted>) -> MutexGuard<'_, Noted> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_not_handed_out_goes_back() {
+        let used = LastUsed::default();
+        let at = |n: i64| Timestamp::from_millis(1_900_000_000_000 + n * 250);
+        let some = (0..100).map(|n| {
+            let key = KeyId::parse(&format!("key_{n:026}")).unwrap();
+            (
+                key,
+                SecretId::parse(&format!("sec_{n:026}")).unwrap(),
+                at(n),
+            )
+        });
+        used.put_back(some.collect());
+        let mut taken = used.take();
+        let times = |uses: Vec<Used>| -> Vec<Timestamp> {
+            let mut times: Vec<_> = uses.into_iter().map(|(_, _, at)| at).collect();
+            times.sort_unstable();
+            times
+        };
+        let first = (0..40).map(at).collect::<Vec<_>>();
+        assert_eq!(times(taken.next(40)), first);
+        drop(taken);
+        let mut again = used.take();
+        let rest = (40..100).map(at).collect::<Vec<_>>();
+        assert_eq!(times(again.next(1000)), rest);
+        assert!(again.next(1000).is_empty());
+    }
 
     #[test]
     fn of_the_uses_within_a_second_the_first_is_noted() {

@@ -62,6 +62,9 @@ use crate::usage::Recorder;
 /// What a change overtakes is loaded again so often.
 const TRIES: usize = 4;
 
+/// Last uses that are written in one transaction: some ten milliseconds, where keys are many in each second.
+const USES_AT_ONCE: usize = 1000;
+
 /// Why there is no decision. Never told as a refusal of the key.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
@@ -86,6 +89,14 @@ pub struct Answer {
     pub subject: Option<Subject>,
     /// What it was charged to; `None` for what no limit was asked about.
     pub spent: Option<Spent>,
+}
+
+impl Answer {
+    /// What it was charged decides.
+    fn take(&mut self, spent: Spent) {
+        self.decision.outcome = outcome(spent.verdict);
+        self.spent = Some(spent);
+    }
 }
 
 /// A management key, authenticated.
@@ -201,11 +212,7 @@ impl Validation {
         request: &Request<'_>,
     ) -> Result<(Answer, Timestamp), Failure> {
         let (mut answer, now) = self.tell(presented, tenant, service, request).await?;
-        if let (Some(subject), true) = (&answer.subject, answer.decision.outcome.is_valid()) {
-            let spent = self.spend(subject, request.cost).await?;
-            answer.decision.outcome = outcome(spent.verdict);
-            answer.spent = Some(spent);
-        }
+        self.charge(&mut answer, request.cost).await?;
         Ok((answer, now))
     }
 
@@ -242,18 +249,17 @@ impl Validation {
         Some(holder)
     }
 
-    /// As [`Self::validate`] for such a caller, in the tenant of its key, if memory has all that is
-    /// needed; else `None`, and nothing was charged.
-    pub fn validate_now(
+    /// What [`Self::validate`] decides for such a caller, in the tenant of its key, before anything is
+    /// charged, if memory has all that is needed; else `None`.
+    pub fn judge_now(
         &self,
         caller: &Subject,
         presented: &str,
         service: &str,
         request: &Request<'_>,
-        asking: Asking<'_>,
         at: &Reading,
     ) -> Option<Answer> {
-        let (tenant, now) = (&caller.tenant, at.wall);
+        let tenant = &caller.tenant;
         let asked = Asked::Service(service);
         let loaded = match lookup_id(presented) {
             Ok(_may_be_a_key) => {
@@ -262,22 +268,57 @@ impl Validation {
             }
             Err(outcome) => Err(outcome),
         };
-        let mut answer = judge(loaded, request, now);
-        if let (Some(subject), true) = (&answer.subject, answer.decision.outcome.is_valid()) {
+        Some(judge(loaded, request, at.wall))
+    }
+
+    /// Charges what [`Self::judge_now`] let pass, if that can be done at once; else `None`, and nothing was
+    /// charged.
+    pub fn charge_now(
+        &self,
+        answer: &mut Answer,
+        cost: u64,
+        at: &Reading,
+    ) -> Option<Result<(), Failure>> {
+        let (Some(subject), true) = (&answer.subject, answer.decision.outcome.is_valid()) else {
+            return Some(Ok(()));
+        };
+        let spent = {
             let charges = Charges::of(subject);
-            let spending = charges.spending(request.cost);
-            let spent = self.limiter.spend_local(&spending, self.limiter.at(at))?;
-            let spent = spent.ok()?;
-            answer.decision.outcome = outcome(spent.verdict);
-            answer.spent = Some(spent);
+            let (spending, now) = (charges.spending(cost), self.limiter.at(at));
+            let spent = self.limiter.spend_local(&spending, now)?;
+            spent.map_err(|exceeded| Failure::CostExceedsLimit(charges.name(exceeded)))
+        };
+        Some(spent.map(|spent| answer.take(spent)))
+    }
+
+    /// The same with counters that are waited for.
+    ///
+    /// # Errors
+    /// [`Failure::CostExceedsLimit`], and nothing was charged.
+    pub async fn charge(&self, answer: &mut Answer, cost: u64) -> Result<(), Failure> {
+        if let (Some(subject), true) = (&answer.subject, answer.decision.outcome.is_valid()) {
+            let spent = self.spend(subject, cost).await?;
+            answer.take(spent);
         }
+        Ok(())
+    }
+
+    /// As [`Self::note`], and that such a caller was used.
+    pub fn note_for(
+        &self,
+        caller: &Subject,
+        service: &str,
+        request: &Request<'_>,
+        answer: &Answer,
+        asking: Asking<'_>,
+        now: Timestamp,
+    ) {
         self.used.note(&caller.key, now);
         let asking = Asking {
             caller: caller.key.key_id.as_str(),
             ..asking
         };
-        self.note((&tenant.id, service), request, &answer, &asking, now);
-        Some(answer)
+        self.note((&caller.tenant.id, service), request, answer, &asking, now);
     }
 
     /// Counts a decision, notes the last use and records it; `place` is the tenant, and the service by
@@ -561,23 +602,25 @@ impl Validation {
         self.used.put_back(used);
     }
 
-    /// Writes what was used since the last time; called on a timer and at the stop.
+    /// Writes what was used since the last time; called on a timer and at the stop. So many at a time that
+    /// who changes something has a turn in between, however many keys were used.
     pub async fn flush_last_used(&self) -> db::Result<()> {
-        let used = self.used.take();
-        if used.is_empty() {
-            return Ok(());
+        let mut taken = self.used.take();
+        loop {
+            let some = taken.next(USES_AT_ONCE);
+            if some.is_empty() {
+                return Ok(());
+            }
+            let rows = some.clone();
+            let write = async move |conn: &mut Conn| store_last_used(conn, rows).await;
+            match self.db.write(write).await {
+                Ok(missed) => self.used.put_back(missed),
+                Err(error) => {
+                    self.used.put_back(some);
+                    return Err(error);
+                }
+            }
         }
-        let rows = used.clone();
-        let written = self
-            .db
-            .write(async move |conn: &mut Conn| store_last_used(conn, rows).await)
-            .await;
-        let (again, written) = match written {
-            Ok(missed) => (missed, Ok(())),
-            Err(error) => (used, Err(error)),
-        };
-        self.used.put_back(again);
-        written
     }
 }
 

@@ -3,7 +3,8 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Client, Home, Server, both, text};
+use crate::support::redis::OwnRedis;
+use crate::support::{Answer, Backend, Client, Home, Server, both, run, text};
 
 both!(
     an_answer_from_the_edge_is_that_of_the_ordinary_way,
@@ -24,7 +25,11 @@ struct World {
 
 impl World {
     async fn new(home: &Home) -> Self {
-        let server = home.serve().await;
+        Self::with(home, &[]).await
+    }
+
+    async fn with(home: &Home, settings: &[(&str, &str)]) -> Self {
+        let server = home.serve_with(settings).await;
         let owner = server.owner();
         let scopes = json!([{"name": "invoice:read"}, {"name": "invoice:send"}]);
         for slug in ["invoicing", "orders", "closed"] {
@@ -137,8 +142,21 @@ fn still(answer: &Answer) -> String {
     format!("{} {body} {headers:?}", answer.status)
 }
 
+#[test]
+fn so_it_is_where_counters_are_shared() {
+    run(Backend::Postgres, async |home: Home| {
+        let redis = OwnRedis::start();
+        let world = World::with(&home, &[("REDIS__URL", &redis.url())]).await;
+        expect_the_same(&world).await;
+        expect_the_ordinary_way(&world).await;
+    });
+}
+
 async fn an_answer_from_the_edge_is_that_of_the_ordinary_way(home: Home) {
-    let world = World::new(&home).await;
+    expect_the_same(&World::new(&home).await).await;
+}
+
+async fn expect_the_same(world: &World) {
     let mut strangers = vec![
         ("malformed", "ks_live_no".to_owned()),
         ("none", String::new()),
@@ -163,8 +181,8 @@ async fn an_answer_from_the_edge_is_that_of_the_ordinary_way(home: Home) {
             body["api_key"] = json!(key);
             let body = body.to_string();
             // The first use of anything is for the ordinary way.
-            let (first, second, _) = ask(&world, &body).await;
-            let (edge, ordinary, direct) = ask(&world, &body).await;
+            let (first, second, _) = ask(world, &body).await;
+            let (edge, ordinary, direct) = ask(world, &body).await;
             assert_eq!(direct, 1, "{name} {asked}: {}", edge.body);
             assert_eq!(still(&edge), still(&ordinary), "{name} {asked}");
             if *name != "used up" {
@@ -191,11 +209,14 @@ async fn an_answer_from_the_edge_is_that_of_the_ordinary_way(home: Home) {
 }
 
 async fn what_the_edge_cannot_answer_alone_takes_the_ordinary_way(home: Home) {
-    let world = World::new(&home).await;
+    expect_the_ordinary_way(&World::new(&home).await).await;
+}
+
+async fn expect_the_ordinary_way(world: &World) {
     let (_, key) = &world.keys[0];
     let good = json!({"api_key": key, "service": "invoicing"}).to_string();
-    ask(&world, &good).await;
-    assert_eq!(ask(&world, &good).await.2, 1);
+    ask(world, &good).await;
+    assert_eq!(ask(world, &good).await.2, 1);
     for body in [
         "{",
         r#"{"api_key": "a", "api_key": "b"}"#,
@@ -204,11 +225,18 @@ async fn what_the_edge_cannot_answer_alone_takes_the_ordinary_way(home: Home) {
         r#"{"api_key": "a", "service": "invoicing", "any_scopes": []}"#,
         r#"{"api_key": "a"}"#,
     ] {
-        let (edge, ordinary, direct) = ask(&world, body).await;
+        let (edge, ordinary, direct) = ask(world, body).await;
         assert_eq!(direct, 0, "{body}");
         assert_eq!(edge.status, 400, "{body}: {}", edge.body);
         assert_eq!(edge.body, ordinary.body, "{body}");
     }
+    // Nothing is charged for a cost that can never be.
+    let (_, limited) = &world.keys[2];
+    let dear = json!({"api_key": limited, "service": "invoicing", "cost": 5000}).to_string();
+    ask(world, &dear).await;
+    let (edge, ordinary, direct) = ask(world, &dear).await;
+    assert_eq!((direct, edge.status), (0, 400), "{}", edge.body);
+    assert_eq!(edge.body, ordinary.body);
     // Neither is a caller that is no good, or has limits of its own.
     let before = world.answered_directly().await;
     let verify = |client: Client| {

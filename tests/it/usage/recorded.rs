@@ -1,5 +1,6 @@
 //! What was answered is in the ledger, once, whatever ends the node that answered it.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use futures_util::future::{join, join_all};
 use keystead::clock::Clock;
 use keystead::db::{self, Conn};
 use keystead::each;
+use keystead::id::{KeyId, SecretId};
 use keystead::time::{Span, Timestamp};
 use serde_json::json;
 use tokio::sync::oneshot;
@@ -373,6 +375,34 @@ async fn keys_are_found_by_when_they_were_last_used(home: Home) {
     .await;
     let told = "SELECT CAST(COUNT(DISTINCT key_id) AS TEXT) AS line FROM usage_hour WHERE outcome = 'valid'";
     assert_eq!(lines(&home, told).await, ["2"]);
+}
+
+#[test]
+fn who_changes_something_waits_for_a_part_of_the_last_uses_alone() {
+    run(Backend::Sqlite, async |home: Home| {
+        let server = home.serve().await;
+        let now = server.clock.now();
+        let used = (0..50_000).map(|number| {
+            let at = now.plus(Span::seconds(number % 10));
+            let key = KeyId::parse(&format!("key_{number:026}")).unwrap();
+            let secret = SecretId::parse(&format!("sec_{number:026}")).unwrap();
+            (key, secret, at)
+        });
+        server.app.validation.note_used(used.collect());
+        let order = RefCell::new(Vec::new());
+        let flush = async {
+            server.app.validation.flush_last_used().await.unwrap();
+            order.borrow_mut().push("flush");
+        };
+        let change = async {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            let consumer = json!({"slug": "acme"});
+            server.owner().create("/v1/consumers", consumer).await;
+            order.borrow_mut().push("change");
+        };
+        join(flush, change).await;
+        assert_eq!(*order.borrow(), ["change", "flush"]);
+    });
 }
 
 #[test]
