@@ -223,7 +223,6 @@ impl App {
         Ok(())
     }
 
-    /// Writes what is still held in memory.
     /// What was recorded is in the journal then, and in the ledger if that takes it in time: the rest goes
     /// there after the next start.
     async fn finish_uses(&self) {
@@ -237,6 +236,8 @@ impl App {
         }
     }
 
+    /// Writes what is still held in memory: counts of quotas before last uses, which the next start finds in
+    /// the ledger.
     async fn finish(&self) {
         self.nodes.leave().await;
         self.refusals.stop().await;
@@ -245,7 +246,6 @@ impl App {
         if let Err(error) = self.limiter.write_back().await {
             tracing::warn!(%error, "the last counts of quotas could not be written");
         }
-        // The next start finds the rest in the ledger.
         let flush = self.validation.flush_last_used();
         match tokio::time::timeout(STORE_AT_STOP_MAX, flush).await {
             Ok(Ok(())) => {}
