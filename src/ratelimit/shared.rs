@@ -67,7 +67,7 @@ impl Shared {
         now: Now,
     ) -> Result<Answer, RedisAway> {
         let (keys, args) = call(spending, knowns, now);
-        let answer: Vec<i64> = self.link.script(&self.script, &keys, &args).await?;
+        let answer: Vec<i64> = self.link.script(&self.script, &keys, &[args]).await?;
         understand(spending, &answer, now).ok_or_else(|| {
             tracing::error!("the script for limits answered something else");
             RedisAway
@@ -76,12 +76,11 @@ impl Shared {
 }
 
 /// Keys hold ids and hashes, nothing that is secret.
-fn call(spending: &Spending<'_>, knowns: &[Known], now: Now) -> (Vec<String>, Vec<u64>) {
+fn call(spending: &Spending<'_>, knowns: &[Known], now: Now) -> (Vec<String>, Vec<u8>) {
     let tag = spending.tag.as_str();
-    let keys_max = spending.limits.len() + spending.quotas.len();
-    let mut keys = Vec::with_capacity(keys_max);
-    let mut args = Vec::with_capacity(3 + 4 * keys_max);
-    args.extend([
+    let mut keys = Vec::with_capacity(spending.limits.len() + spending.quotas.len());
+    let mut numbers = SmallVec::<[u64; 16]>::new();
+    numbers.extend([
         u64::try_from(spending.limits.len()).unwrap_or(u64::MAX),
         spending.judged_cost(),
         u64::from(spending.charges()),
@@ -89,20 +88,27 @@ fn call(spending: &Spending<'_>, knowns: &[Known], now: Now) -> (Vec<String>, Ve
     for charge in spending.limits {
         keys.push(limit_key(tag, charge.counter));
         let gcra = Gcra::of(charge.limit);
-        args.extend([gcra.interval_us, gcra.burst]);
+        numbers.extend([gcra.interval_us, gcra.burst]);
     }
     for (charge, known) in spending.quotas.iter().zip(knowns) {
         let period = Period::containing(charge.quota.period, now.wall);
         keys.push(quota_key(tag, charge.counter, period));
         let kept = period.end.plus(KEPT_AFTER).since(now.wall);
-        args.extend([
+        numbers.extend([
             charge.quota.limit,
             known.used,
             u64::from(known.is_seeded),
             kept.millis().unsigned_abs().max(1),
         ]);
     }
-    (keys, args)
+    (keys, as_doubles(&numbers))
+}
+
+/// As the script takes its numbers.
+#[expect(clippy::cast_precision_loss, reason = "they are below 2^53")]
+fn as_doubles(numbers: &[u64]) -> Vec<u8> {
+    let doubles = numbers.iter().map(|n| (*n as f64).to_le_bytes());
+    doubles.flatten().collect()
 }
 
 pub(super) fn limit_key(tag: &str, counter: CounterId) -> String {

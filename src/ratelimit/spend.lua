@@ -3,47 +3,47 @@
 -- number stays below 2^53, where Lua's numbers are exact.
 --
 -- KEYS: the counter of each limit, then of each quota; all in one hash slot.
--- ARGV: how many limits; the cost, at least 1; 1 to charge, 0 only to look;
+-- ARGV: one text of doubles, which hold such numbers exactly and take no parsing: how many limits; the
+--   cost, at least 1; 1 to charge, 0 only to look;
 --   then for each limit its interval in us and its burst;
 --   for each quota its limit, the least that has been used as far as the caller knows, 1 if a count
 --   that is not here begins from that, and for how many ms a count is kept.
--- A counter of a limit holds when its bucket is full again and when that was written, "tat now": if the
--- clock has been set back since, the bucket is full as much later as it would have been. What is no such
--- number, whoever wrote it, is not there.
+-- A counter of a limit is two such doubles: when its bucket is full again, and when that was written. If
+-- the clock has been set back since, the bucket is full as much later as it would have been. What is no
+-- such pair, whoever wrote it, is not there.
 -- Answers {0, now, for each limit {tat, wait in us}.., for each quota {used, exceeded}..}, flat;
 --   or {1} if a count is not here and the caller has to look for the stored one.
-local call, format, floor = redis.call, string.format, math.floor
-local limits, cost, charges = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3] == '1'
+local call, unpack = redis.call, struct.unpack
+local limits, cost, charges, at = unpack('<ddd', ARGV[1])
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
-local function number(digits)
-  return digits and #digits <= 16 and tonumber(digits) or nil
+local function is_number(n)
+  return n >= 0 and n < 9007199254740992
 end
--- In two halves: %d takes no more than 32 bits everywhere, and %.0f takes as long as all the rest.
-local now_high = floor(now / 100000000)
-local now_text = format('%d%08d', now_high, now - now_high * 100000000)
 local function keep(i, tat)
-  local idle_in, high = math.ceil((tat - now) / 1000), floor(tat / 100000000)
+  local idle_in = math.ceil((tat - now) / 1000)
   if idle_in < 1000 then
     idle_in = 1000
   end
-  local text = format('%d%08d %s', high, tat - high * 100000000, now_text)
-  call('SET', KEYS[i], text, 'PX', idle_in)
+  call('SET', KEYS[i], struct.pack('<dd', tat, now), 'PX', idle_in)
 end
 
-local answer, passes = {0, now}, true
+local answer, passes, charged = {0, now}, true, {}
 for i = 1, limits do
-  local interval, burst = tonumber(ARGV[2 * i + 2]), tonumber(ARGV[2 * i + 3])
-  local tat, written = string.match(call('GET', KEYS[i]) or '', '^(%d+) (%d+)$')
-  tat, written = number(tat) or now, number(written) or now
-  if written > now then
-    tat = tat - (written - now)
-    keep(i, tat)
+  local interval, burst
+  interval, burst, at = unpack('<dd', ARGV[1], at)
+  local counter, tat = call('GET', KEYS[i]), now
+  if counter and #counter == 16 then
+    local full, written = unpack('<dd', counter)
+    if is_number(full) and is_number(written) then
+      tat = math.max(full - math.max(written - now, 0), now)
+      if written > now then
+        keep(i, tat)
+      end
+    end
   end
-  if tat < now then
-    tat = now
-  end
-  local wait = tat + cost * interval - burst * interval - now
+  charged[i] = tat + cost * interval
+  local wait = charged[i] - burst * interval - now
   if wait > 0 then
     passes = false
   else
@@ -52,12 +52,13 @@ for i = 1, limits do
   answer[2 * i + 1], answer[2 * i + 2] = tat, wait
 end
 
-local quotas, stored = #KEYS - limits, {}
+local quotas, stored, kept = #KEYS - limits, {}, {}
 for i = 1, quotas do
-  local at = 2 * limits + 4 * i
-  local limit, known, is_seeded = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), ARGV[at + 2] == '1'
-  stored[i] = number(string.match(call('GET', KEYS[limits + i]) or '', '^%d+$'))
-  if not stored[i] and not is_seeded then
+  local limit, known, is_seeded
+  limit, known, is_seeded, kept[i], at = unpack('<dddd', ARGV[1], at)
+  local digits = string.match(call('GET', KEYS[limits + i]) or '', '^%d+$')
+  stored[i] = digits and #digits <= 16 and tonumber(digits) or nil
+  if not stored[i] and is_seeded == 0 then
     return {1}
   end
   local used = math.max(stored[i] or 0, known)
@@ -66,21 +67,20 @@ for i = 1, quotas do
   answer[2 * (limits + i) + 1], answer[2 * (limits + i) + 2] = used, exceeded
 end
 
-charges = charges and passes
-if charges then
+local is_charged = charges == 1 and passes
+if is_charged then
   for i = 1, limits do
-    local tat = answer[2 * i + 1] + cost * tonumber(ARGV[2 * i + 2])
-    answer[2 * i + 1] = tat
-    keep(i, tat)
+    answer[2 * i + 1] = charged[i]
+    keep(i, charged[i])
   end
 end
 for i = 1, quotas do
-  local at = 2 * (limits + i) + 1
-  if charges then
-    answer[at] = answer[at] + cost
+  local place = 2 * (limits + i) + 1
+  if is_charged then
+    answer[place] = answer[place] + cost
   end
-  if answer[at] ~= stored[i] then
-    call('SET', KEYS[limits + i], format('%.0f', answer[at]), 'PX', ARGV[2 * limits + 4 * i + 3])
+  if answer[place] ~= stored[i] then
+    call('SET', KEYS[limits + i], string.format('%.0f', answer[place]), 'PX', kept[i])
   end
 end
 return answer

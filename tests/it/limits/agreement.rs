@@ -51,7 +51,7 @@ async fn agree(limits: &[RateLimit], steps: &[Step]) -> Result<(), TestCaseError
         };
         let spent = key.spend_at(&memory, &picked, None, step.cost, now).await;
 
-        let mut args = vec![
+        let mut numbers = vec![
             picked.len() as u64,
             step.cost.max(1),
             u64::from(step.cost > 0),
@@ -60,9 +60,10 @@ async fn agree(limits: &[RateLimit], steps: &[Step]) -> Result<(), TestCaseError
         for limit in &picked {
             let counter = key.counter("limit", &limit.name.to_string());
             keys.push(format!("agree:{{{}}}:{counter}", key.owner));
-            args.extend([limit.interval_us(), limit.burst]);
+            numbers.extend([limit.interval_us(), limit.burst]);
         }
-        args.push(now_us);
+        let doubles = numbers.iter().flat_map(|n| (*n as f64).to_le_bytes());
+        let args = [doubles.collect(), now_us.to_string().into_bytes()];
         let answer: Vec<u64> = shared.script(&script, &keys, &args).await.unwrap();
         prop_assert_eq!(answer[..2].to_vec(), vec![0, now_us]);
         let mut longest_us = 0;

@@ -351,7 +351,7 @@ fn what_is_no_number_in_redis_lifts_neither_a_limit_nor_a_quota() {
         let eyes = link(&redis.url());
         let limiter = sharing_node(&home, link(&redis.url())).await;
         let limits = [limit("calls", 3, "1h", 3, "closed")];
-        for text in [
+        let texts = [
             "nan",
             "-nan",
             "inf",
@@ -365,12 +365,24 @@ fn what_is_no_number_in_redis_lifts_neither_a_limit_nor_a_quota() {
             "",
             " ",
             "\u{0}",
-        ] {
+        ];
+        let doubles = [f64::NAN, f64::INFINITY, -f64::INFINITY, -1.0, 1e308];
+        let pairs = doubles
+            .iter()
+            .flat_map(|n| [[*n, 0.0], [0.0, *n], [*n, *n]]);
+        let pairs = pairs.map(|pair| pair.map(f64::to_le_bytes).concat());
+        for text in texts
+            .iter()
+            .map(|text| text.as_bytes().to_vec())
+            .chain(pairs)
+        {
             let write = async || {
                 let keys: Vec<String> = eyes.query(redis::cmd("KEYS").arg("*")).await.unwrap();
                 assert_eq!(keys.len(), 1);
                 let mut set = redis::cmd("SET");
-                eyes.query::<()>(set.arg(&keys[0]).arg(text)).await.unwrap();
+                eyes.query::<()>(set.arg(&keys[0]).arg(&text))
+                    .await
+                    .unwrap();
             };
             eyes.query::<()>(&redis::cmd("FLUSHALL")).await.unwrap();
             let (key, quota) = (Key::new(), Some(quota(3, "month")));
@@ -400,14 +412,15 @@ fn what_is_no_number_in_redis_lifts_neither_a_limit_nor_a_quota() {
 async fn write_a_day_later(eyes: &RedisLink) {
     let keys: Vec<String> = eyes.query(redis::cmd("KEYS").arg("*")).await.unwrap();
     let mut get = redis::cmd("GET");
-    let text: String = eyes.query(get.arg(&keys[0])).await.unwrap();
-    let later: Vec<String> = text
-        .split(' ')
-        .map(|us| (us.parse::<u64>().unwrap() + 86_400_000_000).to_string())
-        .collect();
-    assert_eq!(later.len(), 2, "{text}");
+    let counter: Vec<u8> = eyes.query(get.arg(&keys[0])).await.unwrap();
+    let (times, []) = counter.as_chunks::<8>() else {
+        panic!("whole numbers of 8 bytes: {counter:?}");
+    };
+    let later = times.iter().map(|us| f64::from_le_bytes(*us) + 86_400e6);
+    let later: Vec<u8> = later.flat_map(f64::to_le_bytes).collect();
+    assert_eq!(later.len(), 16, "{counter:?}");
     let mut set = redis::cmd("SET");
-    let set = set.arg(&keys[0]).arg(later.join(" "));
+    let set = set.arg(&keys[0]).arg(later);
     eyes.query::<()>(set).await.unwrap();
 }
 
