@@ -191,7 +191,7 @@ impl Limiter {
         }
     }
 
-    /// Decides at once if that can be done in memory; `None` if [`Limiter::spend`] is to be awaited.
+    /// Decides at once if that can be done in memory; `None` if [`Self::spend_waiting`] is to.
     pub fn spend_local(
         &self,
         spending: &Spending<'_>,
@@ -210,27 +210,32 @@ impl Limiter {
         spent.ok().map(Ok)
     }
 
-    /// Decides, and charges all counters or none, within what the request can wait for [the shared
-    /// counters](patience::spend) and [the stored counts](patience::wait).
+    /// Decides, and charges all counters or none: at once, or after a [wait](Self::spend_waiting).
     ///
     /// # Errors
-    /// [`CostExceedsLimit`]: this cost can never be spent. Nothing else fails: what is away, or takes longer,
-    /// is done without. What that is depends on which of them was waited for.
+    /// [`CostExceedsLimit`]: this cost can never be spent.
     pub async fn spend(
         &self,
         spending: &Spending<'_>,
         now: Now,
     ) -> Result<Spent, CostExceedsLimit> {
-        if let Some(spent) = self.spend_local(spending, now) {
-            return spent;
+        match self.spend_local(spending, now) {
+            Some(spent) => spent,
+            None => Ok(self.spend_waiting(spending, now).await),
         }
+    }
+
+    /// Decides what [`Self::spend_local`] left, within what the request can wait for [the shared
+    /// counters](patience::spend) and [the stored counts](patience::wait). Nothing fails: what is away, or
+    /// takes longer, is done without. What that is depends on which of them was waited for.
+    pub async fn spend_waiting(&self, spending: &Spending<'_>, now: Now) -> Spent {
         let mut mode = Mode::Alone;
         let mut seeds = Seeds::Needed;
         if let Some(shared) = &self.0.shared {
             let spent = self.spend_shared(shared, spending, now, &mut seeds).await;
             self.note_degraded(spent.is_err());
             match spent {
-                Ok(spent) => return Ok(spent),
+                Ok(spent) => return spent,
                 Err(Alone::RedisAway) => mode = Mode::InPlaceOfShared,
                 // Redis is there: this is not what a limit is closed for.
                 Err(Alone::NothingStored) => {}
@@ -238,11 +243,11 @@ impl Limiter {
         }
         let local = &self.0.local;
         if let Ok(spent) = local.spend(spending, now, mode, seeds) {
-            return Ok(spent);
+            return spent;
         }
         self.seed(spending, now).await;
         let spent = local.spend(spending, now, mode, Seeds::DoneWithout);
-        Ok(spent.unwrap_or_else(|Unseeded| Spent::admitted()))
+        spent.unwrap_or_else(|Unseeded| Spent::admitted())
     }
 
     /// Writes the counts that moved since the last time; call it every second and at the stop, not

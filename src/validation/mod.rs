@@ -92,6 +92,12 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// Whose counters it is charged to; nobody's that was refused.
+    fn to_be_charged(&self) -> Option<&Subject> {
+        let subject = self.subject.as_ref();
+        subject.filter(|_| self.decision.outcome.is_valid())
+    }
+
     /// What it was charged decides.
     fn take(&mut self, spent: Spent) {
         self.decision.outcome = outcome(spent.verdict);
@@ -212,7 +218,10 @@ impl Validation {
         request: &Request<'_>,
     ) -> Result<(Answer, Timestamp), Failure> {
         let (mut answer, now) = self.tell(presented, tenant, service, request).await?;
-        self.charge(&mut answer, request.cost).await?;
+        if let Some(subject) = answer.to_be_charged() {
+            let spent = self.spend(subject, request.cost).await?;
+            answer.take(spent);
+        }
         Ok((answer, now))
     }
 
@@ -271,15 +280,15 @@ impl Validation {
         Some(judge(loaded, request, at.wall))
     }
 
-    /// Charges what [`Self::judge_now`] let pass, if that can be done at once; else `None`, and nothing was
-    /// charged.
+    /// Charges what [`Self::judge_now`] let pass, if that can be done at once; else `None`, and
+    /// [`Self::charge_waiting`] is to be awaited.
     pub fn charge_now(
         &self,
         answer: &mut Answer,
         cost: u64,
         at: &Reading,
     ) -> Option<Result<(), Failure>> {
-        let (Some(subject), true) = (&answer.subject, answer.decision.outcome.is_valid()) else {
+        let Some(subject) = answer.to_be_charged() else {
             return Some(Ok(()));
         };
         let spent = {
@@ -291,16 +300,17 @@ impl Validation {
         Some(spent.map(|spent| answer.take(spent)))
     }
 
-    /// The same with counters that are waited for.
-    ///
-    /// # Errors
-    /// [`Failure::CostExceedsLimit`], and nothing was charged.
-    pub async fn charge(&self, answer: &mut Answer, cost: u64) -> Result<(), Failure> {
-        if let (Some(subject), true) = (&answer.subject, answer.decision.outcome.is_valid()) {
-            let spent = self.spend(subject, cost).await?;
-            answer.take(spent);
-        }
-        Ok(())
+    /// Charges what [`Self::charge_now`] left to counters that are waited for.
+    pub async fn charge_waiting(&self, answer: &mut Answer, cost: u64) {
+        let Some(subject) = answer.to_be_charged() else {
+            return;
+        };
+        let spent = {
+            let charges = Charges::of(subject);
+            let (spending, now) = (charges.spending(cost), self.limiter.now());
+            self.limiter.spend_waiting(&spending, now).await
+        };
+        answer.take(spent);
     }
 
     /// As [`Self::note`], and that such a caller was used.
@@ -331,7 +341,7 @@ impl Validation {
         asking: &Asking<'_>,
         now: Timestamp,
     ) {
-        if let (Some(subject), true) = (&answer.subject, answer.decision.outcome.is_valid()) {
+        if let Some(subject) = answer.to_be_charged() {
             self.used.note(&subject.key, now);
         }
         self.metrics.decisions.inc(answer.decision.outcome.code());
@@ -523,12 +533,7 @@ impl Validation {
         charges: &Charges<'_>,
         spending: Spending<'_>,
     ) -> Result<Spent, Failure> {
-        let now = self.limiter.now();
-        let spent = if let Some(spent) = self.limiter.spend_local(&spending, now) {
-            spent
-        } else {
-            self.limiter.spend(&spending, now).await
-        };
+        let spent = self.limiter.spend(&spending, self.limiter.now()).await;
         spent.map_err(|exceeded| Failure::CostExceedsLimit(charges.name(exceeded)))
     }
 

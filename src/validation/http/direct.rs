@@ -66,9 +66,8 @@ impl Visit<'_> {
 
     async fn charge(self, validation: Arc<Validation>, mut answer: Answer) -> Option<HttpResponse> {
         let (service, request) = self.asked()?;
-        let charge = validation.charge(&mut answer, request.cost);
-        let charged = patience::limited(patience::OF_VALIDATION, charge).await;
-        charged.ok()?;
+        let charge = validation.charge_waiting(&mut answer, request.cost);
+        patience::limited(patience::OF_VALIDATION, charge).await;
         Some(self.tell(&validation, &service, &request, &answer))
     }
 
