@@ -1,6 +1,6 @@
 """What a million keys cost: time to ready, memory, throughput."""
 
-import itertools, signal, statistics, subprocess, threading, time
+import itertools, signal, statistics, subprocess, sys, threading, time
 
 from .comparisons import LIMIT, Held
 from .load import Load, at_rate, compare, plan, script
@@ -90,15 +90,19 @@ def edited(programs, scratch, node, some):
     def once():
         return at_rate(programs, node.address, path, EDITED_RATE, EDITED_SECONDS)
 
-    is_done, edits = threading.Event(), []
+    is_done, edits, refused = threading.Event(), [], []
 
     def edit():
         leave_the_servers_core()
         api = Api(node.address, node.owner)
         places = itertools.cycle(["/v1/services/invoicing", "/v1/consumers/acme"])
         while not is_done.wait(1):
-            api.call("PATCH", next(places), {"metadata": {"edit": len(edits)}})
-            edits.append(1)
+            began = time.monotonic()
+            try:
+                api.call("PATCH", next(places), {"metadata": {"edit": len(edits)}})
+            except RuntimeError as error:
+                refused.append(error)
+            edits.append(time.monotonic() - began)
 
     before, keys = once(), node.metric("keystead_cached_keys ")
     editor = threading.Thread(target=edit)
@@ -108,9 +112,12 @@ def edited(programs, scratch, node, some):
     finally:
         is_done.set()
         editor.join()
+    if refused:
+        sys.exit(f"bench: {len(refused)} of {len(edits)} edits were refused, first {refused[0]}")
     after = once()
     return {
-        "edits": len(edits), "edited_refused": beside["refused"],
+        "edits": len(edits), "edit_seconds_median": statistics.median(edits), "edit_seconds_max": max(edits),
+        "edited_refused": beside["refused"],
         "remembered_before_edits": keys, "remembered_after_edits": node.metric("keystead_cached_keys "),
         "edited_p50_us": beside["p50_us"], "edited_p99_us": beside["p99_us"], "edited_max_us": beside["max_us"],
         "unedited_p99_us": (before["p99_us"] + after["p99_us"]) / 2,
