@@ -64,7 +64,7 @@ impl LastUsed {
         }
     }
 
-    pub fn take(&self) -> Taken<'_> {
+    pub fn take(&self) -> TakenUses<'_> {
         let mut left = Vec::new();
         for shard in &self.0 {
             // Room for as many as before, so that nobody who answers makes it.
@@ -77,7 +77,7 @@ impl LastUsed {
             );
         }
         left.sort_unstable_by_key(|(_, _, at)| Reverse(*at));
-        Taken { of: self, left }
+        TakenUses { of: self, left }
     }
 
     /// What could not be written: what was noted meanwhile is newer and stays.
@@ -99,20 +99,20 @@ impl LastUsed {
 }
 
 /// Uses that were taken to be written. What was not handed out goes back when this is dropped.
-pub struct Taken<'a> {
+pub struct TakenUses<'a> {
     of: &'a LastUsed,
     /// The oldest last.
     left: Vec<Used>,
 }
 
-impl Taken<'_> {
+impl TakenUses<'_> {
     /// The oldest that are left, at most so many; none at the end.
     pub fn next(&mut self, most: usize) -> Vec<Used> {
         self.left.split_off(self.left.len().saturating_sub(most))
     }
 }
 
-impl Drop for Taken<'_> {
+impl Drop for TakenUses<'_> {
     fn drop(&mut self) {
         self.of.put_back(std::mem::take(&mut self.left));
     }
