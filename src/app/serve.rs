@@ -4,6 +4,7 @@
 //! On SIGTERM or SIGINT it says that it is not ready, goes on answering for `server.drain_delay` so
 //! that nobody is sent away, finishes what is under way, and writes what it still holds.
 
+use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
@@ -17,7 +18,7 @@ use super::{App, StartError, housekeeping};
 use crate::audit::http::{RefusedRecorder, record_refused};
 use crate::clock::Clock;
 use crate::config::{Config, MAKE_MASTER_KEY};
-use crate::db::Target;
+use crate::db::{self, Target};
 use crate::entropy::Entropy;
 use crate::http::cors::cors;
 use crate::http::health::{self, Phase};
@@ -29,7 +30,7 @@ use crate::telemetry::LostLines;
 /// How long requests under way may take at the stop.
 const SHUTDOWN_SECONDS: u64 = 10;
 
-/// How long the ledger is given for the last uses.
+/// How long what is written at the stop may take, of each kind.
 const STORE_AT_STOP_MAX: Duration = Duration::from_secs(3);
 
 /// The first pause before the start is tried again; it doubles to [`RETRY_MAX`], so that the node is
@@ -229,11 +230,7 @@ impl App {
         if let Err(error) = self.ledger.finish().await {
             tracing::error!(target: "security", %error, "the last uses could not be kept");
         }
-        match tokio::time::timeout(STORE_AT_STOP_MAX, self.store_uses()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the last uses wait in the journal"),
-            Err(_elapsed) => tracing::warn!("the last uses wait in the journal"),
-        }
+        at_the_stop("the last uses wait in the journal", self.store_uses()).await;
     }
 
     /// Writes what is still held in memory: counts of quotas before last uses, which the next start finds in
@@ -247,13 +244,18 @@ impl App {
             tracing::warn!(%error, "the last counts of quotas could not be written");
         }
         let flush = self.validation.flush_last_used();
-        match tokio::time::timeout(STORE_AT_STOP_MAX, flush).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the last uses could not be written"),
-            Err(_elapsed) => tracing::warn!("not all of the last uses could be written"),
-        }
+        at_the_stop("not all of the last uses could be written", flush).await;
         // Bounded: a verifier that is not made now is made at the key's next use.
         let _not_all = tokio::time::timeout(Duration::from_secs(2), self.verifiers.drained()).await;
+    }
+}
+
+/// Waits for what is written at the stop no longer than there is time, and says so if it was not.
+async fn at_the_stop(otherwise: &'static str, written: impl Future<Output = db::Result<()>>) {
+    match tokio::time::timeout(STORE_AT_STOP_MAX, written).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "{otherwise}"),
+        Err(_elapsed) => tracing::warn!("{otherwise}"),
     }
 }
 

@@ -256,7 +256,7 @@ impl Limiter {
     /// # Errors
     /// The database's; what was not written is written the next time.
     pub async fn write_back(&self) -> db::Result<usize> {
-        let mut taken = Taken {
+        let mut taken = TakenCounts {
             local: &self.0.local,
             moved: self.0.local.take_moved(),
             written: 0,
@@ -465,13 +465,13 @@ impl From<RedisAway> for Alone {
 
 /// Counts that were taken to be written. Those that were not are taken again the next time, also if who
 /// writes is stopped half-way.
-struct Taken<'a> {
+struct TakenCounts<'a> {
     local: &'a Local,
     moved: Vec<Moved>,
     written: usize,
 }
 
-impl Drop for Taken<'_> {
+impl Drop for TakenCounts<'_> {
     fn drop(&mut self) {
         let rest = self.moved.get(self.written..).unwrap_or_default();
         self.local.not_written(rest);
