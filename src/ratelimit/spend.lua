@@ -13,12 +13,13 @@
 -- such pair, whoever wrote it, is not there.
 -- Answers {0, now, for each limit {tat, wait in us}.., for each quota {used, exceeded}..}, flat;
 --   or {1} if a count is not here and the caller has to look for the stored one.
-local call, unpack = redis.call, struct.unpack
-local limits, cost, charges, at = unpack('<ddd', ARGV[1])
+local call, unpacked = redis.call, struct.unpack
+local limits, cost, charges, at = unpacked('<ddd', ARGV[1])
+-- By its whole name, which a test replaces.
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
-local function is_number(n)
-  return n >= 0 and n < 9007199254740992
+local function is_whole(n)
+  return n >= 0 and n < 9007199254740992 and n % 1 == 0
 end
 local function keep(i, tat)
   local idle_in = math.ceil((tat - now) / 1000)
@@ -31,11 +32,11 @@ end
 local answer, passes, charged = {0, now}, true, {}
 for i = 1, limits do
   local interval, burst
-  interval, burst, at = unpack('<dd', ARGV[1], at)
+  interval, burst, at = unpacked('<dd', ARGV[1], at)
   local counter, tat = call('GET', KEYS[i]), now
   if counter and #counter == 16 then
-    local full, written = unpack('<dd', counter)
-    if is_number(full) and is_number(written) then
+    local full, written = unpacked('<dd', counter)
+    if is_whole(full) and is_whole(written) then
       tat = math.max(full - math.max(written - now, 0), now)
       if written > now then
         keep(i, tat)
@@ -55,7 +56,7 @@ end
 local quotas, stored, kept = #KEYS - limits, {}, {}
 for i = 1, quotas do
   local limit, known, is_seeded
-  limit, known, is_seeded, kept[i], at = unpack('<dddd', ARGV[1], at)
+  limit, known, is_seeded, kept[i], at = unpacked('<dddd', ARGV[1], at)
   local digits = string.match(call('GET', KEYS[limits + i]) or '', '^%d+$')
   stored[i] = digits and #digits <= 16 and tonumber(digits) or nil
   if not stored[i] and is_seeded == 0 then

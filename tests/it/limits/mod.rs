@@ -59,6 +59,18 @@ impl Key {
         cost: u64,
         now: Now,
     ) -> Spent {
+        self.spend_all(limiter, limits, quota.as_slice(), cost, now)
+            .await
+    }
+
+    async fn spend_all(
+        &self,
+        limiter: &Limiter,
+        limits: &[RateLimit],
+        quotas: &[Quota],
+        cost: u64,
+        now: Now,
+    ) -> Spent {
         let charges: Vec<_> = limits
             .iter()
             .map(|limit| Charge {
@@ -66,10 +78,11 @@ impl Key {
                 limit,
             })
             .collect();
-        let quotas: Vec<_> = quota
+        let quotas: Vec<_> = quotas
             .iter()
-            .map(|quota| QuotaCharge {
-                counter: self.counter("quota", ""),
+            .zip(0..)
+            .map(|(quota, n): (_, u8)| QuotaCharge {
+                counter: self.counter("quota", &n.to_string()),
                 quota: *quota,
             })
             .collect();

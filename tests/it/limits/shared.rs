@@ -241,6 +241,46 @@ async fn redis_charges_all_or_none_and_keeps_the_counter_of_a_changed_limit() {
     assert_eq!(spent.limits[0].remaining, 1994);
 }
 
+#[test]
+fn several_limits_and_quotas_are_charged_together_in_redis_as_in_memory() {
+    on_sqlite(async |home: Home| {
+        let nodes = [
+            node(&home, Clock::System).await,
+            sharing_node(&home, link(&url())).await,
+        ];
+        let limits = [
+            limit("wide", 1000, "31d", 1000, "closed"),
+            limit("narrow", 7, "31d", 7, "closed"),
+        ];
+        let quotas = [quota(5, "day"), quota(8, "month")];
+        for limiter in nodes {
+            let (key, now) = (Key::new(), limiter.now());
+            for (cost, verdict, left_of_limits, left_of_quotas) in [
+                (2, Verdict::Admitted, [998, 5], [3, 6]),
+                (0, Verdict::Admitted, [998, 5], [3, 6]),
+                (2, Verdict::Admitted, [996, 3], [1, 4]),
+                (2, Verdict::QuotaExceeded, [996, 3], [1, 4]),
+                (1, Verdict::Admitted, [995, 2], [0, 3]),
+                // A limit and a quota refuse.
+                (3, Verdict::RateLimited, [995, 2], [0, 3]),
+            ] {
+                let spent = key.spend_all(&limiter, &limits, &quotas, cost, now).await;
+                assert_eq!(spent.verdict, verdict, "{spent:?}");
+                let of_limits = spent.limits.iter().map(|limit| limit.remaining);
+                assert_eq!(of_limits.collect::<Vec<_>>(), left_of_limits, "{spent:?}");
+                let of_quotas = spent.quotas.iter().map(|quota| quota.remaining);
+                assert_eq!(of_quotas.collect::<Vec<_>>(), left_of_quotas, "{spent:?}");
+                let is_refused = verdict != Verdict::Admitted;
+                assert_eq!(spent.quotas[0].exceeded, is_refused, "{spent:?}");
+                assert!(!spent.quotas[1].exceeded, "{spent:?}");
+                let is_limited = verdict == Verdict::RateLimited;
+                assert_eq!(spent.limits[1].limited, is_limited, "{spent:?}");
+            }
+            assert!(!limiter.is_degraded());
+        }
+    });
+}
+
 #[tokio::test]
 async fn counters_of_idle_keys_are_gone_from_redis() {
     let redis = OwnRedis::start();
@@ -366,7 +406,7 @@ fn what_is_no_number_in_redis_lifts_neither_a_limit_nor_a_quota() {
             " ",
             "\u{0}",
         ];
-        let doubles = [f64::NAN, f64::INFINITY, -f64::INFINITY, -1.0, 1e308];
+        let doubles = [f64::NAN, f64::INFINITY, -f64::INFINITY, -1.0, 0.5, 1e308];
         let pairs = doubles
             .iter()
             .flat_map(|n| [[*n, 0.0], [0.0, *n], [*n, *n]]);
