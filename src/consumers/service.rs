@@ -91,21 +91,23 @@ impl Consumers {
         let reads_all = matches!(rights.services_for(Permission::ConsumersRead), Reach::All);
         let (consumer, granted) = self
             .db
-            .read(async move |conn| -> Result<(Consumer, Vec<Slug>)> {
+            .read(async move |conn| -> Result<(Consumer, Option<Vec<Slug>>)> {
                 let consumer = store::find(conn, &tenant, &reference)
                     .await?
                     .filter(|consumer| consumer.deleted_at.is_none())
                     .ok_or(Error::NotFound(KIND))?;
-                // It looks at each of its keys.
+                // To find those every key of the consumer is looked at.
                 let granted = if reads_all {
-                    Vec::new()
+                    None
                 } else {
-                    store::granted_services(conn, &consumer.id).await?
+                    Some(store::granted_services(conn, &consumer.id).await?)
                 };
                 Ok((consumer, granted))
             })
             .await?;
-        check_readable(rights, &granted)?;
+        if let Some(granted) = granted {
+            check_readable(rights, &granted)?;
+        }
         Ok(consumer)
     }
 

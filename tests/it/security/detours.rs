@@ -41,6 +41,26 @@ async fn a_consumer_of_management_keys_is_changed_only_by_who_holds_what_they_ho
             "{method}"
         );
     }
+    // Not that of keys that were revoked, nor of other consumers.
+    world
+        .owner
+        .create("/v1/consumers", json!({"slug": "guarded"}))
+        .await;
+    let guard = json!({
+        "name": "guard", "consumer": "guarded",
+        "grants": [{"service": "keystead", "scopes": ["audit:read"]}],
+    });
+    let (guard, _) = World::issue(&world.owner, &guard).await;
+    let disable = async || issuer.post("/v1/consumers/guarded/disable").send().await;
+    let refused = disable().await;
+    assert_eq!((refused.status, refused.code()), (403, "escalation"));
+    let revoke = world.owner.post(&format!("/v1/keys/{guard}/revoke"));
+    revoke
+        .json(json!({"reason": "over"}))
+        .send()
+        .await
+        .expect(200);
+    assert_eq!(disable().await.status, 200);
     // Its own affairs go on, and the owner may.
     issuer
         .create("/v1/consumers", json!({"slug": "other"}))
