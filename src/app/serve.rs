@@ -30,7 +30,7 @@ use crate::telemetry::LostLines;
 /// How long requests under way may take at the stop.
 const SHUTDOWN_SECONDS: u64 = 10;
 
-/// How long what is written at the stop may take, of each kind.
+/// How long each of what is written at the stop may take.
 const STORE_AT_STOP_MAX: Duration = Duration::from_secs(3);
 
 /// The first pause before the start is tried again; it doubles to [`RETRY_MAX`], so that the node is
@@ -230,7 +230,7 @@ impl App {
         if let Err(error) = self.ledger.finish().await {
             tracing::error!(target: "security", %error, "the last uses could not be kept");
         }
-        at_the_stop("the last uses wait in the journal", self.store_uses()).await;
+        wait_at_the_stop("the last uses wait in the journal", self.store_uses()).await;
     }
 
     /// Writes what is still held in memory: counts of quotas before last uses, which the next start finds in
@@ -244,14 +244,14 @@ impl App {
             tracing::warn!(%error, "the last counts of quotas could not be written");
         }
         let flush = self.validation.flush_last_used();
-        at_the_stop("not all of the last uses could be written", flush).await;
+        wait_at_the_stop("not all of the last uses could be written", flush).await;
         // Bounded: a verifier that is not made now is made at the key's next use.
         let _not_all = tokio::time::timeout(Duration::from_secs(2), self.verifiers.drained()).await;
     }
 }
 
 /// Waits for what is written at the stop no longer than there is time, and says so if it was not.
-async fn at_the_stop(otherwise: &'static str, written: impl Future<Output = db::Result<()>>) {
+async fn wait_at_the_stop(otherwise: &'static str, written: impl Future<Output = db::Result<()>>) {
     match tokio::time::timeout(STORE_AT_STOP_MAX, written).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::warn!(%error, "{otherwise}"),

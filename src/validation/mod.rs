@@ -91,8 +91,8 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Whose counters it is charged to; nobody's that was refused.
-    fn to_be_charged(&self) -> Option<&Subject> {
+    /// Whose key has passed so far: before it is charged, all that asks no counter.
+    fn passed(&self) -> Option<&Subject> {
         let subject = self.subject.as_ref();
         subject.filter(|_| self.decision.outcome.is_valid())
     }
@@ -188,7 +188,7 @@ impl Validation {
         request: &Request<'_>,
     ) -> Result<(Answer, Timestamp), Failure> {
         let (mut answer, now) = self.tell(presented, tenant, service, request).await?;
-        if let Some(subject) = answer.to_be_charged() {
+        if let Some(subject) = answer.passed() {
             let spent = self.spend(subject, request.cost).await?;
             answer.take(spent);
         }
@@ -217,15 +217,15 @@ impl Validation {
         Some(judge(loaded, request, at.wall))
     }
 
-    /// Charges what [`Self::judge_now`] let pass, if that can be done at once; else `None`, and
-    /// [`Self::charge_waiting`] is to be awaited.
+    /// Charges what [`Self::judge_now`] let pass, if that can be done at once; else `None`: nothing was
+    /// charged then, and [`Self::charge_waiting`] is to be awaited.
     pub fn charge_now(
         &self,
         answer: &mut Answer,
         cost: u64,
         at: &Reading,
     ) -> Option<Result<(), Failure>> {
-        let Some(subject) = answer.to_be_charged() else {
+        let Some(subject) = answer.passed() else {
             return Some(Ok(()));
         };
         let spent = {
@@ -239,7 +239,7 @@ impl Validation {
 
     /// Charges what [`Self::charge_now`] left to counters that are waited for.
     pub async fn charge_waiting(&self, answer: &mut Answer, cost: u64) {
-        let Some(subject) = answer.to_be_charged() else {
+        let Some(subject) = answer.passed() else {
             return;
         };
         let spent = {
@@ -278,7 +278,7 @@ impl Validation {
         asking: &Asking<'_>,
         now: Timestamp,
     ) {
-        if let Some(subject) = answer.to_be_charged() {
+        if let Some(subject) = answer.passed() {
             self.used.note(&subject.key, now);
         }
         self.metrics.decisions.inc(answer.decision.outcome.code());

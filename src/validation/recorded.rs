@@ -68,8 +68,8 @@ pub(super) fn record(
         (None, AskedEnvironment::Any | AskedEnvironment::ServiceDefault) => "",
     };
     let any_scopes = request.any_scopes.as_deref().unwrap_or_default();
-    let met = subject
-        .filter(|_| answer.decision.outcome.is_valid())
+    let met = answer
+        .passed()
         .and_then(|subject| any_scopes.iter().find(|scope| subject.has(scope)));
     recorder.record(&Use {
         at: now.millis(),
