@@ -16,7 +16,7 @@ use keystead::each;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
+use tokio::sync::{Mutex, oneshot};
 use tokio::time::Instant;
 
 use crate::cli::{keystead, stdout};
@@ -27,6 +27,9 @@ use crate::support::{
 mod refused;
 
 const BOUND: Duration = Duration::from_secs(20);
+
+/// Held by whoever holds a start to its time, and by those that want the whole machine.
+static MANY_AT_ONCE: Mutex<()> = Mutex::const_new(());
 
 /// Everything below a folder, and how large it is.
 fn listing(dir: &Path) -> Vec<(String, u64)> {
@@ -87,6 +90,7 @@ both!(
 
 /// As after the end of another node: a connection that the system turns away is tried again only a second later.
 async fn a_thousand_clients_that_come_at_once_are_connected(home: Home) {
+    let _alone = MANY_AT_ONCE.lock().await;
     let node = home.spawn(&[]).await;
     let address = node.address.parse::<std::net::SocketAddr>().unwrap();
     node.signal("STOP");
@@ -106,6 +110,7 @@ async fn a_thousand_clients_that_come_at_once_are_connected(home: Home) {
 #[test]
 fn a_node_that_starts_before_its_database_is_ready_soon_after_it() {
     run(Backend::Postgres, async |home| {
+        let _alone = MANY_AT_ONCE.lock().await;
         // What the first start does besides is not what is waited for here.
         stop(home.spawn(&[]).await).await;
         let mut proxy = Proxy::before(home.database_address()).await;
@@ -156,6 +161,7 @@ fn a_node_that_starts_before_its_database_is_ready_soon_after_it() {
 }
 
 async fn five_nodes_that_start_together_on_nothing_make_one_owner_key(home: Home) {
+    let _alone = MANY_AT_ONCE.lock().await;
     let home = home.empty().await;
     let mut nodes: Vec<Process> = (0..5).map(|_| home.start(&[])).collect();
     join_all(
