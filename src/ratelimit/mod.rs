@@ -225,9 +225,10 @@ impl Limiter {
         }
     }
 
-    /// Decides what [`Self::spend_local`] answered `None` to, and nothing else, within what the request can wait for [the shared
-    /// counters](patience::spend) and [the stored counts](patience::wait). Nothing fails: what is away, or
-    /// takes longer, is done without. What that is depends on which of them was waited for.
+    /// Decides what [`Self::spend_local`] answered `None` to, and nothing else, within what the request can
+    /// wait for [the shared counters](patience::spend) and [the stored counts](patience::wait). Nothing
+    /// fails: what is away, or takes longer, is done without. What that is depends on which of them was
+    /// waited for.
     pub async fn spend_waiting(&self, spending: &Spending<'_>, now: Now) -> Spent {
         let mut mode = Mode::Alone;
         let mut seeds = Seeds::Needed;

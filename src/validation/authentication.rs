@@ -30,6 +30,20 @@ pub struct Identified {
     pub limits: Option<LimitHeaders>,
 }
 
+impl Identified {
+    fn of(subject: &Subject, rights: Rights, limits: Option<LimitHeaders>) -> Self {
+        Self {
+            key_id: subject.key.key_id.clone(),
+            tenant: subject.tenant.to_ref(),
+            rights,
+            environment: subject.key.owner.environment.clone(),
+            expires_at: subject.end(),
+            superseded: subject.key.superseded,
+            limits,
+        }
+    }
+}
+
 /// Why a presented key authenticates nobody.
 #[derive(Debug)]
 pub enum AuthFailure {
@@ -97,15 +111,7 @@ impl Validation {
         ip: Option<IpAddr>,
     ) -> Result<Identified, AuthFailure> {
         let (subject, limits) = self.holder(presented, ip, Asked::Management).await?;
-        Ok(Identified {
-            key_id: subject.key.key_id.clone(),
-            tenant: subject.tenant.to_ref(),
-            rights: subject.rights().clone(),
-            environment: subject.key.owner.environment.clone(),
-            expires_at: subject.end(),
-            superseded: subject.key.superseded,
-            limits,
-        })
+        Ok(Identified::of(&subject, subject.rights().clone(), limits))
     }
 
     /// Authenticates the holder of any key, for its own affairs.
@@ -115,15 +121,7 @@ impl Validation {
         ip: Option<IpAddr>,
     ) -> Result<Identified, AuthFailure> {
         let (subject, limits) = self.holder(presented, ip, Asked::None).await?;
-        Ok(Identified {
-            key_id: subject.key.key_id.clone(),
-            tenant: subject.tenant.to_ref(),
-            rights: Rights::none(),
-            environment: subject.key.owner.environment.clone(),
-            expires_at: subject.end(),
-            superseded: subject.key.superseded,
-            limits,
-        })
+        Ok(Identified::of(&subject, Rights::none(), limits))
     }
 
     /// Authenticates whoever holds a key: for the administration, or, with [`Asked::None`], for its own
