@@ -16,11 +16,11 @@ use crate::text::spreadsheet_cell;
 use crate::usage::Usage;
 use crate::usage::event::UsageEventBody;
 use crate::usage::query::{EventFilter, ExportQuery, Format};
-use crate::usage::store::events::Wanted;
+use crate::usage::store::events::{StoredEvent, Wanted};
 use crate::usage::store::walk::{Most, Walked};
 
 /// How many events are read at once.
-const CHUNK: i64 = 2_000;
+const CHUNK: i64 = 1_000;
 
 /// How many bytes of them.
 const CHUNK_BYTES_MAX: i64 = 4 * 1024 * 1024;
@@ -142,27 +142,23 @@ async fn chunk(
         id: event.id.clone(),
     });
     let next = last.or(paused);
-    let mut bodies = Vec::with_capacity(events.len());
-    for event in events {
-        bodies.push(UsageEventBody::new(event)?);
-    }
     let bytes = match format {
-        Format::Ndjson => ndjson(&bodies),
-        Format::Csv => csv(&bodies, is_first),
+        Format::Ndjson => ndjson(events),
+        Format::Csv => csv(events, is_first),
     };
     let bytes = bytes.map_err(|error| db::Error::Corrupt(format!("an export: {error:#}")))?;
     Ok((Bytes::from(bytes), next))
 }
 
-fn ndjson(events: &[UsageEventBody]) -> anyhow::Result<Vec<u8>> {
+fn ndjson(events: Vec<StoredEvent>) -> anyhow::Result<Vec<u8>> {
     let mut out = Vec::new();
     for event in events {
-        out.extend_from_slice(event.line()?.as_bytes());
+        out.extend_from_slice(UsageEventBody::new(event)?.line()?.as_bytes());
     }
     Ok(out)
 }
 
-fn csv(events: &[UsageEventBody], has_header: bool) -> anyhow::Result<Vec<u8>> {
+fn csv(events: Vec<StoredEvent>, has_header: bool) -> anyhow::Result<Vec<u8>> {
     let mut out = csv::WriterBuilder::new()
         .terminator(csv::Terminator::CRLF)
         .from_writer(Vec::new());
@@ -170,7 +166,7 @@ fn csv(events: &[UsageEventBody], has_header: bool) -> anyhow::Result<Vec<u8>> {
         out.write_record(COLUMNS)?;
     }
     for event in events {
-        let cells = cells(event)?;
+        let cells = cells(UsageEventBody::new(event)?)?;
         out.write_record(cells.iter().map(|cell| spreadsheet_cell(cell).into_owned()))?;
     }
     Ok(out.into_inner()?)
@@ -204,38 +200,37 @@ const COLUMNS: [&str; 25] = [
     "latency_us",
 ];
 
-fn cells(event: &UsageEventBody) -> anyhow::Result<[String; COLUMNS.len()]> {
-    let optional = |text: &Option<String>| text.clone().unwrap_or_default();
+fn cells(event: UsageEventBody) -> anyhow::Result<[String; COLUMNS.len()]> {
     let context = if event.context.is_empty() {
         String::new()
     } else {
         serde_json::to_string(&event.context)?
     };
     Ok([
-        event.id.clone(),
+        event.id,
         event.at.to_string(),
-        event.key_id.clone(),
-        event.secret_id.clone(),
+        event.key_id,
+        event.secret_id,
         event.superseded.to_string(),
-        event.consumer_id.clone(),
-        event.service.clone(),
-        event.environment.clone(),
-        event.operation.clone(),
-        event.outcome.clone(),
+        event.consumer_id,
+        event.service,
+        event.environment,
+        event.operation,
+        event.outcome,
         event.required_scopes.join(" "),
         event.any_scopes.join(" "),
         event.cost.to_string(),
-        optional(&event.ip),
-        optional(&event.method),
-        optional(&event.path),
-        optional(&event.user_agent),
+        event.ip.unwrap_or_default(),
+        event.method.unwrap_or_default(),
+        event.path.unwrap_or_default(),
+        event.user_agent.unwrap_or_default(),
         context,
-        optional(&event.token_id),
-        optional(&event.subject),
-        optional(&event.actor),
-        event.caller.clone(),
-        event.request_id.clone(),
-        event.node.clone(),
+        event.token_id.unwrap_or_default(),
+        event.subject.unwrap_or_default(),
+        event.actor.unwrap_or_default(),
+        event.caller,
+        event.request_id,
+        event.node,
         event.latency_us.to_string(),
     ])
 }
