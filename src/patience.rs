@@ -10,7 +10,9 @@
 //! does not reach into the tasks that a request starts: those go on when nobody waits any more.
 
 use std::cell::Cell;
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::task::futures::TaskLocalFuture;
@@ -67,20 +69,22 @@ pub async fn wait<F: Future>(wait_max: Duration, future: F) -> Result<F::Output,
 
 /// As [`wait`], for the shared counters that a decision is charged to: they have something of their own when
 /// the rest is used up, for all of these waits together. A request that has waited for nothing so far leaves
-/// them their own limit, and no clock is read.
+/// them their own limit.
 ///
 /// # Errors
 /// [`OutOfPatience`]
 pub async fn spend<F: Future>(future: F) -> Result<F::Output, OutOfPatience> {
+    let mut future = pin!(future);
+    // No clock is read for what is there at once.
+    let at_once = poll_fn(|context| Poll::Ready(future.as_mut().poll(context))).await;
+    if let Poll::Ready(done) = at_once {
+        return Ok(done);
+    }
     let has_waited = BUDGET.try_with(|budget| budget.since_us.get() > 0);
-    let wait = if has_waited == Ok(true) {
-        Wait::begin()
-    } else {
-        None
-    };
+    let wait = Wait::begin();
     match &wait {
-        Some(wait) => within(wait.left(FOR_SPENDING_US), future).await,
-        None => Ok(future.await),
+        Some(wait) if has_waited == Ok(true) => within(wait.left(FOR_SPENDING_US), future).await,
+        Some(_) | None => Ok(future.await),
     }
 }
 
@@ -242,5 +246,17 @@ mod tests {
             Ok(()),
             "and so does nobody"
         );
+    }
+
+    #[tokio::test]
+    async fn what_was_spent_first_is_taken_like_any_wait() {
+        limited(ms(100), async {
+            let began = Instant::now();
+            assert_eq!(spend(sleep(ms(70))).await, Ok(()));
+            assert_eq!(wait(LONG, pending::<()>()).await, Err(OutOfPatience));
+            let took = began.elapsed();
+            assert!((ms(100)..ms(150)).contains(&took), "{took:?}");
+        })
+        .await;
     }
 }
