@@ -121,8 +121,16 @@ impl Local {
         let mut is_full = false;
         let mut charged = 0;
         if passes && spending.charges() {
-            let new = plan.iter().filter(|limit| limit.is_new(&shard)).count()
-                + counts.iter().filter(|count| count.is_new).count();
+            let new = |shard: &Shard| {
+                let quotas = counts.iter().zip(spending.quotas);
+                let is_new = |count: &Count, charge: &QuotaCharge| {
+                    shard.count(charge.counter, count.period.start).is_none()
+                };
+                plan.iter().filter(|limit| limit.is_new(shard)).count()
+                    + quotas
+                        .filter(|(count, charge)| is_new(count, charge))
+                        .count()
+            };
             is_full = !self.has_room(&mut shard, new, now);
             charged = if is_full { 0 } else { spending.cost };
         }
@@ -149,7 +157,7 @@ impl Local {
             // again at once.
             if charged > 0 || (count.unseeded_until_us.is_some() && !count.is_new) {
                 shard.set_count(charge.counter, Count { used, ..*count }, charged > 0);
-            } else if count.unseeded_until_us.is_some() && self.has_room(&mut shard, 1, now) {
+            } else if count.unseeded_until_us.is_some() && self.has_room(&mut shard, |_| 1, now) {
                 shard.set_count(charge.counter, *count, false);
             }
             let state = QuotaState::of(charge.quota, used, exceeded, count.period.end);
@@ -182,7 +190,7 @@ impl Local {
                 shard.set_count(counter, seeded, count.used > 0);
             }
             None => {
-                if self.has_room(&mut shard, 1, now) {
+                if self.has_room(&mut shard, |_| 1, now) {
                     shard.set_count(counter, Count::seeded(period, stored), false);
                 }
             }
@@ -228,7 +236,7 @@ impl Local {
     ) {
         let mut shard = self.shard(shard_of(tag));
         let known = shard.count(counter, period.start);
-        if known.is_none() && !self.has_room(&mut shard, 1, now) {
+        if known.is_none() && !self.has_room(&mut shard, |_| 1, now) {
             return;
         }
         let before = known.map_or(0, |count| count.used);
@@ -247,7 +255,7 @@ impl Local {
         let known = shard.tat(counter);
         if ahead_us > 0
             && tat_us > known.unwrap_or(0)
-            && (known.is_some() || self.has_room(&mut shard, 1, now))
+            && (known.is_some() || self.has_room(&mut shard, |_| 1, now))
         {
             shard.set_tat(counter, tat_us);
         }
@@ -309,9 +317,10 @@ impl Local {
         self.counters.load(Ordering::Relaxed)
     }
 
-    /// Makes sure that `new` more counters fit, and counts them.
-    fn has_room(&self, shard: &mut Shard, new: usize, now: Now) -> bool {
-        let reserve = || {
+    /// Makes sure that as many more counters fit as are new, and counts them. What is dropped for them may be
+    /// some of those that were there.
+    fn has_room(&self, shard: &mut Shard, new: impl Fn(&Shard) -> usize, now: Now) -> bool {
+        let reserve = |new: usize| {
             let with_new = self.counters.fetch_add(new, Ordering::Relaxed) + new;
             let fits = with_new <= self.counters_max;
             if !fits {
@@ -319,12 +328,13 @@ impl Local {
             }
             fits
         };
-        if new == 0 || reserve() {
+        let needed = new(shard);
+        if needed == 0 || reserve(needed) {
             return true;
         }
         let dropped = shard.make_room(now);
         self.counters.fetch_sub(dropped, Ordering::Relaxed);
-        dropped > 0 && reserve()
+        dropped > 0 && reserve(new(shard))
     }
 
     #[expect(

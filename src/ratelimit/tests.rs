@@ -272,6 +272,42 @@ fn a_full_memory_refuses_newcomers_and_never_forgets_who_is_there() {
 }
 
 #[test]
+fn a_counter_that_made_room_for_its_own_plan_is_counted_again() {
+    let limiter = limiter_with_room(4);
+    let (quick, slow) = (limit(10, "1s", 10), limit(10, "1h", 10));
+    let charge = |limits: &[(&str, &RateLimit)], now: u64| {
+        let charges: Vec<_> = limits
+            .iter()
+            .map(|(name, limit)| Charge {
+                counter: counter(name),
+                limit,
+            })
+            .collect();
+        let spending = Spending {
+            tag: &tag(),
+            limits: &charges,
+            quotas: &[],
+            cost: 1,
+            only_looks: false,
+        };
+        limiter
+            .spend_local(&spending, at(now))
+            .unwrap()
+            .unwrap()
+            .verdict
+    };
+    for (name, limit) in [("a", &quick), ("b", &quick), ("c", &slow), ("d", &slow)] {
+        assert_eq!(charge(&[(name, limit)], SECOND), Verdict::Admitted);
+    }
+    // "a" says nothing any more and goes, to be there again.
+    let both = [("a", &quick), ("e", &slow)];
+    assert_eq!(charge(&both, 3 * SECOND), Verdict::Admitted);
+    assert_eq!(limiter.0.local.counters(), 4);
+    (0..16).for_each(|_| limiter.0.local.sweep(at(7_200 * SECOND)));
+    assert_eq!(limiter.0.local.counters(), 0);
+}
+
+#[test]
 fn what_no_limit_names_is_free() {
     let spent = spend(&limiter(), &[], 1_000_000, 1);
     assert_eq!(spent, Spent::admitted());
