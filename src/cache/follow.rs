@@ -50,13 +50,14 @@ const ALONE_US: u64 = 30_000_000;
 /// Redis is reached if it answered within so long.
 const REDIS_SEEN_US: u64 = 3_000_000;
 
-/// So many changes are read at once.
+/// So many rows are read at once, and what the last change has beyond them.
 const ROWS: i64 = 10_000;
 
 /// So many changes are read at a start; entries that others keep from before are not used.
 const CHANGES_AT_START: i64 = 20_000;
 
-/// So many changed entities wait to be relayed while Redis is away.
+/// So many changed entities wait to be relayed while Redis is away, and what the oldest change has beyond
+/// them.
 const UNTOLD_MAX: usize = 10_000;
 
 /// Whether the database answers, and since when the knowledge of changes is complete.
@@ -419,9 +420,7 @@ impl Follower {
     fn keep_untold(&self, learned: Vec<Changed>) {
         let mut at = self.at();
         at.untold.extend(learned);
-        // Whoever would have needed them finds the gap.
-        let surplus = at.untold.len().saturating_sub(UNTOLD_MAX);
-        at.untold.drain(..surplus);
+        leave_out_oldest(&mut at.untold);
     }
 
     /// Tells other nodes what this one knows from the database.
@@ -548,5 +547,58 @@ impl Follower {
 
     fn at(&self) -> MutexGuard<'_, At> {
         self.at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Leaves out what is too much to wait, whole changes of it: a follower finds that a change is missing, but
+/// not that rows of one are.
+fn leave_out_oldest(untold: &mut Vec<Changed>) {
+    let surplus = untold.len().saturating_sub(UNTOLD_MAX);
+    if let Some(oldest) = untold.get(surplus).map(|changed| changed.seq) {
+        untold.retain(|changed| changed.seq >= oldest);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::Timestamp;
+
+    /// A change of each number, of so many rows.
+    fn changes(of: &[(i64, usize)]) -> Vec<Changed> {
+        let rows = of.iter().flat_map(|(seq, rows)| {
+            (0..*rows).map(|row| Changed {
+                seq: *seq,
+                kind: Some(Kind::Key),
+                id: format!("key-{row}"),
+                at: Timestamp::from_millis(*seq),
+            })
+        });
+        rows.collect()
+    }
+
+    #[test]
+    fn what_waits_to_be_relayed_is_whole_changes() {
+        let left = |of: &[(i64, usize)]| {
+            let mut untold = changes(of);
+            leave_out_oldest(&mut untold);
+            let numbers = untold.chunk_by(|one, other| one.seq == other.seq);
+            let left = numbers.map(|rows| (rows[0].seq, rows.len()));
+            left.collect::<Vec<_>>()
+        };
+        let many = UNTOLD_MAX;
+        assert_eq!(left(&[]), []);
+        assert_eq!(left(&[(1, 1), (2, many - 1)]), [(1, 1), (2, many - 1)]);
+        assert_eq!(left(&[(1, 1), (2, many)]), [(2, many)]);
+        // The bound falls into a change.
+        assert_eq!(left(&[(1, 6_000), (2, 5_000)]), [(1, 6_000), (2, 5_000)]);
+        assert_eq!(
+            left(&[(1, 6_000), (2, 5_000), (3, 5_000)]),
+            [(2, 5_000), (3, 5_000)]
+        );
+        // One is more than the bound by itself.
+        assert_eq!(left(&[(1, many + 1)]), [(1, many + 1)]);
+        assert_eq!(left(&[(1, 2), (2, many + 1)]), [(2, many + 1)]);
+        assert_eq!(left(&[(1, many + 1), (2, many)]), [(2, many)]);
     }
 }

@@ -5,7 +5,7 @@
 //! - **A beat**: a node that reaches database and Redis says how far the counter stood, at an instant
 //!   of Redis's clock before it looked. It proves to a node without the database that nothing happened
 //!   up to then but the changes up to that number.
-//! - **The changes** themselves, the latest of them, for such a node.
+//! - **The changes** themselves, the latest of them, for such a node: each whole or not at all.
 //! - **Acknowledgements**: up to which number each node knows every change.
 //!
 //! All of them are sealed, but who wakes without a word is believed. Numbers belong to a history of the
@@ -239,7 +239,7 @@ impl Relay {
     }
 
     /// Says how far the counter stood, what changed up to there, and that this node knows it; and
-    /// wakes the others if `wakes`.
+    /// wakes the others if `wakes`. Of each number all rows are among these: nobody could tell that one lacks.
     pub async fn tell(
         &self,
         beat: &Beat,

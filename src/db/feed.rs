@@ -109,10 +109,23 @@ pub async fn oldest(conn: &mut Conn) -> Result<Option<i64>> {
         .await)?)
 }
 
-/// The changes after `position`, oldest first, up to `rows` of them but always whole changes.
+/// The changes after `position`, oldest first, up to `rows` rows of them but always whole changes; where the first
+/// has as many by itself, up to `rows` more.
 ///
 /// The answer begins with the number `position + 1`, or the feed was cut after `position`.
 pub async fn since(conn: &mut Conn, position: i64, rows: i64) -> Result<Vec<Changed>> {
+    let mut found = whole_since(conn, position, rows).await?;
+    if let ([first, ..], Some(last)) = (&*found, found.last())
+        && first.seq == last.seq
+        && i64::try_from(found.len()).unwrap_or(i64::MAX) >= rows
+    {
+        let seq = last.seq;
+        found.extend(whole_since(conn, seq, rows).await?);
+    }
+    Ok(found)
+}
+
+async fn whole_since(conn: &mut Conn, position: i64, rows: i64) -> Result<Vec<Changed>> {
     let mut found: Vec<(i64, String, String, Timestamp)> = each!(conn, c => change::table
         .filter(change::seq.gt(position))
         .order((change::seq, change::kind, change::id))

@@ -2,6 +2,7 @@
 //! from what others read, and nothing that stands in Redis is believed that was not sealed there.
 
 mod propagated;
+mod whole;
 
 use std::time::Duration;
 

@@ -1,0 +1,93 @@
+//! A change is followed whole, however many entities it touched: what waits while Redis is away is left out
+//! by whole changes, and who lacks one gives up what it remembers.
+
+use keystead::db::feed::{self, Kind};
+use keystead::db::{self, Conn};
+
+use super::*;
+use crate::support::both;
+
+both!(a_change_that_is_all_that_is_read_at_once_is_followed_and_so_is_the_next);
+
+/// A change of the first of these keys, if there is one, and of others that nobody knows; answers its number.
+async fn change(home: &Home, key: Option<&str>, count: usize) -> i64 {
+    // Behind those that there are, in the order of their ids.
+    let others = (0..).map(|number| format!("zzz-{number:05}"));
+    let ids = key.map(str::to_owned).into_iter().chain(others);
+    let touched: Vec<_> = ids.take(count).map(|id| (Kind::Key, id)).collect();
+    let stepped: db::Result<i64> = home
+        .eyes()
+        .write_to_end(async move |conn: &mut Conn| {
+            feed::step(conn, &touched, Clock::System.now()).await
+        })
+        .await;
+    stepped.unwrap()
+}
+
+async fn until_known(server: &Server, number: i64) {
+    until(SPREADS, "the change is followed", async || {
+        server.app.changes.position() >= number
+    })
+    .await;
+}
+
+async fn a_change_that_is_all_that_is_read_at_once_is_followed_and_so_is_the_next(home: Home) {
+    let server = home.serve().await;
+    let epoch = server.app.changes.epoch();
+    for count in [10_000, 10_001, 9_999, 1] {
+        let number = change(&home, None, count).await;
+        until_known(&server, number).await;
+        assert_eq!(server.app.changes.epoch(), epoch, "{count}");
+    }
+}
+
+#[test]
+fn of_changes_that_waited_for_redis_none_is_followed_in_part() {
+    run(Backend::Postgres, async |home| {
+        let nodes = Nodes::new(&home, &[]).await;
+        let (mut redis, url) = nodes.redis.behind_proxy().await;
+        let teller = home.serve_with(&[("REDIS__URL", &url)]).await;
+        let (id, key) = nodes.issue().await;
+        let (_, other) = nodes.issue().await;
+        let Nodes {
+            a,
+            b,
+            owner_b,
+            mut b_database,
+            ..
+        } = nodes;
+        // Nobody else reaches both.
+        drop(a);
+        for (others, are_all_told) in [(5, true), (11, false)] {
+            for key in [&key, &other] {
+                assert_eq!(settled(&owner_b, key).await, "valid");
+            }
+            b_database.set(Fault::Refuse).await;
+            until(SPREADS, "the node misses its database", async || {
+                b.app.reach.is_database_away()
+            })
+            .await;
+            redis.set(Fault::Refuse).await;
+            let mut last = change(&home, Some(&id), 6_000).await;
+            for _ in 0..others {
+                last = change(&home, None, 1_000).await;
+            }
+            until_known(&teller, last).await;
+            for key in [&key, &other] {
+                assert_eq!(code(&owner_b, key).await, "valid", "nobody could tell it");
+            }
+            redis.set(Fault::None).await;
+            until_known(&b, last).await;
+            assert_ne!(code(&owner_b, &key).await, "valid", "it has changed");
+            // It is still remembered if it is known what has changed.
+            let remembers = code(&owner_b, &other).await == "valid";
+            assert_eq!(remembers, are_all_told);
+
+            b_database.set(Fault::None).await;
+            until(SPREADS, "the database is back", async || {
+                !b.app.reach.is_database_away()
+            })
+            .await;
+        }
+    });
+}
