@@ -1,11 +1,17 @@
 //! One connection to either database, and a transaction on it.
 
+use std::time::Duration;
+
 use diesel::SqliteConnection;
 use diesel_async::pooled_connection::deadpool::Object;
 use diesel_async::sync_connection_wrapper::SyncConnectionWrapper;
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection as _};
 
-use super::{Error, Result};
+use super::{Error, OnConn, Result};
+
+/// So much longer than anybody waits: what `PostgreSQL` ends itself, after two seconds, it says in time, and that
+/// costs no connection.
+const LATE_MAX: Duration = Duration::from_millis(500);
 
 pub(crate) type SqliteConn = SyncConnectionWrapper<SqliteConnection>;
 
@@ -69,6 +75,29 @@ macro_rules! insert_all {
 impl Conn {
     pub(crate) async fn batch(&mut self, sql: &str) -> Result<()> {
         Ok(each!(self, c => c.batch_execute(sql).await)?)
+    }
+
+    /// What `work`, which changes nothing, brings, and the connection. `None` if in `PostgreSQL` it takes longer
+    /// than `limit`: then the connection is closed, and its place in the pool is free at once. The driver closes
+    /// the socket without waiting for the answer, and the server ends by itself what nobody hears of any more.
+    pub(super) async fn ask<R, F>(mut self, limit: Duration, work: F) -> Option<(Self, R)>
+    where
+        R: Send,
+        F: OnConn<R>,
+    {
+        let done = match self {
+            Self::Sqlite(_) => Some(work(&mut self).await),
+            Self::Postgres(_) => {
+                let asked = tokio::time::timeout(limit + LATE_MAX, work(&mut self));
+                asked.await.ok()
+            }
+        };
+        let Some(done) = done else {
+            tracing::debug!("gave up a connection that did not answer");
+            self.discard();
+            return None;
+        };
+        Some((self, done))
     }
 
     /// Closes the connection instead of giving it back: with it ends whatever it had open.

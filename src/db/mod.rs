@@ -2,8 +2,12 @@
 //!
 //! Every query text is written once and compiled for both by [`each!`](crate::each). All database
 //! work runs on a runtime of its own and is never polled by an HTTP worker: who waits may stop
-//! waiting, the work itself always runs to its end. A dropped `SQLite` query future panics and a
-//! transaction dropped between two statements keeps its lock, so nothing here is ever dropped.
+//! waiting, what changes something always runs to its end. A dropped `SQLite` query future panics and a
+//! transaction dropped between two statements keeps its lock, so none of that is ever dropped.
+//!
+//! What only reads from `PostgreSQL`, and the `BEGIN` of a transaction, is given up with its connection when it
+//! takes longer than anybody waits: a server whose host died, or that is behind a way which swallows everything,
+//! never says so, and new connections may lead to another.
 
 mod conn;
 mod content;
@@ -242,7 +246,8 @@ impl Db {
             .await
     }
 
-    /// Runs `work` on a connection that reads. It goes on if the caller stops waiting.
+    /// Runs `work` on a connection that reads. It goes on if the caller stops waiting; in `PostgreSQL` hardly longer
+    /// than anybody would wait.
     pub async fn read<T, E, F>(&self, work: F) -> std::result::Result<T, E>
     where
         T: Send + 'static,
@@ -343,8 +348,15 @@ impl Db {
     {
         let db = self.clone();
         self.spawn(Some(limit), async move {
-            let mut conn = db.pools.lease(lane, limit).await?;
-            work(&mut conn).await
+            let conn = db.pools.lease(lane, limit).await?;
+            let Some((_conn, done)) = conn.ask(limit, work).await else {
+                // As quick as anything, and on a connection of its own.
+                if lane == Lane::Look {
+                    db.pools.forget_idle();
+                }
+                return Err(Error::Busy.into());
+            };
+            done
         })
         .await
     }
@@ -385,13 +397,8 @@ impl Db {
     {
         let db = self.clone();
         self.spawn(None, async move {
-            let mut conn = db.pools.lease(lane, db.wait_max).await?;
-            let begin = match conn {
-                Conn::Sqlite(_) => "BEGIN",
-                Conn::Postgres(_) => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
-            };
-            conn.batch(begin).await?;
-            let mut tx = Tx(Some(conn));
+            let postgres = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+            let mut tx = db.begin_on(lane, "BEGIN", postgres).await?;
             let done = work(tx.conn()).await;
             tx.end(done).await
         })
@@ -444,12 +451,27 @@ impl Db {
     ///
     /// `SQLite` begins `IMMEDIATE` on the one writer.
     pub(crate) async fn begin(&self) -> Result<Tx> {
-        let mut conn = self.pools.lease(Lane::Write, self.wait_max).await?;
-        let begin = match conn {
-            Conn::Sqlite(_) => "BEGIN IMMEDIATE",
-            Conn::Postgres(_) => "BEGIN",
+        self.begin_on(Lane::Write, "BEGIN IMMEDIATE", "BEGIN").await
+    }
+
+    /// Nothing is in it yet, so that it can be given up.
+    async fn begin_on(
+        &self,
+        lane: Lane,
+        sqlite: &'static str,
+        postgres: &'static str,
+    ) -> Result<Tx> {
+        let conn = self.pools.lease(lane, self.wait_max).await?;
+        let statement = match conn {
+            Conn::Sqlite(_) => sqlite,
+            Conn::Postgres(_) => postgres,
         };
-        conn.batch(begin).await?;
+        let begin = async move |conn: &mut Conn| conn.batch(statement).await;
+        let Some((conn, done)) = conn.ask(self.wait_max, begin).await else {
+            self.pools.forget_idle();
+            return Err(Error::Busy);
+        };
+        done?;
         Ok(Tx(Some(conn)))
     }
 

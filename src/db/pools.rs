@@ -110,6 +110,24 @@ impl Pools {
         }
     }
 
+    /// Closes the connections to `PostgreSQL` that nobody uses at the moment. For who was not answered though
+    /// what was asked costs nothing: then those are dead too, and each would be found to be so by somebody else.
+    pub(super) fn forget_idle(&self) {
+        match self {
+            Self::Sqlite { .. } => {}
+            Self::Postgres {
+                pool,
+                loads,
+                looks,
+                longs,
+            } => {
+                for pool in [pool, loads, looks, longs] {
+                    drop(pool.retain(|_, _| false));
+                }
+            }
+        }
+    }
+
     pub(super) async fn lease(&self, lane: Lane, wait: Duration) -> Result<Conn> {
         match self.of(lane) {
             Pooled::Sqlite(pool) => lease(pool, wait).await.map(Conn::Sqlite),

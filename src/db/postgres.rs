@@ -9,6 +9,7 @@ use std::fmt;
 use std::io;
 use std::str::FromStr as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use diesel::dsl::sql;
 use diesel::sql_types::{BigInt, Bool, Text};
@@ -59,6 +60,16 @@ pub(super) const LONG_CONNECTIONS: usize = 3;
 /// For what validations wait for.
 pub(super) const LOAD_CONNECTIONS: usize = 8;
 
+/// How long what was sent may stay without a sign that it arrived: then the kernel ends the connection, which it
+/// does after a quarter of an hour otherwise. Longer than what a network heals by itself, and than anybody waits
+/// for an answer; no longer than the server holds a transaction whose client it does not hear from; and over
+/// before another host can have taken the place of one that died. It also bounds how long a connection with
+/// nothing on its way is silent: from [`KEEPALIVE_IDLE`] on it is tried each [`KEEPALIVE_EVERY`].
+const SILENT_MAX: Duration = Duration::from_secs(10);
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(4);
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(2);
+const KEEPALIVE_TRIES: u32 = 3;
+
 /// A parsed `postgres://` URL. `Debug` shows host and database, never the password.
 #[derive(Clone)]
 pub struct PgUrl {
@@ -90,12 +101,26 @@ impl PgUrl {
         if kept.is_empty() {
             url.set_query(None);
         } else {
-            url.query_pairs_mut().clear().extend_pairs(kept);
+            url.query_pairs_mut().clear().extend_pairs(&kept);
         }
         let mut config = tokio_postgres::Config::from_str(url.as_str())
             .map_err(|error| format!("cannot be read: {error}"))?;
         config.ssl_mode(ssl_mode);
-        config.connect_timeout(std::time::Duration::from_secs(2));
+        config.connect_timeout(Duration::from_secs(2));
+        // A 0 of the operator's stands too, and leaves it to the kernel.
+        let is_said = |name| kept.iter().any(|(said, _)| said == name);
+        if !is_said("tcp_user_timeout") {
+            config.tcp_user_timeout(SILENT_MAX);
+        }
+        if !is_said("keepalives_idle") {
+            config.keepalives_idle(KEEPALIVE_IDLE);
+        }
+        if !is_said("keepalives_interval") {
+            config.keepalives_interval(KEEPALIVE_EVERY);
+        }
+        if !is_said("keepalives_retries") {
+            config.keepalives_retries(KEEPALIVE_TRIES);
+        }
         if config.get_application_name().is_none() {
             config.application_name("keystead");
         }
@@ -209,4 +234,43 @@ fn tls(url: &PgUrl) -> io::Result<MakeRustlsConnect> {
         .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(MakeRustlsConnect::new(config))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of a URL with this query.
+    fn bounds(query: &str) -> (Option<Duration>, bool, [Duration; 2], Option<u32>) {
+        let url = PgUrl::parse(&format!(
+            "postgres://keystead@db.example.com/keystead{query}"
+        ));
+        let config = url.unwrap().config;
+        let every = config.get_keepalives_interval().unwrap();
+        (
+            config.get_tcp_user_timeout().copied(),
+            config.get_keepalives(),
+            [config.get_keepalives_idle(), every],
+            config.get_keepalives_retries(),
+        )
+    }
+
+    #[test]
+    fn a_connection_whose_server_is_silent_is_bounded_unless_the_url_says_otherwise() {
+        let secs = Duration::from_secs;
+        let ours = (Some(secs(10)), true, [secs(4), secs(2)], Some(3));
+        for query in [
+            "",
+            "?sslmode=disable",
+            "?application_name=k&sslmode=require",
+        ] {
+            assert_eq!(bounds(query), ours, "{query}");
+        }
+        let said =
+            "?tcp_user_timeout=60&keepalives_idle=30&keepalives_interval=5&keepalives_retries=9";
+        let theirs = (Some(secs(60)), true, [secs(30), secs(5)], Some(9));
+        assert_eq!(bounds(said), theirs);
+        let none = bounds("?tcp_user_timeout=0&keepalives=0");
+        assert_eq!((none.0, none.1), (None, false));
+    }
 }

@@ -24,6 +24,7 @@ mod house;
 mod keys;
 mod limited;
 mod limits;
+mod lost;
 mod maintenance;
 mod matrix;
 mod metrics;

@@ -13,10 +13,9 @@
 
 pub mod store;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
-use tokio::sync::Mutex;
 
 use crate::db::{self, Conn};
 use crate::keys::fingerprint::{Fingerprint, Pepper};
@@ -255,8 +254,16 @@ impl CurrentPepper {
 pub struct Peppers {
     master: MasterKeys,
     ring: ArcSwap<PepperRing>,
-    /// One reload at a time, so that an older reading never replaces a newer one.
-    reloading: Mutex<()>,
+    readings: Mutex<Readings>,
+}
+
+/// They are numbered as they begin, so that an older one never replaces a newer one though none waits for another:
+/// its connection may be dead.
+#[derive(Debug, Default)]
+struct Readings {
+    begun: u64,
+    /// The one that the ring is of.
+    kept: u64,
 }
 
 impl Peppers {
@@ -265,7 +272,7 @@ impl Peppers {
         Self {
             master,
             ring: ArcSwap::default(),
-            reloading: Mutex::new(()),
+            readings: Mutex::default(),
         }
     }
 
@@ -300,11 +307,30 @@ impl Peppers {
     /// Reads the versions again. At start [`verify_checks`] comes first; here a version that cannot
     /// be computed is logged and counts as lost, for a node in service must go on.
     pub async fn reload(&self, conn: &mut Conn) -> db::Result<Arc<PepperRing>> {
-        let _turn = self.reloading.lock().await;
+        let number = self.begin_reading();
         let rows = store::load(conn).await?;
         let ring = Arc::new(PepperRing::new(&rows, &self.master));
-        self.ring.store(Arc::clone(&ring));
+        self.keep(number, &ring);
         Ok(ring)
+    }
+
+    fn begin_reading(&self) -> u64 {
+        let mut readings = self.readings();
+        readings.begun += 1;
+        readings.begun
+    }
+
+    /// Unless one that began later is kept already: that knows all that whoever began this one knew of.
+    fn keep(&self, number: u64, ring: &Arc<PepperRing>) {
+        let mut readings = self.readings();
+        if number > readings.kept {
+            readings.kept = number;
+            self.ring.store(Arc::clone(ring));
+        }
+    }
+
+    fn readings(&self) -> MutexGuard<'_, Readings> {
+        self.readings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -418,6 +444,21 @@ mod tests {
         let mut swapped = row(2, 1, PepperState::Current);
         swapped.check_value = row(1, 1, PepperState::Current).check_value;
         assert!(verify_checks(&[swapped], &masters(1, &[])).is_err());
+    }
+
+    #[test]
+    fn a_reading_that_began_earlier_never_replaces_one_that_began_later() {
+        let peppers = Peppers::new(masters(1, &[]));
+        let of = |version| {
+            let rows = [row(version, 1, PepperState::Current)];
+            Arc::new(PepperRing::new(&rows, &masters(1, &[])))
+        };
+        let (earlier, later) = (peppers.begin_reading(), peppers.begin_reading());
+        peppers.keep(later, &of(2));
+        peppers.keep(earlier, &of(1));
+        assert_eq!(peppers.ring().current(), Some(2));
+        peppers.keep(peppers.begin_reading(), &of(3));
+        assert_eq!(peppers.ring().current(), Some(3));
     }
 
     #[test]

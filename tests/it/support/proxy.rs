@@ -1,6 +1,7 @@
 //! A TCP proxy that fails on purpose: put it before PostgreSQL, Redis or a node.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -44,6 +45,10 @@ pub struct Proxy {
 struct Way {
     upstream: Mutex<SocketAddr>,
     holding: watch::Sender<Holding>,
+    /// Changes when those that are open then are lost.
+    losses: watch::Sender<()>,
+    /// Lost connections that the client has not closed.
+    lost: AtomicUsize,
 }
 
 /// One answer that is held back.
@@ -64,6 +69,8 @@ impl Proxy {
         let way = Arc::new(Way {
             upstream: Mutex::new(upstream),
             holding: watch::Sender::new(Holding::Nothing),
+            losses: watch::Sender::new(()),
+            lost: AtomicUsize::new(0),
         });
         let shared = Arc::clone(&way);
         tokio::spawn(serve(listener, address, shared, faults, acknowledge));
@@ -105,6 +112,17 @@ impl Proxy {
         self.way.holding.send_replace(Holding::Nothing);
     }
 
+    /// Whatever is sent on connections that are open now is swallowed from now on, in both directions, until a fault
+    /// cuts them: neither end ever hears that the other is gone. New ones are as before.
+    pub fn lose_open(&self) {
+        self.way.losses.send_replace(());
+    }
+
+    /// How many of those the client still has.
+    pub fn lost(&self) -> usize {
+        self.way.lost.load(Ordering::Relaxed)
+    }
+
     /// Answers once new connections meet the fault.
     pub async fn set(&mut self, fault: Fault) {
         self.wanted.send(fault).expect("the proxy runs");
@@ -139,7 +157,8 @@ async fn serve(
         };
         tokio::select! {
             client = accepted => {
-                tokio::spawn(carry(client, Arc::clone(&way), faults.clone()));
+                let losses = way.losses.subscribe();
+                tokio::spawn(carry(client, Arc::clone(&way), faults.clone(), losses));
             }
             changed = faults.changed() => {
                 if changed.is_err() {
@@ -150,7 +169,12 @@ async fn serve(
     }
 }
 
-async fn carry(mut client: TcpStream, way: Arc<Way>, mut faults: watch::Receiver<Fault>) {
+async fn carry(
+    mut client: TcpStream,
+    way: Arc<Way>,
+    mut faults: watch::Receiver<Fault>,
+    mut losses: watch::Receiver<()>,
+) {
     let mut cut = faults.clone();
     let cut = cut.wait_for(|fault| fault.cuts());
     let carried = async {
@@ -171,10 +195,25 @@ async fn carry(mut client: TcpStream, way: Arc<Way>, mut faults: watch::Receiver
         }
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = server.split();
-        tokio::join!(
-            pump(from_client, to_server, faults.clone(), None),
-            pump(from_server, to_client, faults.clone(), Some(&way)),
-        );
+        let pumped = async {
+            tokio::join!(
+                pump(from_client, to_server, faults.clone(), None),
+                pump(from_server, to_client, faults.clone(), Some(&way)),
+            )
+        };
+        let is_lost = tokio::select! {
+            biased;
+            lost = losses.changed() => lost.is_ok(),
+            _ = pumped => false,
+        };
+        if is_lost {
+            way.lost.fetch_add(1, Ordering::Relaxed);
+            let until_closed = async {
+                swallow(&mut client).await;
+                way.lost.fetch_sub(1, Ordering::Relaxed);
+            };
+            tokio::join!(until_closed, swallow(&mut server));
+        }
     };
     // Cut by a fault, or because the proxy was dropped.
     let was_cut = tokio::select! {
@@ -186,6 +225,10 @@ async fn carry(mut client: TcpStream, way: Arc<Way>, mut faults: watch::Receiver
         // A close with nothing lingering is a reset.
         client.set_zero_linger().expect("the socket is open");
     }
+}
+
+async fn swallow(from: &mut TcpStream) {
+    let _closed = tokio::io::copy(from, &mut tokio::io::sink()).await;
 }
 
 async fn pump(
@@ -312,6 +355,23 @@ mod tests {
                 assert_eq!(late.unwrap(), b'k');
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_lost_stays_so_and_new_ones_pass() {
+        let mut proxy = echo().await;
+        let mut open = TcpStream::connect(proxy.address).await.unwrap();
+        assert_eq!(say(&mut open).await.unwrap(), b'k');
+        proxy.lose_open();
+        for fault in [Fault::None, Fault::Hang, Fault::None] {
+            proxy.set(fault).await;
+            let end = say(&mut open).await.unwrap_err().kind();
+            assert_eq!(end, ErrorKind::TimedOut, "{fault:?}");
+        }
+        assert_eq!(fresh(&proxy).await.unwrap(), b'k');
+        assert_eq!(proxy.lost(), 1);
+        drop(open);
+        crate::support::until(BOUND, "its end is seen", async || proxy.lost() == 0).await;
     }
 
     #[tokio::test]
