@@ -297,7 +297,7 @@ impl App {
             tenants: Tenants::new(db.clone(), audit.clone()),
             services: Services::new(db.clone(), audit.clone()).with_upstreams(upstreams),
             consumers: Consumers::new(db.clone(), audit.clone()),
-            people: People::new(Arc::clone(&issuers), db.clone()),
+            people: People::new(Arc::clone(&issuers), validation.clone()),
             issuers,
             refusals: {
                 let _on_its_runtime = db.runtime().enter();

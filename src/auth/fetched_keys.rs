@@ -11,6 +11,7 @@ use super::issuers::{Issuers, TokenError};
 use super::jwt::Refusal;
 use crate::clock::Clock;
 use crate::config::issuers::{IssuerConfig, resolve};
+use crate::patience;
 use crate::time::Span;
 
 const AUDIENCE: &str = "https://keys.example";
@@ -104,6 +105,27 @@ async fn random_kids_cause_one_fetch_a_cool_down_however_it_ends_and_good_tokens
         assert_eq!(provider.asked("/elsewhere"), 0, "no redirect is followed");
         assert!(judge(&issuers, "k1", &clock).await.is_ok(), "{answer:?}");
     }
+}
+
+#[tokio::test]
+async fn who_cannot_wait_for_a_fetch_is_told_to_come_again() {
+    let (provider, issuers, clock) = world().await;
+    assert!(judge(&issuers, "k1", &clock).await.is_ok());
+    provider.answer("/jwks", Answer::Hang);
+    clock.advance(COOLDOWN);
+    for _ in 0..3 {
+        let begun = clock.monotonic();
+        let hurried = judge(&issuers, "k2", &clock);
+        let told = patience::limited(Duration::from_millis(50), hurried).await;
+        assert_eq!(told, Err(TokenError::Unavailable));
+        let took = clock.monotonic() - begun;
+        assert!(took < Duration::from_secs(1), "{took:?}");
+    }
+    let known = patience::limited(Duration::ZERO, judge(&issuers, "k1", &clock));
+    assert!(known.await.is_ok());
+    // It had the time that anybody waits.
+    assert_eq!(judge(&issuers, "k2", &clock).await, UNKNOWN_KEY);
+    assert_eq!(provider.asked("/jwks"), 2);
 }
 
 #[tokio::test]

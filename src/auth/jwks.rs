@@ -3,7 +3,8 @@
 //! - A token whose key is at hand never waits and never causes a fetch.
 //! - An unknown `kid` causes one, but never two within the cool-down, whatever the last one came
 //!   to: a set, an empty set, an error, or nothing at all. Tokens that come meanwhile wait for that
-//!   one, up to a bound in number and time.
+//!   one, up to a bound in number and time, and no longer than their requests have patience. Who
+//!   could not wait for it is told to come again, not that there is no such key.
 //! - A fetched set replaces the old one as a whole, so a withdrawn key is refused from then on. A
 //!   failed fetch changes nothing: the last good set serves until it is too old.
 
@@ -23,6 +24,7 @@ use super::strict;
 use crate::clock::Clock;
 use crate::config::issuers::{Issuer, KeySource};
 use crate::outbound::{self, Outbound};
+use crate::patience;
 use crate::time::Span;
 
 /// How often the keys are fetched in the background.
@@ -31,7 +33,8 @@ const REFRESH_EVERY: Span = Span::minutes(10);
 /// How long a metadata document is believed to name the right place of the keys.
 const DISCOVERED_FOR: Span = Span::hours(1);
 
-/// The longest a token waits for the keys of its issuer; the fetch itself may go on.
+/// The longest a token waits for the keys of its issuer, if its request has as much patience; the fetch
+/// itself may go on.
 const WAIT_MAX: Duration = Duration::from_millis(1500);
 
 /// The most tokens that wait for the keys of one issuer; the others are refused at once.
@@ -83,7 +86,7 @@ pub(super) enum Found {
     Keys(Vec<VerificationKey>),
     /// The issuer has no such key.
     Unknown,
-    /// The issuer's keys are not known, or too old to be believed.
+    /// The issuer's keys are not known, or too old to be believed, or were not waited for.
     Unavailable,
 }
 
@@ -153,8 +156,12 @@ impl Published {
         let Ok(_place) = self.waiting.try_acquire() else {
             return first;
         };
-        let _given_up = tokio::time::timeout(WAIT_MAX, ended.changed()).await;
-        self.lookup(algorithm, kid)
+        let _given_up = patience::wait(WAIT_MAX, ended.changed()).await;
+        let found = self.lookup(algorithm, kid);
+        if matches!(found, Found::Unknown) && self.may_be_on_its_way() {
+            return Found::Unavailable;
+        }
+        found
     }
 
     /// Keeps the keys fresh for as long as it is polled.
@@ -213,6 +220,14 @@ impl Published {
 
     fn attempts(&self) -> MutexGuard<'_, Attempts> {
         self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a fetch runs that others would still wait for.
+    fn may_be_on_its_way(&self) -> bool {
+        let attempts = self.attempts();
+        let now = self.clock.monotonic();
+        let is_young = |last| now.saturating_duration_since(last) < WAIT_MAX;
+        attempts.running && attempts.last.is_some_and(is_young)
     }
 
     /// Starts a fetch, unless one runs or the last one is too recent. Gives what to wait for.

@@ -5,11 +5,10 @@ use std::sync::Arc;
 use super::issuers::{Issuers, TokenError};
 use super::jwt::Refusal;
 use crate::audit::{Actor, TenantRef};
-use crate::db::{self, Conn, Db};
 use crate::rights::Rights;
-use crate::tenants;
 use crate::text::Slug;
 use crate::time::Timestamp;
+use crate::validation::{Failure, Validation};
 
 /// Somebody whose token was verified.
 #[derive(Clone, Debug)]
@@ -28,7 +27,8 @@ pub enum NotAPerson {
     Refused(Refusal),
     /// The issuer's keys are not known and cannot be fetched just now.
     Away,
-    Store(db::Error),
+    /// Its tenant cannot be found out just now.
+    Failed(Failure),
 }
 
 impl From<TokenError> for NotAPerson {
@@ -44,12 +44,15 @@ impl From<TokenError> for NotAPerson {
 #[derive(Clone)]
 pub struct People {
     issuers: Arc<Issuers>,
-    db: Db,
+    validation: Validation,
 }
 
 impl People {
-    pub fn new(issuers: Arc<Issuers>, db: Db) -> Self {
-        Self { issuers, db }
+    pub fn new(issuers: Arc<Issuers>, validation: Validation) -> Self {
+        Self {
+            issuers,
+            validation,
+        }
     }
 
     /// Whether a role rule makes somebody an owner: then no first owner key is needed.
@@ -65,9 +68,9 @@ impl People {
     pub async fn authenticate(&self, token: &str) -> Result<Person, NotAPerson> {
         let vouched = self.issuers.verify(token).await?;
         let tenant = self
-            .tenant(vouched.tenant)
+            .tenant(&vouched.tenant)
             .await
-            .map_err(NotAPerson::Store)?
+            .map_err(NotAPerson::Failed)?
             .ok_or(NotAPerson::Refused(Refusal::Tenant))?;
         Ok(Person {
             actor: Actor::Jwt {
@@ -81,13 +84,10 @@ impl People {
     }
 
     /// The tenant, unless it is disabled: then its people are locked out with it.
-    async fn tenant(&self, slug: Slug) -> db::Result<Option<TenantRef>> {
-        let found = self
-            .db
-            .read(async move |conn: &mut Conn| tenants::store::load_by_slug(conn, &slug).await)
-            .await?;
+    async fn tenant(&self, slug: &Slug) -> Result<Option<TenantRef>, Failure> {
+        let found = self.validation.tenant(slug).await?;
         Ok(found
-            .filter(|tenant| tenant.deleted_at.is_none() && tenant.disabled_at.is_none())
+            .filter(|tenant| tenant.is_active)
             .map(|tenant| tenant.to_ref()))
     }
 }

@@ -55,6 +55,7 @@ use crate::keys::store::{Used, store_last_used};
 use crate::metrics::{Metrics, UNDECIDED};
 use crate::ratelimit::{Limiter, Spending, Spent, Verdict};
 use crate::rights;
+use crate::text::Slug;
 use crate::time::Timestamp;
 use crate::usage::Recorder;
 
@@ -313,6 +314,14 @@ impl Validation {
         reference: &str,
     ) -> Result<Option<Arc<Entry<ServiceEntry>>>, Failure> {
         self.records.service_of(tenant, reference).await
+    }
+
+    /// A tenant by its slug, in whatever state.
+    ///
+    /// # Errors
+    /// [`Failure`] when that cannot be found out just now.
+    pub async fn tenant(&self, slug: &Slug) -> Result<Option<Arc<Entry<TenantSnapshot>>>, Failure> {
+        self.records.tenant_of_slug(slug).await
     }
 
     /// Every check and its result; nothing is charged or noted as a use.

@@ -14,7 +14,7 @@ use crate::usage::record::Operation;
 /// Longer than anything is kept.
 const TEXT_BYTES_MAX: usize = 2048;
 
-/// Who asked, from where and about what: told by whoever asks, and recorded as it is.
+/// Who asked, from where and about what: told by whoever asks.
 #[derive(Clone, Copy, Debug)]
 pub struct Asking<'a> {
     pub operation: Operation,

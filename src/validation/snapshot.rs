@@ -209,6 +209,8 @@ pub struct TenantSnapshot {
     pub id: TenantId,
     pub slug: Slug,
     pub is_active: bool,
+    /// Who may act in other tenants may in one that is disabled, but in none that is deleted.
+    pub is_deleted: bool,
 }
 
 impl TenantSnapshot {
@@ -224,6 +226,7 @@ impl From<Tenant> for TenantSnapshot {
     fn from(tenant: Tenant) -> Self {
         Self {
             is_active: is_active(tenant.disabled_at, tenant.deleted_at),
+            is_deleted: tenant.deleted_at.is_some(),
             id: tenant.id,
             slug: tenant.slug,
         }

@@ -34,6 +34,7 @@ use crate::keys::verifier::Verifier;
 use crate::keys::verifier_queue::VerifierQueue;
 use crate::services::{self, Service};
 use crate::tenants::{self, Tenant};
+use crate::text::Slug;
 
 /// No load takes longer, whoever still waits.
 pub(super) const LOAD_MAX: Duration = Duration::from_secs(2);
@@ -228,12 +229,31 @@ impl Source {
             let as_of = feed::head(conn).await?;
             Ok((as_of, tenants::store::load_by_id(conn, &id).await?))
         });
-        let entry = |tenant: Tenant, as_of| {
-            let entity = Entity::new(Kind::Tenant, tenant.id.as_str());
-            Ok(Entry::new(tenant.into(), as_of, entity, self.refresh_us))
-        };
-        let (_, found) = self.load(&name, is_due, read, entry).await?;
+        let (_, found) = self.load(&name, is_due, read, self.tenant_entry()).await?;
         Ok(found.map(Arc::new))
+    }
+
+    /// Judged by the changes of the tenant that has the slug, which no other ever has.
+    pub(super) async fn tenant_of_slug(
+        &self,
+        slug: Slug,
+        is_due: bool,
+    ) -> Result<Option<Arc<Entry<TenantSnapshot>>>, LoadError> {
+        let name = format!("tenant_slug:{slug}");
+        let read = self.db.load(LOAD_MAX, async move |conn: &mut Conn| {
+            let as_of = feed::head(conn).await?;
+            Ok((as_of, tenants::store::load_by_slug(conn, &slug).await?))
+        });
+        let (_, found) = self.load(&name, is_due, read, self.tenant_entry()).await?;
+        Ok(found.map(Arc::new))
+    }
+
+    fn tenant_entry(&self) -> impl Fn(Tenant, (u32, i64)) -> db::Result<Entry<TenantSnapshot>> {
+        let refresh_us = self.refresh_us;
+        move |tenant, as_of| {
+            let entity = Entity::new(Kind::Tenant, tenant.id.as_str());
+            Ok(Entry::new(tenant.into(), as_of, entity, refresh_us))
+        }
     }
 
     pub(super) async fn consumer(

@@ -127,6 +127,7 @@ impl Made {
                 id: tenant_id,
                 slug: Slug::parse("default").unwrap(),
                 is_active: true,
+                is_deleted: false,
             },
             service: Some(ServiceEntry::new(service)),
             asks_service: true,

@@ -35,7 +35,6 @@ use crate::http::extract::wired;
 use crate::http::gate::Gate;
 use crate::http::problem::{Code, Problem};
 use crate::telemetry::{SecurityEvent, Sighting};
-use crate::tenants::Tenants;
 use crate::text::Slug;
 use crate::time::{Span, Timestamp};
 use crate::validation::Validation;
@@ -208,10 +207,10 @@ async fn settle_tenant(
     };
     let slug = Slug::parse(slug).ok().filter(|_| identity.is_host());
     let tenant = match slug {
-        Some(slug) => wired::<Tenants>(req)?.by_slug(slug).await?,
+        Some(slug) => wired::<Validation>(req)?.tenant(&slug).await?,
         None => None,
     };
-    let Some(tenant) = tenant else {
+    let Some(tenant) = tenant.filter(|tenant| !tenant.is_deleted) else {
         let by = identity.attribution(None).actor.name();
         count(req, |metrics| {
             metrics.security.note(Sighting {
@@ -221,7 +220,7 @@ async fn settle_tenant(
         });
         return Err(Problem::not_found("tenant"));
     };
-    let identity = Rc::new(Rc::unwrap_or_clone(identity).acting_in(tenant));
+    let identity = Rc::new(Rc::unwrap_or_clone(identity).acting_in(tenant.to_ref()));
     req.extensions_mut().insert(Rc::clone(&identity));
     Ok(identity)
 }

@@ -30,7 +30,7 @@ pub(super) fn refuse_person(req: &HttpRequest, error: NotAPerson) -> Problem {
             Code::StoreUnavailable,
             "the keys of the token's issuer cannot be fetched just now, try again",
         ),
-        NotAPerson::Store(error) => error.into(),
+        NotAPerson::Failed(failure) => failure.into(),
     }
 }
 

@@ -38,6 +38,7 @@ use crate::keys::pepper::{COMPUTABLE_MAX, Peppers};
 use crate::keys::secret::{ApiKey, LookupId};
 use crate::keys::verifier_queue::VerifierQueue;
 use crate::services::OnOutage;
+use crate::text::Slug;
 
 /// So many unknown keys are remembered.
 const UNKNOWN_MAX: usize = 50_000;
@@ -104,6 +105,8 @@ struct Inner {
     keys: Entries<Fingerprint, KeySnapshot>,
     consumers: Kept<ConsumerId, ConsumerSnapshot>,
     tenants: Kept<TenantId, TenantSnapshot>,
+    /// The same, as people and callers name them.
+    tenants_by_slug: Kept<Slug, TenantSnapshot>,
     services: Entries<ServiceName, Named>,
     unknown: Entries<Fingerprint, ()>,
     /// Keys by a secret that a token was made from.
@@ -149,6 +152,7 @@ impl Records {
             keys: Entries::new(settings.entries_max),
             consumers: Kept::new(PARENTS_MAX, &runtime),
             tenants: Kept::new(PARENTS_MAX, &runtime),
+            tenants_by_slug: Kept::new(PARENTS_MAX, &runtime),
             services: Entries::new(PARENTS_MAX),
             unknown: Entries::new(UNKNOWN_MAX),
             of_secrets: Kept::new(settings.entries_max, &runtime),
@@ -424,9 +428,34 @@ impl Records {
         id: &TenantId,
         now_us: u64,
     ) -> Result<Option<Arc<Entry<TenantSnapshot>>>, Failure> {
-        let load =
-            |records: Self, id, is_due| async move { records.0.source.tenant(id, is_due).await };
+        let load = |records: Self, id, is_due| async move {
+            let inner = &*records.0;
+            let loaded = inner.source.tenant(id, is_due).await?;
+            Ok(loaded.inspect(|entry| {
+                let slugs = &inner.tenants_by_slug.entries;
+                slugs.keep(entry.slug.clone(), Arc::clone(entry));
+            }))
+        };
         self.remembered(|inner| &inner.tenants, id, now_us, load)
+            .await
+    }
+
+    /// A tenant by its slug, in whatever state; `None` where there is none, which is asked for each time.
+    ///
+    /// # Errors
+    /// [`Failure`] when that cannot be found out just now.
+    pub async fn tenant_of_slug(
+        &self,
+        slug: &Slug,
+    ) -> Result<Option<Arc<Entry<TenantSnapshot>>>, Failure> {
+        let (inner, now_us) = (&*self.0, Clock::uptime_us());
+        if !inner.changes.may_use(now_us) {
+            return Err(cut_off());
+        }
+        let load = |records: Self, slug, is_due| async move {
+            records.0.source.tenant_of_slug(slug, is_due).await
+        };
+        self.remembered(|inner| &inner.tenants_by_slug, slug, now_us, load)
             .await
     }
 

@@ -6,6 +6,7 @@ mod forged;
 mod owner_key;
 mod provider;
 mod published;
+mod remembered;
 mod roles;
 
 use keystead::clock::Clock;

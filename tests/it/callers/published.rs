@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
+use super::remembered::ANSWERED_WITHIN_BUSY;
 use super::*;
 use crate::support::forge::{Answer as Says, noise};
 use crate::support::{both, until};
@@ -11,6 +14,7 @@ both!(
     a_flood_of_unknown_kids_costs_one_fetch_and_good_tokens_go_on,
     an_issuer_that_went_away_is_believed_by_its_last_keys_until_they_are_too_old,
     an_issuer_that_is_away_at_the_start_stops_its_people_and_nothing_else,
+    an_issuer_that_hangs_keeps_no_validation_waiting,
 );
 
 const COOLDOWN: &str = "30s";
@@ -43,12 +47,16 @@ async fn world(home: &Home) -> (IdentityProvider, Server) {
     (provider, server)
 }
 
-/// What the bearer of a token under this `kid` is told.
-async fn ask(server: &Server, kid: &str) -> (u16, String) {
+/// A token under this `kid`.
+fn token_under(server: &Server, kid: &str) -> String {
     let header = json!({"alg": "ES256", "kid": kid}).to_string();
     let claims = good_claims(&server.clock).to_string();
-    let token = Signers::shared().token("ES256", &header, &claims);
-    let answer = server.client().with_bearer(&token);
+    Signers::shared().token("ES256", &header, &claims)
+}
+
+/// What the bearer of a token under this `kid` is told.
+async fn ask(server: &Server, kid: &str) -> (u16, String) {
+    let answer = server.client().with_bearer(&token_under(server, kid));
     let answer = answer.get("/v1/services").send().await;
     if answer.status == 503 {
         assert!(answer.headers.contains_key("retry-after"), "{answer}");
@@ -171,4 +179,60 @@ async fn an_issuer_that_is_away_at_the_start_stops_its_people_and_nothing_else(h
     publish(&provider, &["k1"]);
     server.clock.advance(COOLDOWN.parse().unwrap());
     assert_eq!(ask(&server, "k1").await, good());
+}
+
+async fn an_issuer_that_hangs_keeps_no_validation_waiting(home: Home) {
+    let (provider, server) = world(&home).await;
+    let owner = server.owner();
+    let service = json!({"slug": "billing", "exchange": {"from": [A]}});
+    owner.create("/v1/services", service).await;
+    owner.create("/v1/consumers", json!({"slug": "acme"})).await;
+    let grants = json!([{"service": "billing", "scopes": []}]);
+    let new = json!({"name": "worker", "consumer": "acme", "grants": grants});
+    let key = text(&owner.create("/v1/keys", new).await, "/api_key");
+    let verify = |token: &str| {
+        let body = json!({"api_key": key, "service": "billing"});
+        let caller = server.client().with_bearer(token);
+        caller.post("/v1/verify").json(body)
+    };
+    let introspect = |token: &str| {
+        let form = [("token", token), ("audience", "billing")];
+        owner.post("/oauth/introspect").form(&form)
+    };
+    let known = token_under(&server, "k1");
+    let told = verify(&known).send().await.expect(200);
+    assert_eq!(told["code"], "valid");
+    let told = introspect(&known).send().await.expect(200);
+    assert_eq!(told["active"], true);
+
+    provider.answer("/jwks", Says::Hang);
+    server.clock.advance(COOLDOWN.parse().unwrap());
+    let new = token_under(&server, "k2");
+    let timed = async |request: crate::support::Request| {
+        let began = Instant::now();
+        let answer = request.try_send().await.expect("an answer");
+        (answer, began.elapsed())
+    };
+    let ((verified, first), (introspected, second)) =
+        tokio::join!(timed(verify(&new)), timed(introspect(&new)));
+    assert_eq!(
+        (verified.status, verified.code().to_owned()),
+        away(),
+        "{verified}"
+    );
+    assert_eq!(introspected.status, 503, "{introspected}");
+    assert_eq!(introspected.body["error"], "temporarily_unavailable");
+    let took = first.max(second);
+    assert!(took <= ANSWERED_WITHIN_BUSY, "{first:?}, {second:?}");
+    let known = token_under(&server, "k1");
+    let told = verify(&known).send().await.expect(200);
+    assert_eq!(told["code"], "valid");
+
+    publish(&provider, &["k1", "k2"]);
+    server.clock.advance(COOLDOWN.parse().unwrap());
+    let soon = Duration::from_secs(10);
+    until(soon, "the new key is known", async || {
+        verify(&token_under(&server, "k2")).send().await.status == 200
+    })
+    .await;
 }
