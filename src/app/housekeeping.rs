@@ -16,9 +16,9 @@ use crate::http::health::Phase;
 use crate::idempotency;
 use crate::keys::pepper_store;
 use crate::telemetry::SecurityEvent;
-use crate::time::Span;
+use crate::time::{Span, Timestamp};
 use crate::usage::ledger::{FLUSH_EVERY, STORE_EVERY};
-use crate::usage::retention::Keep;
+use crate::usage::retention::{Cut, EndedEarly, Keep};
 
 /// `last_used` is true to the minute.
 const LAST_USED_EVERY: Duration = Duration::from_secs(10);
@@ -352,19 +352,40 @@ impl App {
     }
 
     /// Makes room for the events to come and deletes those that are old; what was deleted is in the
-    /// audit trail.
+    /// audit trail. Events go whatever else fails, or there would be no room one day.
+    ///
+    /// # Errors
+    /// What ended the cut early; what it took is told all the same.
     pub async fn cut_uses(&self) -> db::Result<()> {
-        self.usage.prepare_hours().await?;
-        let counts_since = self.seals.announce_cut(&self.usage).await?;
+        report("events have room later", self.usage.prepare_hours().await);
+        let said = self.seals.announce_cut(&self.usage).await;
+        let counts_since = *said.as_ref().unwrap_or(&Timestamp::from_millis(0));
+        report("all counts of uses are kept", said.map(drop));
         let settings = &self.config.usage;
-        let cut = self
-            .usage
-            .cut(Keep {
-                events: settings.events_retention,
-                bytes_max: settings.events_bytes_max,
-                counts_since,
-            })
-            .await?;
+        let keep = Keep {
+            events: settings.events_retention,
+            bytes_max: settings.events_bytes_max,
+            counts_since,
+        };
+        let (cut, ended) = match self.usage.cut(keep).await {
+            Ok(cut) => (cut, Ok(())),
+            Err(EndedEarly { cut, error }) => (cut, Err(error)),
+        };
+        let told = self.tell_cut(cut).await;
+        report("the audit trail does not say which uses were cut", told);
+        ended
+    }
+
+    async fn tell_cut(&self, cut: Cut) -> db::Result<()> {
+        if let Some(until) = cut.until {
+            self.metrics.usage.hours_cut.inc_by(cut.hours);
+            tracing::info!(
+                hours = cut.hours,
+                hours_for_room = cut.hours_for_room,
+                %until,
+                "cut old events of uses"
+            );
+        }
         let tenant = self.tenants.default().await?;
         if cut.is_held {
             let told = "kept events and counts that seem to be old: nothing was counted for weeks before the \
@@ -376,16 +397,10 @@ impl App {
         let Some(until) = cut.until else {
             return Ok(());
         };
-        self.metrics.usage.hours_cut.inc_by(cut.hours);
-        tracing::info!(
-            hours = cut.hours,
-            hours_for_room = cut.hours_for_room,
-            %until,
-            "cut old events of uses"
-        );
         // It cuts for all tenants, so its line stands in the tenant of those who run the server.
         let at = start::system(tenant, Actor::System);
         self.audit
+            .to_end()
             .change(at, async move |change: &mut Change| -> db::Result<()> {
                 let after = serde_json::json!({
                     "hours": cut.hours, "hours_for_room": cut.hours_for_room, "until": until,

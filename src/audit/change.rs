@@ -10,7 +10,7 @@
 //! 5. commit; until what was touched is noted on this node, its validations ask the database. Who waits
 //!    may have stopped waiting by then: the change does not notice.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -18,8 +18,8 @@ use serde_json::Value;
 use super::action::{is_action, is_kind};
 use super::actor::{Attribution, TenantRef};
 use super::chain::{AuditOutcome, Event, Head, HeadKeys, Target, link, recordable};
-use super::signing::Outlet;
 use super::signing::span::SigningKeys;
+use super::signing::{Outlet, Statement};
 use super::store::{self, Sealed};
 use super::verify::{Report, TURNS};
 use crate::cache::Changes;
@@ -48,12 +48,15 @@ pub struct Audit {
     pub(super) signing: SigningKeys,
     /// Where checkpoints go, beside the log.
     pub(super) outlet: Outlet,
+    /// Statements that are committed and could not leave: told before anything else is cut.
+    pub(super) untold: Arc<Mutex<Vec<Statement>>>,
     pub(super) metrics: Option<Arc<Metrics>>,
     /// What this node knows of changes learns of its own before anybody is answered.
     changes: Option<Changes>,
     /// Where other nodes are told, and woken to read the database.
     relay: Option<Relay>,
-    wait_max: Duration,
+    /// How long a caller waits for a change; `None`: to its end.
+    wait_max: Option<Duration>,
     /// Verifications for waiting callers.
     pub(super) verifying: Turns,
 }
@@ -81,6 +84,8 @@ pub(super) struct Left {
 }
 
 struct Line {
+    /// Made when it is written, unless somebody asks for it by this one.
+    id: Option<AuditId>,
     action: &'static str,
     target: Target,
     outcome: AuditOutcome,
@@ -123,6 +128,7 @@ impl Change {
     ) {
         debug_assert!(is_action(action) && is_kind(kind), "{action} of {kind}");
         self.lines.push(Line {
+            id: None,
             action,
             target: Target {
                 kind: kind.to_owned(),
@@ -146,6 +152,13 @@ impl Change {
         }
     }
 
+    /// Gives the line recorded last its id, by which it can be found: see [`store::seq_of`].
+    pub(super) fn called(&mut self, id: AuditId) {
+        if let Some(line) = self.lines.last_mut() {
+            line.id = Some(id);
+        }
+    }
+
     /// One line for refused attempts; `target` is what was attempted, as far as it is known.
     pub fn record_refused(&mut self, action: &'static str, target: Target, code: &str, count: i64) {
         debug_assert!(
@@ -154,6 +167,7 @@ impl Change {
             target.kind
         );
         self.lines.push(Line {
+            id: None,
             action,
             target,
             outcome: AuditOutcome::Refused,
@@ -180,10 +194,11 @@ impl Audit {
             keys: HeadKeys::new(master),
             signing: SigningKeys::new(master),
             outlet: Outlet::default(),
+            untold: Arc::default(),
             metrics: None,
             changes: None,
             relay: None,
-            wait_max: db::WAIT_MAX,
+            wait_max: Some(db::WAIT_MAX),
             verifying: Turns::new(TURNS, 1),
         }
     }
@@ -243,7 +258,16 @@ impl Audit {
     #[must_use]
     pub fn patient(&self) -> Self {
         Self {
-            wait_max: BULK_WAIT_MAX,
+            wait_max: Some(BULK_WAIT_MAX),
+            ..self.clone()
+        }
+    }
+
+    /// For what no client waits for, and who must know how a change ended: waits to the end.
+    #[must_use]
+    pub fn to_end(&self) -> Self {
+        Self {
+            wait_max: None,
             ..self.clone()
         }
     }
@@ -264,7 +288,7 @@ impl Audit {
     {
         let this = self.clone();
         self.db
-            .spawn(Some(self.wait_max), async move {
+            .spawn(self.wait_max, async move {
                 let mut tx = this.db.begin().await?;
                 let head = match this.lock(tx.conn(), &at.tenant).await {
                     Ok(head) => head,
@@ -430,8 +454,11 @@ impl Change {
     /// The event of one of this change's lines.
     fn event(&self, line: Line, seq: i64) -> Event {
         let at = &self.at;
+        let id = line
+            .id
+            .unwrap_or_else(|| AuditId::new(&self.clock, &self.entropy));
         Event {
-            id: AuditId::new(&self.clock, &self.entropy).to_string(),
+            id: id.to_string(),
             seq,
             at: self.now,
             tenant: at.tenant.slug.to_string(),

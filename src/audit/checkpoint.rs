@@ -57,12 +57,12 @@ impl Audit {
     }
 
     /// Signs the end of each chain that has grown, if its last checkpoint is `every` old. Answers how
-    /// many were signed.
+    /// many were signed. What was said of cuts and could not leave is told again.
     ///
     /// # Errors
     /// The first that failed; the other chains get theirs all the same.
     pub async fn checkpoint_due(&self, every: Span) -> db::Result<usize> {
-        let (mut signed, mut failed) = (0, None);
+        let (mut signed, mut failed) = (0, self.tell_untold().err());
         for (id, slug) in tenants(&self.db, &Chains::All).await? {
             let Some(Ok(slug)) = slug.as_deref().map(Slug::parse) else {
                 continue;

@@ -6,7 +6,10 @@
 //! 3. a line of the chain says what was removed, and a signed statement, which is what the chain is
 //!    verified from afterwards;
 //! 4. all of it is committed, and then the statement leaves the database. One that left without being
-//!    committed would call the lines that are still there strangers.
+//!    committed would call the lines that are still there strangers. What a file does not take is told
+//!    again each minute, as long as the process lives; nothing else is cut until then.
+
+use std::sync::{MutexGuard, PoisonError};
 
 use serde_json::json;
 
@@ -32,32 +35,47 @@ impl Audit {
     /// matter. Answers what was signed.
     ///
     /// # Errors
-    /// [`db::Error::Corrupt`] for a chain that does not verify, with nothing of it cut.
+    /// The first that failed; the other chains are cut all the same. [`db::Error::Corrupt`] for a chain that
+    /// does not verify, with nothing of it cut.
     pub async fn cut(
         &self,
         chains: &Chains,
         before: Timestamp,
         by: &Attribution,
     ) -> db::Result<Vec<Statement>> {
-        let mut statements = Vec::new();
+        let (mut statements, mut failed) = (Vec::new(), None);
         for (id, slug) in tenants(&self.db, chains).await? {
             let Some(Ok(slug)) = slug.as_deref().map(Slug::parse) else {
                 continue;
             };
-            let tenant = TenantRef { id, slug };
-            if self.oldest(&tenant.id).await?.is_none_or(|at| at >= before) {
-                continue;
-            }
             let at = Attribution {
-                tenant,
+                tenant: TenantRef { id, slug },
                 ..by.clone()
             };
-            self.require_whole(&at.tenant).await?;
-            while let Some(statement) = self.cut_some(at.clone(), before).await? {
-                statements.push(statement);
+            if let Err(error) = self.cut_one(&at, before, &mut statements).await {
+                tracing::warn!(tenant = %at.tenant.slug, %error, "did not cut an audit chain");
+                failed = failed.or(Some(error));
             }
         }
-        Ok(statements)
+        failed.map_or(Ok(statements), Err)
+    }
+
+    async fn cut_one(
+        &self,
+        at: &Attribution,
+        before: Timestamp,
+        statements: &mut Vec<Statement>,
+    ) -> db::Result<()> {
+        let oldest = self.oldest(&at.tenant.id).await?;
+        if oldest.is_none_or(|at| at >= before) {
+            return Ok(());
+        }
+        self.tell_untold()?;
+        self.require_whole(&at.tenant).await?;
+        while let Some(statement) = self.cut_some(at.clone(), before).await? {
+            statements.push(statement);
+        }
+        Ok(())
     }
 
     /// The same for retention, once a chain has enough that is older than it is kept. What is older is not
@@ -87,7 +105,7 @@ impl Audit {
             self.security_event(SecurityEvent::ClockJumped, &first.id, told);
             return Ok(0);
         }
-        let mut cut = 0;
+        let (mut cut, mut failed) = (0, None);
         for tenant in due {
             let chain = Chains::Of(tenant.id.clone());
             let by = Attribution {
@@ -99,9 +117,12 @@ impl Audit {
                 request_id: None,
                 ip: None,
             };
-            cut += self.cut(&chain, before, &by).await?.len();
+            match self.cut(&chain, before, &by).await {
+                Ok(statements) => cut += statements.len(),
+                Err(error) => failed = failed.or(Some(error)),
+            }
         }
-        Ok(cut)
+        failed.map_or(Ok(cut), Err)
     }
 
     /// Whether the lines of any chain speak for this time.
@@ -135,10 +156,11 @@ impl Audit {
             return Ok(());
         }
         self.note_fault(&report);
-        let (slug, bad) = (&tenant.slug, report.bad + report.accepted);
+        let (slug, accepted) = (&tenant.slug, report.accepted);
+        let faults = report.bad + accepted;
         Err(db::Error::Corrupt(format!(
-            "the audit chain of {slug} has {bad} faults, so nothing of it is cut; look with: \
-             keystead audit verify"
+            "the audit chain of {slug} has {faults} faults, {accepted} of them accepted by a reseal, so \
+             nothing of it is cut; look with: keystead audit verify"
         )))
     }
 
@@ -164,9 +186,25 @@ impl Audit {
             })
             .await?;
         if let Some(statement) = &cut {
-            self.outlet.tell(statement)?;
+            self.untold().push(statement.clone());
+            self.tell_untold()?;
         }
         Ok(cut)
+    }
+
+    /// Step 4, again for what could not leave.
+    pub(super) fn tell_untold(&self) -> db::Result<()> {
+        let mut untold = self.untold();
+        while let Some(statement) = untold.first() {
+            self.outlet.tell(statement)?;
+            untold.remove(0);
+        }
+        Ok(())
+    }
+
+    /// What is locked here is whole between any two statements.
+    fn untold(&self) -> MutexGuard<'_, Vec<Statement>> {
+        self.untold.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Steps 2 and 3.

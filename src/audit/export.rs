@@ -14,7 +14,7 @@ use super::store::list::EventFilter;
 use super::store::{self, Stored, export};
 use super::{Actor, Attribution, Audit, Change};
 use crate::db::{self, Conn, Db};
-use crate::id::TenantId;
+use crate::id::{AuditId, TenantId};
 use crate::page::fitting;
 use crate::telemetry::escape;
 use crate::text::without_formulas;
@@ -71,25 +71,31 @@ impl Audit {
         format: ExportFormat,
     ) -> db::Result<Export> {
         let tenant = at.tenant.id.clone();
-        let (id, wanted) = (tenant.clone(), narrowed(&filter));
+        let own = AuditId::new(&self.clock, &self.entropy);
+        let (id, called, wanted) = (tenant.clone(), own.clone(), narrowed(&filter));
         self.change(at, async move |change: &mut Change| {
             let what = json!({"format": format, "filter": wanted});
             change.record("audit.export", ("tenant", id.as_str()), None, Some(what));
+            change.called(called);
             db::Result::Ok(())
         })
         .await?;
         let id = tenant.clone();
-        let head = self
+        // Not the head: others' lines may stand behind ours by now.
+        let to = self
             .db
-            .read(async move |conn: &mut Conn| store::head(conn, &id).await)
+            .read(async move |conn: &mut Conn| store::seq_of(conn, &id, &own).await)
             .await?;
+        let to = to.ok_or_else(|| {
+            db::Error::Corrupt(format!("the audit event of an export of {tenant} is gone"))
+        })?;
         Ok(Export {
             db: self.db.clone(),
             tenant,
             filter,
             format,
             after: i64::MIN,
-            to: head.map_or(0, |(head, _)| head.seq),
+            to,
             begun: false,
         })
     }

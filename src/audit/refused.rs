@@ -4,18 +4,22 @@
 //! comes within [`WINDOW`] is counted, and becomes one line with the count when the window ends or
 //! the node stops. So a flood costs a line a minute, and nothing is dropped silently: what does not
 //! fit into the table is counted per tenant, what cannot be written now is tried again.
+//!
+//! Nothing is written twice either. Nobody waits for a line, so its end is waited for; where that is not
+//! seen, because the connection broke or hangs, the line is tried again under the id that it had, which
+//! a change that finds it in the trail leaves alone.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use super::chain::Target;
-use super::{Actor, Attribution, Audit, Change, TenantRef};
+use super::{Actor, Attribution, Audit, Change, TenantRef, store};
 use crate::db;
-use crate::id::TenantId;
+use crate::id::{AuditId, TenantId};
 
 /// How long attempts of one kind are counted into one line.
 pub const WINDOW: Duration = Duration::from_mins(1);
@@ -28,6 +32,12 @@ const FRESH_MAX: usize = 1000;
 
 /// How often the ends of windows are looked for.
 const TICK: Duration = Duration::from_millis(500);
+
+/// How long the end of a line is waited for: many round trips, however slow.
+const WRITE_MAX: Duration = Duration::from_secs(30);
+
+/// How long when the node stops.
+const WRITE_AT_STOP_MAX: Duration = db::WAIT_MAX;
 
 /// The action of the line that sums what did not fit into the table.
 const OVERFLOW: &str = "audit.overflow";
@@ -52,7 +62,7 @@ struct Inner {
     audit: Audit,
     table: Mutex<Table>,
     wake: Notify,
-    stop: Notify,
+    stop: watch::Sender<bool>,
     running: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -62,6 +72,9 @@ struct Table {
     /// First attempts that are not written yet.
     fresh: VecDeque<Refusal>,
     overflow: HashMap<TenantId, Overflow>,
+    /// Lines that may have been written, and when they were last tried. As a rule one: what comes behind it
+    /// is not tried.
+    unsure: Vec<(Instant, Due)>,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -90,6 +103,8 @@ struct Overflow {
 struct Due {
     refusal: Refusal,
     count: i64,
+    /// Of one that may have been written: the id under which it was.
+    id: Option<AuditId>,
 }
 
 impl Refusal {
@@ -141,13 +156,27 @@ impl Table {
         first
     }
 
-    /// Takes what is to be written: first attempts, and the sums of windows that are over.
-    fn due(&mut self, now: Instant, all: bool) -> Vec<Due> {
+    /// Counts a line again that could not be written, or keeps it as it is if it may have been.
+    fn give_back(&mut self, line: Due, now: Instant) {
+        if line.id.is_some() {
+            self.unsure.push((now, line));
+        } else {
+            self.add(line.refusal, line.count, now, false);
+        }
+    }
+
+    /// Takes what is to be written: what may have been before anything else, first attempts, and the sums
+    /// of windows that are over.
+    fn due(&mut self, now: Instant, all: bool) -> VecDeque<Due> {
         let over = |since: Instant| all || now.saturating_duration_since(since) >= WINDOW;
-        let mut due: Vec<Due> = self
+        let mut due: VecDeque<Due> = self
             .fresh
             .drain(..)
-            .map(|refusal| Due { refusal, count: 1 })
+            .map(|refusal| Due {
+                refusal,
+                count: 1,
+                id: None,
+            })
             .collect();
         due.extend(
             self.kinds
@@ -156,6 +185,7 @@ impl Table {
                 .map(|(_, counted)| Due {
                     refusal: counted.last,
                     count: counted.further,
+                    id: None,
                 }),
         );
         due.extend(
@@ -163,6 +193,11 @@ impl Table {
                 .extract_if(|_, overflow| over(overflow.since))
                 .map(|(_, overflow)| overflow.due()),
         );
+        if !due.is_empty() || self.unsure.iter().any(|(since, _)| over(*since)) {
+            for (_, line) in self.unsure.drain(..).rev() {
+                due.push_front(line);
+            }
+        }
         due
     }
 }
@@ -171,6 +206,7 @@ impl Overflow {
     fn due(self) -> Due {
         Due {
             count: self.count,
+            id: None,
             refusal: Refusal {
                 action: OVERFLOW,
                 target: Target {
@@ -199,7 +235,7 @@ impl Refusals {
             audit,
             table: Mutex::default(),
             wake: Notify::new(),
-            stop: Notify::new(),
+            stop: watch::Sender::new(false),
             running: Mutex::default(),
         }));
         let running = tokio::spawn(this.clone().run());
@@ -221,7 +257,7 @@ impl Refusals {
     pub async fn stop(&self) {
         let running = lock(&self.0.running).take();
         if let Some(running) = running {
-            self.0.stop.notify_one();
+            self.0.stop.send_replace(true);
             if let Err(error) = running.await {
                 tracing::error!(%error, "the writer of refused attempts ended early");
             }
@@ -234,7 +270,7 @@ impl Refusals {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let stopping = tokio::select! {
-                () = inner.stop.notified() => true,
+                () = self.stopping() => true,
                 () = inner.wake.notified() => false,
                 _ = tick.tick() => false,
             };
@@ -246,44 +282,100 @@ impl Refusals {
         }
     }
 
-    /// Writes one change for each line. When one fails, it and the rest are counted again, and
-    /// tried when their window is over; at the end there is nobody left to try.
-    async fn write(&self, due: Vec<Due>, last_chance: bool) {
-        let mut due = due.into_iter();
-        while let Some(Due { refusal, count }) = due.next() {
-            let Err(error) = self.write_one(refusal.clone(), count).await else {
+    async fn stopping(&self) {
+        // The sender lives as long as this.
+        let _told = self.0.stop.subscribe().wait_for(|stop| *stop).await.is_ok();
+    }
+
+    /// Writes one change for each line. When one fails, it and the others of its chain are given back, and
+    /// tried when their window is over, and so are all if it is the database that fails; at the end there is
+    /// nobody left to try.
+    async fn write(&self, mut due: VecDeque<Due>, last_chance: bool) {
+        while let Some(mut line) = due.pop_front() {
+            let was_tried = line.id.is_some();
+            let Err(error) = self.write_one(&mut line).await else {
                 continue;
             };
-            let rest: Vec<Due> = std::iter::once(Due { refusal, count }).chain(due).collect();
-            let attempts: i64 = rest.iter().map(|due| due.count).sum();
-            if last_chance {
-                tracing::error!(target: "security", %error, attempts, "lost refused attempts");
-                return;
-            }
-            tracing::warn!(target: "security", %error, attempts, "could not write refused attempts");
-            let now = self.0.audit.clock.monotonic();
-            let mut table = self.table();
-            for Due { refusal, count } in rest {
-                table.add(refusal, count, now, false);
-            }
-            return;
+            // Otherwise it was undone.
+            let is_unsure = matches!(error, db::Error::Busy | db::Error::Unavailable(_));
+            let is_away = is_unsure || matches!(error, db::Error::Refused(_));
+            line.id = line.id.filter(|_| was_tried || is_unsure);
+            let tenant = line.refusal.by.tenant.id.clone();
+            let with_it = |other: &Due| is_away || other.refusal.by.tenant.id == tenant;
+            let (mut failed, others): (VecDeque<Due>, VecDeque<Due>) =
+                due.into_iter().partition(with_it);
+            due = others;
+            failed.push_front(line);
+            self.give_back(failed, &error, last_chance);
         }
     }
 
-    async fn write_one(&self, refusal: Refusal, count: i64) -> db::Result<()> {
+    fn give_back(&self, failed: VecDeque<Due>, error: &db::Error, last_chance: bool) {
+        let attempts: i64 = failed.iter().map(|line| line.count).sum();
+        let unsure = failed.iter().filter(|line| line.id.is_some());
+        let perhaps_written: i64 = unsure.map(|line| line.count).sum();
+        if last_chance {
+            tracing::error!(
+                target: "security", %error, attempts, perhaps_written, "lost refused attempts"
+            );
+            return;
+        }
+        tracing::warn!(
+            target: "security", %error, attempts, perhaps_written, "could not write refused attempts"
+        );
+        let now = self.0.audit.clock.monotonic();
+        let mut table = self.table();
+        for line in failed {
+            table.give_back(line, now);
+        }
+    }
+
+    /// Once under the id that it gets, however often it is tried.
+    ///
+    /// # Errors
+    /// [`db::Error::Busy`] and [`db::Error::Unavailable`] when it may be written all the same.
+    async fn write_one(&self, line: &mut Due) -> db::Result<()> {
+        let audit = &self.0.audit;
+        let new = || AuditId::new(&audit.clock, &audit.entropy);
+        let id = line.id.get_or_insert_with(new).clone();
         let Refusal {
             by,
             action,
             target,
             code,
-        } = refusal;
-        self.0
-            .audit
-            .change(by, async move |change: &mut Change| {
-                change.record_refused(action, target, code, count);
-                db::Result::Ok(())
-            })
-            .await
+        } = line.refusal.clone();
+        let count = line.count;
+        let patient = audit.to_end();
+        let written = patient.change(by, async move |change: &mut Change| {
+            let tenant = change.attribution().tenant.id.clone();
+            if store::seq_of(change.conn(), &tenant, &id).await?.is_some() {
+                return Ok(false);
+            }
+            change.record_refused(action, target, code, count);
+            change.called(id);
+            db::Result::Ok(true)
+        });
+        let is_new = tokio::select! {
+            written = written => written?,
+            () = self.out_of_time() => return Err(db::Error::Busy),
+        };
+        if !is_new {
+            let attempts = count;
+            tracing::info!(target: "security", attempts, "refused attempts had been written");
+        }
+        Ok(())
+    }
+
+    /// The end of the time that a line has.
+    async fn out_of_time(&self) {
+        let at_stop = async {
+            self.stopping().await;
+            tokio::time::sleep(WRITE_AT_STOP_MAX).await;
+        };
+        tokio::select! {
+            () = at_stop => {}
+            () = tokio::time::sleep(WRITE_MAX) => {}
+        }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -328,8 +420,8 @@ mod tests {
         }
     }
 
-    fn counts(due: &[Due]) -> Vec<i64> {
-        due.iter().map(|due| due.count).collect()
+    fn counts<'d>(due: impl IntoIterator<Item = &'d Due>) -> Vec<i64> {
+        due.into_iter().map(|due| due.count).collect()
     }
 
     #[test]
@@ -370,11 +462,32 @@ mod tests {
         let start = Clock::System.monotonic();
         let mut table = Table::default();
         table.add(refusal(1), 1, start, true);
-        let due = table.due(start, false);
-        for Due { refusal, count } in due {
-            table.add(refusal, count, start, false);
+        for line in table.due(start, false) {
+            table.give_back(line, start);
         }
         assert!(table.due(start, false).is_empty());
         assert_eq!(counts(&table.due(start + WINDOW, false)), [1]);
+    }
+
+    #[test]
+    fn what_may_have_been_written_keeps_its_count_and_comes_before_the_rest() {
+        let start = Clock::System.monotonic();
+        let id = AuditId::new(&Clock::System, &crate::entropy::Entropy::System);
+        let mut table = Table::default();
+        table.add(refusal(1), 1, start, true);
+        for mut line in table.due(start, false) {
+            line.id = Some(id.clone());
+            table.give_back(line, start);
+        }
+        table.add(refusal(1), 7, start, true);
+        assert!(table.due(start, false).is_empty());
+        table.add(refusal(2), 1, start, true);
+        let due = table.due(start, false);
+        assert_eq!(counts(&due), [1, 1]);
+        assert_eq!((&due[0].id, &due[1].id), (&Some(id), &None));
+        for line in due {
+            table.give_back(line, start);
+        }
+        assert_eq!(counts(&table.due(start + WINDOW, false))[0], 1);
     }
 }

@@ -14,7 +14,7 @@ use crate::usage::counts::{self, HOUR_MS};
 pub(super) const COUNTS_KEPT: Span = Span::days(400);
 
 /// Counts by the minute.
-const MINUTES_KEPT: Span = Span::days(7);
+pub(super) const MINUTES_KEPT: Span = Span::days(7);
 
 /// Hours for which `PostgreSQL` has a partition before there is an event.
 const HOURS_AHEAD: i64 = 24;
@@ -30,6 +30,13 @@ pub struct Cut {
     pub until: Option<Timestamp>,
     /// There is something that seems to be old, but nothing speaks for the time: it was kept.
     pub is_held: bool,
+}
+
+/// A cut that ended early: what it took until then is gone.
+#[derive(Debug)]
+pub struct EndedEarly {
+    pub cut: Cut,
+    pub error: db::Error,
 }
 
 /// What age is judged by.
@@ -74,11 +81,18 @@ impl Usage {
     /// Deletes what is old, or more than there is room for. The hour at hand stays.
     ///
     /// # Errors
-    /// The database's; what was cut until then is cut.
-    pub async fn cut(&self, keep: Keep) -> db::Result<Cut> {
+    /// The database's, with what was cut until then.
+    pub async fn cut(&self, keep: Keep) -> Result<Cut, EndedEarly> {
         let mut cut = Cut::default();
+        match self.cut_into(&mut cut, keep).await {
+            Ok(()) => Ok(cut),
+            Err(error) => Err(EndedEarly { cut, error }),
+        }
+    }
+
+    async fn cut_into(&self, cut: &mut Cut, keep: Keep) -> db::Result<()> {
         let Some(Judged { now, is_believed }) = self.judged().await? else {
-            return Ok(cut);
+            return Ok(());
         };
         let old = now.minus(keep.events).millis();
         while let Some(hour) = self.oldest_hour(old).await? {
@@ -86,25 +100,26 @@ impl Usage {
                 cut.is_held = true;
                 break;
             }
-            self.drop_hour(hour, &mut cut).await?;
+            self.drop_hour(hour, cut).await?;
         }
         while self.bytes().await? > keep.bytes_max {
             let Some(hour) = self.oldest_hour(now.millis()).await? else {
                 break;
             };
-            self.drop_hour(hour, &mut cut).await?;
+            self.drop_hour(hour, cut).await?;
             cut.hours_for_room += 1;
         }
         if is_believed {
             self.cut_counts(now, keep).await?;
         }
-        Ok(cut)
+        Ok(())
     }
 
     /// Deletes counts that are old, and batches whose events are; each part by itself, so that what is
     /// stored meanwhile waits for one part alone.
     async fn cut_counts(&self, now: Timestamp, keep: Keep) -> db::Result<()> {
-        let minutes = now.minus(MINUTES_KEPT).millis();
+        // Whole minutes: whoever asks for the last days has all of the first.
+        let minutes = counts::start(now.minus(MINUTES_KEPT), counts::MINUTE_MS);
         let counts = counts_from(now).min(keep.counts_since.millis());
         for table in retention::COUNTS {
             let before = if table.is_by_minute { minutes } else { counts };
@@ -145,7 +160,8 @@ impl Usage {
 
     async fn drop_hour(&self, hour: i64, cut: &mut Cut) -> db::Result<()> {
         let drop = async move |conn: &mut Conn| retention::drop_hour(conn, hour).await;
-        while self.db.write(drop).await? {}
+        // To the end: what is dropped after all must be counted.
+        while self.db.write_to_end(drop).await? {}
         cut.hours += 1;
         let end = (hour + 1).saturating_mul(HOUR_MS);
         cut.until = cut.until.max(Some(Timestamp::from_millis(end)));

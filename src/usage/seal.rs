@@ -414,10 +414,10 @@ impl Seals {
     }
 
     /// Step 4, to be called before [`Usage::cut`]: answers since when counts must be kept, because nothing
-    /// says that they go.
+    /// says that they go. It is said once, however often what was said is tried.
     ///
     /// # Errors
-    /// What cannot be said must not be done.
+    /// What cannot be said must not be done: of one tenant, then no counts must go.
     pub async fn announce_cut(&self, usage: &Usage) -> db::Result<Timestamp> {
         let Some(judged) = usage.judged().await?.filter(|judged| judged.is_believed) else {
             return Ok(Timestamp::from_millis(0));
@@ -433,7 +433,12 @@ impl Seals {
                 .await?;
             let Some(oldest) = oldest else { continue };
             self.audit
+                .to_end()
                 .change(system(&tenant), async move |change: &mut Change| {
+                    let id = change.attribution().tenant.id.clone();
+                    if said_before(change.conn(), &id).await? >= before {
+                        return Ok(());
+                    }
                     let after = json!({
                         "from": Timestamp::from_millis(oldest),
                         "before": Timestamp::from_millis(before),
@@ -455,6 +460,13 @@ pub(super) fn name(hour: i64) -> String {
 async fn last_seal(conn: &mut Conn, tenant: &TenantId, hour: &str) -> db::Result<Option<Seal>> {
     let mut lines = origin::newest_done(conn, tenant, SEALED, &[hour]).await?;
     Ok(lines.remove(hour).and_then(|line| read(line.after)))
+}
+
+/// Counts before this are said to be no longer kept.
+async fn said_before(conn: &mut Conn, tenant: &TenantId) -> db::Result<i64> {
+    let line = origin::newest_of(conn, tenant, CUT).await?;
+    let said = line.and_then(|line| line.after?.get("before")?.as_str()?.parse().ok());
+    Ok(said.map_or(i64::MIN, |before: Timestamp| before.millis()))
 }
 
 async fn sealed_through(conn: &mut Conn, tenant: &TenantId) -> db::Result<i64> {

@@ -15,7 +15,7 @@ use super::chain::{Event, Head};
 use crate::db::schema::{audit_event, audit_head, tenant};
 use crate::db::{self, Conn};
 use crate::each;
-use crate::id::TenantId;
+use crate::id::{AuditId, TenantId};
 use crate::insert_all;
 use crate::time::Timestamp;
 
@@ -212,6 +212,21 @@ pub(super) async fn line(
     Ok(each!(conn, c => audit_event::table
         .find((tenant, seq))
         .select(Stored::as_select())
+        .first(c)
+        .await
+        .optional())?)
+}
+
+/// The number of the line with this id, if it is there.
+pub(super) async fn seq_of(
+    conn: &mut Conn,
+    tenant: &TenantId,
+    id: &AuditId,
+) -> db::Result<Option<i64>> {
+    Ok(each!(conn, c => audit_event::table
+        .filter(audit_event::id.eq(id.as_str()))
+        .filter(audit_event::tenant_id.eq(tenant))
+        .select(audit_event::seq)
         .first(c)
         .await
         .optional())?)

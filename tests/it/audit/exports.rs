@@ -1,5 +1,6 @@
 //! Exports: whole, in order, as stored; one line an event and no formula, whatever stands in it.
 
+use futures_util::future::join_all;
 use keystead::audit::EventFilter;
 use keystead::audit::chain::AuditOutcome;
 use keystead::audit::export::{ExportFormat, ExportLine};
@@ -9,6 +10,7 @@ use crate::support::{Home, both};
 
 both!(
     an_export_holds_every_line_as_it_is_stored_and_itself,
+    an_export_ends_with_itself_whoever_else_exports,
     an_export_is_narrowed_by_a_filter_and_says_so,
     a_page_of_an_export_is_bounded_by_bytes,
     what_stands_in_an_event_is_no_line_and_no_formula,
@@ -49,6 +51,26 @@ async fn an_export_holds_every_line_as_it_is_stored_and_itself(home: Home) {
     let last: Value = serde_json::from_str(&lines[1100].record).unwrap();
     assert_eq!(last["action"], "audit.export");
     assert_eq!(last["after"], json!({"format": "ndjson", "filter": {}}));
+}
+
+async fn an_export_ends_with_itself_whoever_else_exports(home: Home) {
+    let trail = Trail::of(&home, 3).await;
+    let exports = (0..20).map(|number| {
+        let by = Attribution {
+            request_id: Some(format!("export-{number}")),
+            ..at(&trail.ours)
+        };
+        let (filter, format) = (EventFilter::default(), ExportFormat::Ndjson);
+        let export = trail.audit.export(by, filter, format);
+        async move {
+            let text = export.await.unwrap().next().await.unwrap().unwrap();
+            let last: ExportLine<'_> = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+            let last: Value = serde_json::from_str(&last.record).unwrap();
+            assert_eq!(last["request_id"], format!("export-{number}"));
+        }
+    });
+    join_all(exports).await;
+    assert_eq!(trail.lines().await.len(), 3 + 20);
 }
 
 async fn a_page_of_an_export_is_bounded_by_bytes(home: Home) {

@@ -19,6 +19,7 @@ use crate::support::{Backend, Home, both, run};
 both!(
     old_hours_go_and_counts_stay,
     old_counts_go_to_the_last_however_many_they_are,
+    the_oldest_minute_that_is_kept_is_whole,
     beyond_its_bytes_the_oldest_hours_go,
     a_clock_that_jumps_deletes_nothing,
     a_node_whose_clock_is_ahead_takes_nothing_with_it,
@@ -80,6 +81,21 @@ async fn old_hours_go_and_counts_stay(home: Home) {
             .hours,
         0
     );
+}
+
+async fn the_oldest_minute_that_is_kept_is_whole(home: Home) {
+    let (clock, db) = (Clock::System, home.usage_eyes().clone());
+    let usage = Usage::new(db.clone(), clock.clone());
+    let now = clock.now();
+    let minute = |at: i64| at - at.rem_euclid(60_000);
+    let oldest = minute(now.millis() - 7 * DAY_MS);
+    let records = [oldest - 1, oldest, now.millis()].map(|at| record(at, "key_1"));
+    store(&db, &batch("a", 1, records.into()), &Rules::default()).await;
+    speak_for(&home, now).await;
+    usage.cut(keep(Span::days(30), u64::MAX)).await.unwrap();
+    let left = "SELECT CAST(start AS TEXT) AS line FROM usage_minute ORDER BY start";
+    let kept = [oldest, minute(now.millis())].map(|start| start.to_string());
+    assert_eq!(lines(&home, left).await, kept);
 }
 
 /// More than one part of them.
