@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::Range;
 
 use diesel::deserialize::{self, FromSql, FromSqlRow};
 use diesel::expression::AsExpression;
@@ -54,25 +55,12 @@ pub fn spreadsheet_cell(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// `<prefix>_<environment>_<12 base62>_<49 base62>`: the shape of our keys, whatever the checksum.
-pub fn has_key_shape(text: &str) -> bool {
-    let label = |part: &str, least: usize| {
-        (least..=16).contains(&part.len())
-            && part.starts_with(|c: char| c.is_ascii_lowercase())
-            && part
-                .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
-    };
-    let base62 = |part: &str, len: usize| {
-        part.len() == len && part.bytes().all(|b| b.is_ascii_alphanumeric())
-    };
-    let mut parts = text.trim().split('_');
-    matches!(
-        (parts.next(), parts.next(), parts.next(), parts.next(), parts.next()),
-        (Some(prefix), Some(environment), Some(lookup), Some(secret), None)
-            if label(prefix, 2) && label(environment, 1) && base62(lookup, 12) && base62(secret, 49)
-    )
-}
+/// How many letters and digits each of the last two parts of a key has.
+const LOOKUP_LEN: usize = 12;
+const SECRET_LEN: usize = 49;
+
+/// The shortest key has two characters of a prefix, one of an environment, and three `_`.
+const KEY_BYTES_MIN: usize = 2 + 1 + LOOKUP_LEN + SECRET_LEN + 3;
 
 /// Three or five parts of base64url with dots between them, of which the first begins a JSON object: the
 /// compact form of a JWT, signed or not (RFC 7515 §7.1) or encrypted (RFC 7516 §7.1).
@@ -88,29 +76,59 @@ pub fn has_jwt_shape(text: &str) -> bool {
 }
 
 /// A text in which nothing has the shape of a key: who puts one into a path shows it to everybody who reads
-/// of it.
+/// of it. What stands beside a key stays.
 pub fn without_keys(text: &str) -> Cow<'_, str> {
-    if !has_key(text) {
+    let mut rest = text;
+    let mut kept = String::new();
+    while let Some(key) = find_key(rest) {
+        kept.push_str(rest.get(..key.start).unwrap_or_default());
+        kept.push_str("[key]");
+        rest = rest.get(key.end..).unwrap_or_default();
+    }
+    if kept.is_empty() {
         return Cow::Borrowed(text);
     }
-    let parts = text.split_inclusive(is_no_part_of_a_key).map(|part| {
-        let word = part.trim_end_matches(is_no_part_of_a_key);
-        if has_key_shape(word) {
-            part.replace(word, "[key]")
-        } else {
-            part.to_owned()
-        }
-    });
-    Cow::Owned(parts.collect())
+    kept.push_str(rest);
+    Cow::Owned(kept)
 }
 
-/// Whether something in a text has the shape of a key.
+/// Whether something in a text has the shape of our keys, `<prefix>_<environment>_<12 base62>_<49 base62>`, whatever
+/// the checksum.
 pub fn has_key(text: &str) -> bool {
-    text.split(is_no_part_of_a_key).any(has_key_shape)
+    find_key(text).is_some()
 }
 
-fn is_no_part_of_a_key(c: char) -> bool {
-    !c.is_ascii_alphanumeric() && c != '_'
+/// Where the first key stands, if there is one. Its secret has an end; before it may stand anything, also
+/// letters and `_`: the `2F` of `%2Fks_live_…` and `token_` are no part of a key.
+fn find_key(text: &str) -> Option<Range<usize>> {
+    if text.len() < KEY_BYTES_MIN {
+        return None;
+    }
+    // Each `_` may be the one before a secret.
+    text.match_indices('_').find_map(|(at, _)| {
+        let behind = text.get(at + 1..)?.bytes().take(SECRET_LEN + 1);
+        if behind.take_while(u8::is_ascii_alphanumeric).count() != SECRET_LEN {
+            return None;
+        }
+        let mut before = text.get(..at)?.rsplitn(3, '_');
+        let (lookup, environment) = (before.next()?, before.next()?);
+        let found = label_at_end(before.next()?);
+        let is_lookup =
+            lookup.len() == LOOKUP_LEN && lookup.bytes().all(|b| b.is_ascii_alphanumeric());
+        if !is_lookup || label(environment).is_err() || prefix(found).is_err() {
+            return None;
+        }
+        let start = at - LOOKUP_LEN - 1 - environment.len() - 1 - found.len();
+        Some(start..at + 1 + SECRET_LEN)
+    })
+}
+
+/// The longest label that a text ends in; empty if it ends in none.
+fn label_at_end(text: &str) -> &str {
+    let bytes = text.bytes().rev().take(LABEL_LEN_MAX);
+    let run = bytes.take_while(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    let end = text.get(text.len() - run.count()..).unwrap_or_default();
+    end.trim_start_matches(|c: char| c.is_ascii_digit())
 }
 
 /// For what is kept, shown to others and told in the audit trail, which forgets nothing.
@@ -168,9 +186,11 @@ fn external_id(text: &str) -> Result<(), &'static str> {
     check_no_key(text)
 }
 
+const LABEL_LEN_MAX: usize = 16;
+
 /// `[a-z][a-z0-9]{0,15}`
 fn label(text: &str) -> Result<(), &'static str> {
-    let ok = (1..=16).contains(&text.len())
+    let ok = (1..=LABEL_LEN_MAX).contains(&text.len())
         && text.starts_with(|c: char| c.is_ascii_lowercase())
         && text
             .bytes()
@@ -340,7 +360,12 @@ mod tests {
     #[test]
     fn no_text_that_is_kept_holds_a_key() {
         let key = format!("ks_live_{}_{}", "a".repeat(12), "B".repeat(49));
-        for bad in [key.clone(), format!("of acme: {key}."), format!("é{key}")] {
+        for bad in [
+            key.clone(),
+            format!("of acme: {key}."),
+            format!("é{key}"),
+            format!("token_{key}"),
+        ] {
             assert!(Name::parse(&bad).is_err(), "{bad}");
             assert!(ExternalId::parse(&bad).is_err(), "{bad}");
         }
@@ -355,6 +380,22 @@ mod tests {
             (format!("/bot/{key}/x_y"), "/bot/[key]/x_y".to_owned()),
             (format!("é{key};{key}"), "é[key];[key]".to_owned()),
             (format!("/{key}B"), format!("/{key}B")),
+            (
+                format!("/cb/https%3A%2F%2Fhook%2F{key}%2Fx"),
+                "/cb/https%3A%2F%2Fhook%2F[key]%2Fx".to_owned(),
+            ),
+            (format!("token_{key}_{key}"), "token_[key]_[key]".to_owned()),
+            (format!("A1{key}_x"), "A1[key]_x".to_owned()),
+            (format!("_{key}"), "_[key]".to_owned()),
+            // A prefix is as long as it can be.
+            (format!("%2f{key}"), "%2[key]".to_owned()),
+            (
+                format!("{}{key}", "x".repeat(20)),
+                format!("{}[key]", "x".repeat(6)),
+            ),
+            (key.replace("ks", "é_k"), key.replace("ks", "é_k")),
+            (key.replace("live", "Live"), key.replace("live", "Live")),
+            (key.replace("aa_", "a_"), key.replace("aa_", "a_")),
             ("/a_b_c_d//".to_owned(), "/a_b_c_d//".to_owned()),
         ] {
             assert_eq!(without_keys(&text), expected);

@@ -4,7 +4,7 @@ use percent_encoding::percent_decode_str;
 
 use super::problem::{Code, Problem};
 use crate::id::KeyId;
-use crate::text::{has_jwt_shape, has_key_shape};
+use crate::text::{has_jwt_shape, has_key};
 
 /// Parameters that carry a credential wherever an operation has none of the name, in lowercase.
 const CREDENTIAL_NAMES: [&str; 11] = [
@@ -30,8 +30,8 @@ const CREDENTIAL_NAMES: [&str; 11] = [
 pub fn refuse_credentials(query: &str, declared: &[String]) -> Result<(), Problem> {
     // A blank may be written as a plus, and a scheme may stand before the credential.
     let has_shape = |text: &str| {
-        text.split(|c: char| c.is_whitespace() || c == '+')
-            .any(|word| has_key_shape(word) || has_jwt_shape(word))
+        let mut words = text.split(|c: char| c.is_whitespace() || c == '+');
+        has_key(text) || words.any(has_jwt_shape)
     };
     let found = query.split('&').any(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -80,6 +80,8 @@ mod tests {
             "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJhIn0.c2ln",
             &format!("name={key}"),
             &format!("name={}", key.replace('_', "%5F")),
+            &format!("url=https%3A%2F%2Fhook%2F{key}"),
+            &format!("q=token_{key}"),
             &key,
         ] {
             let problem = refuse_credentials(query, &[]).unwrap_err();

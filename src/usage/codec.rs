@@ -1,6 +1,8 @@
 //! How a use is written down on the spot: appended to a buffer of bytes, so that the request that it
 //! is about is done with it in a microsecond. It is read again when it is stored.
 //!
+//! What is not to be kept is cut off before it is written: the bytes go to the disk as they are.
+//!
 //! The bytes are postcard's, one use behind the other, and live in the journal of a node, where the
 //! next version of this program may find them: with a block goes the version of the form.
 //!
@@ -36,7 +38,8 @@ const USER_AGENT_BYTES_MAX: usize = 256;
 
 const SUBJECT_BYTES_MAX: usize = 512;
 
-/// A use as whoever validated it describes it. Borrowed: nothing is copied but into the buffer.
+/// A use as whoever validated it describes it. Borrowed: nothing is copied but into the buffer, and there
+/// neither a query nor what has the shape of a key.
 #[derive(Debug, Serialize)]
 pub struct Use<'a, S: Serialize> {
     pub at: i64,
@@ -258,16 +261,26 @@ impl Block {
             Some(key) => self.keys.write(key, &mut self.bytes)?,
             None => postcard::to_io(&NO_KEY, &mut self.bytes).map(drop)?,
         }
+        let path = used
+            .path
+            .map(|path| told(before_query(path), PATH_BYTES_MAX));
+        let user_agent = used.user_agent;
+        let user_agent = user_agent.map(|text| told(text, USER_AGENT_BYTES_MAX));
+        let context = used.context.map(without_keys);
         let own = Own {
             at: used.at,
             ip: used.ip,
             method: used.method,
-            path: used.path,
-            user_agent: used.user_agent,
-            context: used.context,
+            path: path.as_deref(),
+            user_agent: user_agent.as_deref(),
+            context: context.as_deref(),
             request_id: used.request_id,
             latency_us: used.latency_us,
-            token: used.token,
+            token: UsedToken {
+                id: used.token.id,
+                subject: used.token.subject.map(|text| cut(text, SUBJECT_BYTES_MAX)),
+                actor: used.token.actor.map(|text| cut(text, SUBJECT_BYTES_MAX)),
+            },
         };
         postcard::to_io(&own, &mut self.bytes).map(drop)
     }
@@ -406,42 +419,49 @@ fn record(read: ReadCommon, key: Option<ReadKey>, own: ReadOwn) -> Record {
         used_scopes,
         ip: own.ip.map(|ip| ip.to_string()),
         method: own.method,
-        path: own.path.map(without_query),
-        user_agent: own
-            .user_agent
-            .map(|text| cut(without_keys(text), USER_AGENT_BYTES_MAX)),
-        context: own
-            .context
-            .unwrap_or_default()
-            .into_iter()
-            .map(|(name, value)| (without_keys(name), without_keys(value)))
-            .collect(),
+        path: own.path,
+        user_agent: own.user_agent,
+        context: own.context.unwrap_or_default(),
         token_id: own.token.id,
-        subject: own.token.subject.map(|text| cut(text, SUBJECT_BYTES_MAX)),
-        actor: own.token.actor.map(|text| cut(text, SUBJECT_BYTES_MAX)),
+        subject: own.token.subject,
+        actor: own.token.actor,
         caller: read.caller,
         request_id: own.request_id,
         latency_us: own.latency_us,
     }
 }
 
-fn without_query(mut path: String) -> String {
-    path.truncate(path.find(['?', '#']).unwrap_or(path.len()));
-    cut(without_keys(path), PATH_BYTES_MAX)
+fn before_query(path: &str) -> &str {
+    let end = path.bytes().position(|byte| matches!(byte, b'?' | b'#'));
+    end.and_then(|end| path.get(..end)).unwrap_or(path)
 }
 
-/// Before a text is cut: half a key is none that could be told.
-fn without_keys(text: String) -> String {
-    match text::without_keys(&text) {
-        Cow::Borrowed(_) => text,
-        Cow::Owned(other) => other,
+/// What is kept of a text. It is cut last: half a key is none that could be told.
+fn told(text: &str, bytes_max: usize) -> Cow<'_, str> {
+    match text::without_keys(text) {
+        Cow::Borrowed(text) => Cow::Borrowed(cut(text, bytes_max)),
+        Cow::Owned(text) => Cow::Owned(cut(&text, bytes_max).to_owned()),
     }
 }
 
+fn without_keys(context: &BTreeMap<String, String>) -> Cow<'_, BTreeMap<String, String>> {
+    let mut texts = context.iter().flat_map(|(name, value)| [name, value]);
+    if !texts.any(|text| text::has_key(text)) {
+        return Cow::Borrowed(context);
+    }
+    let without = |text: &String| text::without_keys(text).into_owned();
+    let pairs = context.iter();
+    Cow::Owned(
+        pairs
+            .map(|(name, value)| (without(name), without(value)))
+            .collect(),
+    )
+}
+
 /// At most so many bytes of a text, whole characters.
-fn cut(mut text: String, bytes_max: usize) -> String {
-    text.truncate(text.floor_char_boundary(bytes_max));
-    text
+fn cut(text: &str, bytes_max: usize) -> &str {
+    text.get(..text.floor_char_boundary(bytes_max))
+        .unwrap_or(text)
 }
 
 #[cfg(test)]
@@ -503,11 +523,20 @@ mod tests {
     }
 
     #[test]
-    fn a_key_in_what_a_client_says_is_not_kept() {
+    fn neither_a_query_nor_a_key_that_a_client_sent_is_written_down() {
         let key = format!("ks_live_{}_{}", "a".repeat(12), "B".repeat(49));
-        let context = BTreeMap::from([("sent".to_owned(), key.clone())]);
-        // The first is cut in the middle of it.
-        let paths = [format!("/{}/{key}", "x".repeat(200)), format!("/{key}/7")];
+        let context = BTreeMap::from([
+            ("sent".to_owned(), key.clone()),
+            (format!("x_{key}"), "y".to_owned()),
+        ]);
+        // The first is cut in the middle of it, the last before one.
+        let paths = [
+            format!("/{}/{key}", "x".repeat(200)),
+            format!("/{key}/7"),
+            format!("/cb/https%3A%2F%2Fhook%2F{key}?secret=CCCC"),
+            "/#CCCC".to_owned(),
+            format!("/{}CCCC", "x".repeat(255)),
+        ];
         let mut block = Block::default();
         for path in &paths {
             let one = Use {
@@ -517,11 +546,27 @@ mod tests {
             };
             block.append(&one);
         }
+        let bytes = String::from_utf8_lossy(block.bytes());
+        assert!(!bytes.contains("BBBB") && !bytes.contains("CCCC"));
         let read = read(FORM, block.bytes()).unwrap();
-        assert!(!format!("{read:?}").contains("BBBB"), "{read:?}");
         assert_eq!(read[1].path.as_deref(), Some("/[key]/7"));
+        assert_eq!(
+            read[2].path.as_deref(),
+            Some("/cb/https%3A%2F%2Fhook%2F[key]")
+        );
+        assert_eq!(read[3].path.as_deref(), Some("/"));
         assert_eq!(read[1].user_agent.as_deref(), Some("[key]"));
         assert_eq!(read[1].context["sent"], "[key]");
+        assert_eq!(read[1].context["x_[key]"], "y");
+    }
+
+    #[test]
+    fn what_holds_nothing_to_cut_is_not_copied() {
+        let long = format!("/{}", "a_b/".repeat(60));
+        let path = told(before_query(&long), PATH_BYTES_MAX);
+        assert!(matches!(path, Cow::Borrowed(path) if path == long));
+        let context = BTreeMap::from([("region".to_owned(), "eu".to_owned())]);
+        assert!(matches!(without_keys(&context), Cow::Borrowed(_)));
     }
 
     #[test]

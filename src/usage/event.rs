@@ -56,7 +56,7 @@ pub struct UsageEventBody {
     pub subject: Option<String>,
     #[schema(required = true)]
     pub actor: Option<String>,
-    /// The id of the management key that asked, or `<issuer>|<subject>`.
+    /// The id of the management key that asked, or `<issuer>#<subject>`.
     pub caller: String,
     pub request_id: String,
     /// Which life of which node decided.

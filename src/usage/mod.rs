@@ -121,7 +121,7 @@ impl Usage {
         self.db
             .read(async move |conn: &mut Conn| match order {
                 Order::Newest => walk::newest(conn, &wanted, &page).await,
-                Order::Stored => events::stored(conn, &wanted, &page).await,
+                Order::Stored => events::stored(conn, &wanted, &page, walk::PAUSE_AFTER).await,
             })
             .await
     }

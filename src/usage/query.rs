@@ -63,7 +63,7 @@ pub struct EventFilter {
     pub outcome: Option<String>,
     #[param(value_type = Option<String>, example = "192.0.2.1")]
     pub ip: Option<IpAddr>,
-    /// The id of the management key that asked, or `<issuer>|<subject>`.
+    /// The id of the management key that asked, or `<issuer>#<subject>`, its `#` written as `%23`.
     pub caller: Option<String>,
     pub request_id: Option<String>,
     pub token_id: Option<String>,
@@ -300,7 +300,8 @@ pub struct SummaryQuery {
     #[serde(default)]
     #[param(required = false)]
     pub group_by: Vec<Dimension>,
-    /// One total for the whole time, unless given. `ip` and `scope` are counted by the day.
+    /// One total for the whole time, unless given. `ip` and `scope` are counted by the day. Minutes are kept for
+    /// 7 days: with `minute` a `from` that is further back is refused.
     pub bucket: Option<Bucket>,
     /// The id of a key.
     #[serde(default, deserialize_with = "text_of::<KeyId, _>")]

@@ -77,7 +77,7 @@ pub struct Record {
     pub token_id: Option<String>,
     pub subject: Option<String>,
     pub actor: Option<String>,
-    /// The id of a management key, or `issuer|subject`.
+    /// The id of a management key, or `issuer#subject`.
     pub caller: String,
     pub request_id: String,
     pub latency_us: u64,

@@ -11,6 +11,10 @@ use super::record::{Batch, CountLine, Record};
 /// How many refusals of one key leave an event in one second.
 const REFUSALS_MAX: u32 = 100;
 
+/// Blocks of several workers are less than this apart, in seconds: what is further back was recorded by a clock
+/// that was set back since, or left the journal late.
+const BACK_MAX: i64 = 5;
+
 /// Which of a service's uses leave an event. All of them are counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -79,8 +83,8 @@ impl Refusals {
             return true;
         };
         let second = record.at.unix_seconds();
-        // Records come nearly in the order of time; one that is late counts in the second at hand.
-        if second > self.second {
+        // Records come nearly in the order of time; one that is a little late counts in the second at hand.
+        if second > self.second || second < self.second.saturating_sub(BACK_MAX) {
             self.second = second;
             self.seen.clear();
         }
@@ -93,7 +97,6 @@ impl Refusals {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::time::Timestamp;
     use crate::usage::counts::tests::record;
     use crate::usage::record::VALID;
 
@@ -119,20 +122,25 @@ mod tests {
         assert!(!rules.keep(&stranger));
     }
 
-    #[test]
-    fn of_one_keys_refusals_a_hundred_a_second_are_events() {
-        let refused = |at| Record {
-            at: Timestamp::from_millis(at),
+    fn refused(at: i64) -> Record {
+        Record {
             outcome: "expired".to_owned(),
-            ..record(0)
-        };
-        let batch = |records| Batch {
+            ..record(at)
+        }
+    }
+
+    fn batch(records: Vec<Record>) -> Batch {
+        Batch {
             node: "n".to_owned(),
             number: 1,
             records,
             shed: 0,
             counts_only: Vec::new(),
-        };
+        }
+    }
+
+    #[test]
+    fn of_one_keys_refusals_a_hundred_a_second_are_events() {
         let mut refusals = Refusals::default();
         let mut first = batch(vec![refused(5_000); 90]);
         first.records.push(record(5_000));
@@ -142,5 +150,22 @@ mod tests {
         assert_eq!((second.records.len(), second.counts_only.len()), (10, 20));
         assert_eq!(refusals.fold(&mut batch(vec![refused(6_000); 5])), 0);
         assert_eq!(refusals.fold(&mut batch(vec![record(6_000); 500])), 0);
+        // One worker is a little behind another.
+        assert_eq!(refusals.fold(&mut batch(vec![refused(5_000); 100])), 5);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_takes_no_events() {
+        let mut refusals = Refusals::default();
+        for (at, folded) in [
+            (90_000, 50),
+            (30_000, 50),
+            (29_500, 150),
+            (30_500, 150),
+            (31_000, 50),
+        ] {
+            let mut batch = batch(vec![refused(at); 150]);
+            assert_eq!(refusals.fold(&mut batch), folded, "{at}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::query::{Bucket, Dimension, SummaryQuery};
+use super::retention::MINUTES_KEPT;
 use super::store::summary::{Sum, SumRow, Table};
 use crate::error::{Error, Result};
 use crate::time::{Span, Timestamp};
@@ -138,6 +139,16 @@ fn window(query: &SummaryQuery, table: Table, now: Timestamp) -> Result<(i64, i6
     if from >= to {
         return Err(Error::invalid("from", "must be before to"));
     }
+    // What is no longer kept would seem not to have been.
+    if table == Table::Minute && from < now.minus(MINUTES_KEPT) {
+        return Err(Error::invalid(
+            "from",
+            format!(
+                "must be at most {MINUTES_KEPT} ago with minutes, which are not kept for longer: ask for \
+                 bucket=hour or bucket=day"
+            ),
+        ));
+    }
     let (from, to) = (from.millis(), to.millis());
     let ends = to + (span - to.rem_euclid(span)) % span;
     Ok((from - from.rem_euclid(span), ends))
@@ -265,6 +276,8 @@ mod tests {
             (
                 SummaryQuery {
                     bucket: Some(Bucket::Minute),
+                    from: Some(Timestamp::from_millis(4 * DAY_MS)),
+                    to: Some(Timestamp::from_millis(6 * DAY_MS)),
                     ..query()
                 },
                 "from",
@@ -281,6 +294,40 @@ mod tests {
                 panic!("{query:?}");
             };
             assert_eq!(violations[0].pointer, pointer, "{query:?}");
+        }
+    }
+
+    #[test]
+    fn minutes_are_told_as_far_back_as_they_are_kept() {
+        let now = 10 * DAY_MS + 1;
+        let asked = |bucket, from: Option<i64>, to: i64| {
+            let query = SummaryQuery {
+                bucket,
+                from: from.map(Timestamp::from_millis),
+                to: Some(Timestamp::from_millis(to)),
+                ..SummaryQuery::default()
+            };
+            plan(&query, "ten_1", None, Timestamp::from_millis(now))
+        };
+        let week_ago = now - 7 * DAY_MS;
+        let told = asked(Some(Bucket::Minute), Some(week_ago), week_ago + HOUR_MS).unwrap();
+        assert_eq!(told.from, week_ago - 1);
+        for from in [Some(week_ago - 1), Some(0), None] {
+            let refused = asked(Some(Bucket::Minute), from, week_ago + 1);
+            let Err(Error::Invalid(violations)) = refused else {
+                panic!("{from:?}");
+            };
+            assert_eq!(violations[0].pointer, "from");
+            assert!(
+                violations[0].detail.contains("at most 7d ago")
+                    && violations[0].detail.contains("bucket=hour"),
+                "{violations:?}"
+            );
+            // Hours know nothing of minutes, also at the edges.
+            for bucket in [None, Some(Bucket::Hour), Some(Bucket::Day)] {
+                let told = asked(bucket, from, week_ago + 1).unwrap();
+                assert_ne!(told.table, Table::Minute);
+            }
         }
     }
 

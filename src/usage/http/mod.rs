@@ -67,9 +67,9 @@ fn wanted(
 /// that a validation was given in its context under this name. Where few events meet a filter, a page may
 /// have fewer than `limit`, or none: it is over when `next_cursor` is null. With `order=stored` in the order in
 /// which they were stored, oldest first: who goes on from the last `next_cursor` misses none and
-/// sees none twice, whatever is stored meanwhile. Then `next_cursor` is never null, and a page
-/// without items says that there is nothing new. A caller with `usage:read` for some services sees
-/// the events of those.
+/// sees none twice, whatever is stored meanwhile. Then `next_cursor` is never null: one that is the `cursor` of the
+/// request says that there is nothing new, and is asked with again later. After any other, also that of a page
+/// without items, there may be more at once. A caller with `usage:read` for some services sees the events of those.
 #[utoipa::path(
     get, path = "/v1/usage/events", tag = "usage", operation_id = "list_usage_events",
     params(EventFilter, OrderParam, PageParams),
@@ -118,7 +118,8 @@ fn too_much(error: db::Error) -> Problem {
 /// Summarizes usage
 ///
 /// Counts are exact, whatever events a service keeps. In each group, `group` has what `group_by`
-/// names; `points` has every bucket from `from` to `to`, also those in which nothing was counted.
+/// names; `points` has every bucket from `from` to `to`, also those in which nothing was counted. Counts by the
+/// minute are kept for 7 days: further back there are hours and days, and minutes are refused.
 /// At most 1,500 buckets and 50,000 points: then those with the most uses, and `truncated` is true.
 #[utoipa::path(
     get, path = "/v1/usage/summary", tag = "usage", operation_id = "summarize_usage",

@@ -2,12 +2,14 @@
 //! as they were stored they are read from batch to batch, by its number.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use diesel::dsl::sql;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool, Text};
 use diesel_async::RunQueryDsl;
 
+use crate::clock::Clock;
 use crate::db::schema::{usage_batch, usage_event};
 use crate::db::{self, Conn};
 use crate::each;
@@ -16,8 +18,8 @@ use crate::time::Timestamp;
 use crate::usage::counts::HOUR_MS;
 use crate::usage::query::EventFilter;
 
-/// How many batches one page in stored order looks through.
-const BATCHES_MAX: i64 = 500;
+/// How many batches are looked up at once by who reads in stored order.
+const BATCHES_MAX: usize = 500;
 
 /// What an event takes beside its detail, about.
 const BYTES_BESIDE_DETAIL: i64 = 1024;
@@ -92,39 +94,51 @@ pub(super) enum Part<'a> {
     },
 }
 
-/// A page in the order of storing. There is always a next one: an empty page says that nothing has
-/// been stored since.
+/// A page in the order of storing. There is always a next one, which is where this one began if nothing
+/// more is stored. One that looks through the batches of others for longer than `pause_after` ends with what it
+/// has, maybe nothing: then its next one is further on.
 pub async fn stored(
     conn: &mut Conn,
     wanted: &Wanted,
     page: &PageRequest,
+    pause_after: Duration,
 ) -> db::Result<Page<StoredEvent>> {
-    let (mut seq, mut after) = match &page.after {
+    let began_us = Clock::uptime_us();
+    let (first, mut after) = match &page.after {
         Some(position) => (position.at.millis(), position.id.clone()),
         None => (0, String::new()),
     };
+    let mut seq = first;
     let limit = i64::from(page.limit);
     let mut items: Vec<StoredEvent> = Vec::new();
-    for (number, batch) in batches(conn, wanted, seq).await? {
-        if number != seq {
-            after.clear();
+    'looking: loop {
+        let batches = batches(conn, wanted, seq).await?;
+        let is_last = batches.len() < BATCHES_MAX;
+        for (number, batch) in batches {
+            if number != seq {
+                after.clear();
+            }
+            seq = number;
+            let left = limit - i64::try_from(items.len()).unwrap_or(i64::MAX);
+            let part = Part::Batch {
+                node: &batch.0,
+                number: batch.1,
+                low: batch.2,
+                high: batch.3,
+                after: &after,
+            };
+            let rows = load(conn, wanted, &part, left).await?;
+            let is_full = i64::try_from(rows.len()).unwrap_or(i64::MAX) >= left;
+            if let Some(last) = rows.last() {
+                after.clone_from(&last.id);
+            }
+            items.extend(rows);
+            let took = Duration::from_micros(Clock::uptime_us().saturating_sub(began_us));
+            if is_full || (seq > first && took >= pause_after) {
+                break 'looking;
+            }
         }
-        seq = number;
-        let left = limit - i64::try_from(items.len()).unwrap_or(i64::MAX);
-        let part = Part::Batch {
-            node: &batch.0,
-            number: batch.1,
-            low: batch.2,
-            high: batch.3,
-            after: &after,
-        };
-        let rows = load(conn, wanted, &part, left).await?;
-        let is_full = i64::try_from(rows.len()).unwrap_or(i64::MAX) >= left;
-        if let Some(last) = rows.last() {
-            after.clone_from(&last.id);
-        }
-        items.extend(rows);
-        if is_full {
+        if is_last {
             break;
         }
     }
@@ -156,7 +170,7 @@ async fn batches(conn: &mut Conn, wanted: &Wanted, seq: i64) -> db::Result<Vec<(
         }
         query
             .order(usage_batch::seq)
-            .limit(BATCHES_MAX)
+            .limit(i64::try_from(BATCHES_MAX).unwrap_or(i64::MAX))
             .select((
                 usage_batch::seq,
                 (

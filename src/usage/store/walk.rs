@@ -124,13 +124,7 @@ pub async fn walk(
         if let Some(bytes) = &mut bytes_left {
             // Before they are read: a few that are large are as much as many that are not.
             let sizes = sizes(conn, wanted, &part, left).await?;
-            let fit = fitting(&sizes, *bytes).max(usize::from(rows.is_empty()));
-            is_full = fit < sizes.len();
-            *bytes = sizes
-                .iter()
-                .take(fit)
-                .fold(*bytes, |left, size| left - size);
-            left = left.min(i64::try_from(fit).unwrap_or(i64::MAX));
+            is_full = spend(&sizes, bytes, &mut left, rows.is_empty());
         }
         let found = load(conn, wanted, &part, left).await?;
         let is_empty = found.is_empty();
@@ -164,6 +158,21 @@ pub async fn walk(
         events: rows,
         paused,
     })
+}
+
+/// Takes events of these sizes from the bytes that are left; `true` if not all of them fit, which is when
+/// `limit` is lowered to those that do. Otherwise it stays: others may be stored before these are read, newer ones
+/// among them, which would push out the oldest of as many.
+fn spend(sizes: &[i64], bytes_left: &mut i64, limit: &mut i64, is_first: bool) -> bool {
+    // A page has one at least, or the next would begin where it began.
+    let fit = fitting(sizes, *bytes_left).max(usize::from(is_first));
+    let spent = sizes.iter().take(fit);
+    *bytes_left = spent.fold(*bytes_left, |left, size| left.saturating_sub(*size));
+    let is_full = fit < sizes.len();
+    if is_full {
+        *limit = i64::try_from(fit).unwrap_or(i64::MAX);
+    }
+    is_full
 }
 
 fn count(rows: &[StoredEvent]) -> i64 {
@@ -241,5 +250,26 @@ impl UsedHours {
         let next: Vec<i64> = self.hours.drain(..count).collect();
         let down_to = next.last().filter(|_| !self.is_over());
         (down_to.map_or(self.down_to, |first| *first), Some(next))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_all_fit_there_is_room_for_what_is_stored_meanwhile() {
+        for (sizes, is_first, is_full, limit, left) in [
+            (&[][..], true, false, 1000, 10),
+            (&[4, 6], true, false, 1000, 0),
+            (&[4, 7], true, true, 1, 6),
+            (&[11, 1], true, true, 1, -1),
+            (&[11], true, false, 1000, -1),
+            (&[11], false, true, 0, 10),
+        ] {
+            let (mut bytes, mut most) = (10, 1000);
+            assert_eq!(spend(sizes, &mut bytes, &mut most, is_first), is_full);
+            assert_eq!((most, bytes), (limit, left), "{sizes:?}");
+        }
     }
 }

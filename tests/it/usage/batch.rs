@@ -295,7 +295,7 @@ async fn a_text_that_a_database_cannot_hold_keeps_no_batch_out(home: Home) {
     let mut odd = record(HOUR, "key_1");
     odd.user_agent = Some("a\0b\u{2028}\"\\'\n\u{1b}[2J".to_owned());
     odd.context.insert("k\0".to_owned(), "v\0".to_owned());
-    odd.caller = "https://issuer|a\0b".to_owned();
+    odd.caller = "https://issuer#a\0b".to_owned();
     odd.cost = u64::MAX;
     let odd = batch("a", 1, vec![odd.clone(), odd]);
     let written = try_store(&home.usage_db(), &odd, &Rules::default()).await;

@@ -58,10 +58,11 @@ impl Node {
 
     /// Keeps a block of `uses` uses that were asked for by `caller`.
     async fn keep(&self, caller: &str, uses: i64) {
-        self.keep_with(caller, uses, "curl/8").await;
+        self.keep_with(caller, uses, "").await;
     }
 
-    async fn keep_with(&self, caller: &str, uses: i64, user_agent: &str) {
+    /// With more bytes in each.
+    async fn keep_with(&self, caller: &str, uses: i64, more: &str) {
         let scopes = ["invoice:read".to_owned()];
         for number in 0..uses {
             self.recorder.record(&Use {
@@ -84,10 +85,10 @@ impl Node {
                 ip: None,
                 method: None,
                 path: None,
-                user_agent: Some(user_agent),
+                user_agent: Some("curl/8"),
                 context: None,
                 caller,
-                request_id: &format!("{caller}-{number}"),
+                request_id: &format!("{caller}-{number}{more}"),
                 latency_us: 9,
                 token: UsedToken::default(),
             });
@@ -282,9 +283,9 @@ async fn the_log_of_the_journal_stays_small(home: Home) {
     let node = Node::new(&home, &journal, "a").await;
     let mut rules = Rules::default();
     rules.set("ten_1", "billing", Events::None);
-    let agent = "a".repeat(1024 * 1024);
+    let more = "a".repeat(1024 * 1024);
     for _ in 0..40 {
-        node.keep_with("caller", 1, &agent).await;
+        node.keep_with("caller", 1, &more).await;
         assert_eq!(node.ledger.store(rules.clone()).await.unwrap(), 1);
     }
     assert_eq!(number(&home, USES).await, 40);

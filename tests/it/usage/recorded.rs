@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,7 @@ use crate::support::{
 
 both!(
     every_decision_is_counted_and_those_of_known_keys_are_events,
+    a_key_that_a_client_sent_is_never_in_the_journal,
     a_kill_loses_at_most_one_flush_and_doubles_nothing,
     a_stop_loses_nothing_and_doubles_nothing,
     a_kill_does_not_lose_when_a_key_was_last_used,
@@ -138,6 +140,49 @@ async fn every_decision_is_counted_and_those_of_known_keys_are_events(home: Home
     )
     .await;
     assert!(secrets.iter().all(|line| !line.contains("ks_live_")));
+}
+
+/// Wherever a client put it, and never a query.
+async fn a_key_that_a_client_sent_is_never_in_the_journal(home: Home) {
+    let server = home.serve().await;
+    let asker = Asker::new(&server.owner()).await;
+    let key = &asker.key;
+    let secret = key.rsplit('_').next().expect("a key");
+    let body = json!({
+        "api_key": key, "ip": "203.0.113.7", "method": "GET",
+        "path": format!("/cb/https%3A%2F%2Fhook%2F{key}/x_{key}?code=of-a-query"),
+        "context": {"token": format!("token_{key}")},
+    });
+    let ask = asker.caller.post("/v1/verify");
+    let ask = ask.header("x-request-id", "in-the-journal").json(body);
+    assert_eq!(ask.send().await.code(), "valid");
+    let has = |bytes: &[u8], text: &str| bytes.windows(text.len()).any(|at| at == text.as_bytes());
+    until(BOUND, "it is journaled", async || {
+        has(&journals(home.dir()), "in-the-journal")
+    })
+    .await;
+    let bytes = journals(home.dir());
+    assert!(!has(&bytes, secret) && !has(&bytes, "of-a-query"));
+    until(BOUND, "it is stored", async || counted(&home).await == 1).await;
+    let detail = "SELECT CAST(detail AS TEXT) AS line FROM usage_event";
+    let detail: serde_json::Value = serde_json::from_str(&lines(&home, detail).await[0]).unwrap();
+    assert_eq!(detail["path"], "/cb/https%3A%2F%2Fhook%2F[key]/x_[key]");
+    assert_eq!(detail["context"], json!({"token": "token_[key]"}));
+}
+
+/// The bytes of all journals in a folder, with their logs.
+fn journals(folder: &Path) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy();
+        if path.is_dir() {
+            bytes.extend(journals(&path));
+        } else if name.starts_with("usage-journal.db") {
+            bytes.extend(std::fs::read(&path).unwrap());
+        }
+    }
+    bytes
 }
 
 /// Asks until there is no answer; answers when each answer came.

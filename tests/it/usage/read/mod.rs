@@ -6,11 +6,16 @@ use keystead::time::{Span, Timestamp};
 use keystead::usage::{Batch, CountLine, Operation, Record, Rules};
 use serde_json::{Value, json};
 
+use super::recorded::{Asker, BOUND};
 use super::{HOUR, batch, record, store};
-use crate::support::{Backend, Client, Home, Server, both, run, text};
+use crate::callers::variable;
+use crate::support::forge::Signers;
+use crate::support::forge::forged::{A, AUDIENCE, with_claims};
+use crate::support::{Backend, Client, Home, Server, both, run, text, until};
 
 both!(
     each_filter_finds_its_events,
+    who_asked_is_found_by_the_name_that_the_trail_has,
     a_summary_counts_by_what_is_asked_and_fills_gaps,
     who_may_read_of_one_service_reads_of_no_other,
     another_tenants_usage_is_not_there,
@@ -107,7 +112,7 @@ async fn each_filter_finds_its_events(home: Home) {
     mine.operation = Operation::Token;
     mine.outcome = "insufficient_scope".to_owned();
     mine.ip = Some("2001:db8::1".to_owned());
-    mine.caller = "https://idp.example|me".to_owned();
+    mine.caller = "https://idp.example#me".to_owned();
     mine.request_id = "mine".to_owned();
     mine.token_id = Some("jti-1".to_owned());
     mine.subject = Some("ann".to_owned());
@@ -128,7 +133,7 @@ async fn each_filter_finds_its_events(home: Home) {
         "operation=token",
         "outcome=insufficient_scope",
         "ip=2001:db8::1",
-        "caller=https://idp.example%7Cme",
+        "caller=https://idp.example%23me",
         "request_id=mine",
         "token_id=jti-1",
         "subject=ann",
@@ -154,6 +159,50 @@ async fn each_filter_finds_its_events(home: Home) {
     assert_eq!(event["required_scopes"], json!(["invoice:read"]));
     let context = event["context"].as_object().unwrap();
     assert_eq!((context.len(), &context["region"]), (7, &json!("us")));
+}
+
+/// A person of an identity provider asks for a key, and a management key does.
+async fn who_asked_is_found_by_the_name_that_the_trail_has(home: Home) {
+    let issuer = format!(
+        "issuer = \"{A}\"\naudience = \"{AUDIENCE}\"\nalgorithms = [\"ES256\"]\n\
+         public_key = '''{}'''\ntenant = \"default\"\n\
+         roles = [{{claim = \"roles\", value = \"admin\", role = \"admin\"}}]",
+        Signers::shared().pem("ES256")
+    );
+    let issuers = variable(&[issuer]);
+    let ledger = Ledger::with(&home, &[("ISSUERS", &issuers)]).await;
+    let asker = Asker::new(&ledger.owner).await;
+    let token = with_claims(&ledger.server.clock, json!({}));
+    let person = ledger.server.client().with_bearer(&token);
+    let body = json!({"api_key": asker.key, "service": "invoicing"});
+    let asked = person.post("/v1/verify").header("x-request-id", "person");
+    let asked = asked.json(body).send().await;
+    assert_eq!(asked.code(), "valid", "{asked}");
+    let code = asker.ask(&asker.key, "service").await;
+    assert_eq!(code.as_deref(), Some("valid"));
+    let name = format!("{A}#alice");
+    let by_person = format!("caller={}", name.replace('#', "%23"));
+    until(BOUND, "both uses are stored", async || {
+        ledger.found("").await.len() == 2
+    })
+    .await;
+    let events = ledger.items(&by_person).await;
+    assert_eq!(events.len(), 1);
+    assert_eq!(events[0]["request_id"], "person");
+    assert_eq!(events[0]["caller"], *name);
+    let sums = format!("/v1/usage/summary?{by_person}&group_by=caller");
+    let sums = ledger.owner.get(&sums).send().await.expect(200);
+    assert_eq!(sums["groups"][0]["group"], json!({"caller": name}));
+    assert_eq!(sums["groups"][0]["uses"], 1);
+    // The audit trail calls the same one so.
+    let made = person
+        .create("/v1/consumers", json!({"slug": "made"}))
+        .await;
+    assert_eq!(made["slug"], "made");
+    let trail = by_person.replace("caller=", "actor=");
+    let trail = format!("/v1/audit/events?{trail}");
+    let trail = ledger.owner.get(&trail).send().await.expect(200);
+    assert_eq!(trail["items"][0]["target"]["id"], made["id"]);
 }
 
 async fn a_summary_counts_by_what_is_asked_and_fills_gaps(home: Home) {
@@ -366,6 +415,7 @@ async fn a_wrong_parameter_is_named(home: Home) {
         ("summary?bucket=week", "bucket"),
         ("summary?group_by=colour", "group_by/0"),
         ("summary?bucket=minute&from=2020-01-01T00:00:00Z", "from"),
+        ("summary?bucket=minute&to=2020-01-01T00:00:00Z", "from"),
         ("summary?group_by=ip&bucket=hour", "bucket"),
         ("events?colour=red", "colour"),
         ("events?outcome=vaild", "outcome"),

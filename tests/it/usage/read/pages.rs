@@ -7,18 +7,21 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use keystead::db::{self, Conn, Db};
-use keystead::page::Position;
+use keystead::page::{Page, PageRequest, Position};
 use keystead::usage::query::EventFilter;
 use keystead::usage::store::batch as stored;
-use keystead::usage::store::events::Wanted;
+use keystead::usage::store::events::{self, StoredEvent, Wanted};
 use keystead::usage::store::walk::{self, Most, Walked};
 
 use super::*;
+use crate::support::tables::execute_on;
 
 both!(
     pages_go_back_in_time_and_hold_every_event_once,
     in_stored_order_nothing_is_missed_while_slow_writers_write,
+    in_stored_order_an_empty_page_is_the_end_if_it_leads_nowhere,
     newest_first_a_walk_holds_all_that_stood_before_it_while_slow_writers_write,
+    an_export_holds_all_that_stood_before_it_while_slow_writers_write,
     a_key_that_was_idle_for_weeks_is_found,
     a_key_that_was_used_in_many_hours_is_found_in_each,
     a_walk_that_pauses_goes_on_where_it_was,
@@ -124,15 +127,108 @@ async fn in_stored_order_nothing_is_missed_while_slow_writers_write(home: Home) 
     assert_eq!((seen.len(), count), (8 * 12 * 5, 8 * 12 * 5));
 }
 
+/// Batches of others, more than are looked up at once, stand before what is asked for.
+async fn in_stored_order_an_empty_page_is_the_end_if_it_leads_nowhere(home: Home) {
+    const OTHERS: i64 = 1_100;
+    let ledger = Ledger::new(&home).await;
+    let others = format!(
+        "WITH RECURSIVE other(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM other WHERE n < {OTHERS}) \
+         INSERT INTO usage_batch (node, number, seq, first_at, last_at, events, shed, stored_at) \
+         SELECT 'other', n, n, 0, 0, 1, 0, 0 FROM other"
+    );
+    execute_on(home.usage_eyes(), &others).await;
+    let head = format!("UPDATE usage_head SET seq = {OTHERS}");
+    execute_on(home.usage_eyes(), &head).await;
+    let mine = Record {
+        request_id: "mine".to_owned(),
+        ..ledger.record(0, KEY)
+    };
+    ledger.store(&batch("a", 1, vec![mine])).await;
+    let now = ledger.server.clock.now();
+    let wanted = Wanted {
+        tenant_id: ledger.tenant.clone(),
+        services: None,
+        filter: EventFilter::default(),
+        oldest: now.minus(Span::days(30)),
+        now,
+    };
+    let stored = async |after: Option<Position>, pause_after: Duration| {
+        let wanted = wanted.clone();
+        let request = PageRequest { limit: 9, after };
+        let stored =
+            async move |conn: &mut Conn| events::stored(conn, &wanted, &request, pause_after).await;
+        let page: db::Result<Page<StoredEvent>> = home.usage_eyes().read(stored).await;
+        page.unwrap()
+    };
+    // With all the time there is.
+    let page = stored(None, Duration::MAX).await;
+    assert_eq!(page.items.len(), 1);
+    let end = stored(page.next.clone(), Duration::MAX).await;
+    assert!(end.items.is_empty() && end.next == page.next);
+    // With none: one batch more a page.
+    let near = Position {
+        at: Timestamp::from_millis(OTHERS - 3),
+        id: String::new(),
+    };
+    let (mut next, mut sizes) = (Some(near), Vec::new());
+    loop {
+        let page = stored(next.clone(), Duration::ZERO).await;
+        sizes.push(page.items.len());
+        if page.next == next {
+            break;
+        }
+        next = page.next;
+    }
+    assert_eq!(sizes, [0, 0, 0, 1, 0]);
+    assert_eq!(next, end.next);
+    // As it is asked for, however long it takes.
+    let (mut seen, mut cursor) = (Vec::new(), None);
+    loop {
+        let behind = cursor.as_ref();
+        let behind = behind.map_or(String::new(), |cursor| format!("&cursor={cursor}"));
+        let path = format!("/v1/usage/events?order=stored{behind}");
+        let page = ledger.owner.get(&path).send().await.expect(200);
+        let items = page["items"].as_array().unwrap();
+        seen.extend(items.iter().map(|item| text(item, "/request_id")));
+        let next = Some(text(&page, "/next_cursor"));
+        if next == cursor {
+            break;
+        }
+        cursor = next;
+    }
+    assert_eq!(seen, ["mine"]);
+}
+
 /// A walk through all pages holds each event that was committed before its first page, and none
 /// twice, wherever in time the writers write.
 async fn newest_first_a_walk_holds_all_that_stood_before_it_while_slow_writers_write(home: Home) {
     let ledger = Ledger::new(&home).await;
+    walks_hold_all_before_them(&ledger, async || {
+        let items = ledger.owner.all("/v1/usage/events", 13).await;
+        items.iter().map(|item| text(item, "/request_id")).collect()
+    })
+    .await;
+}
+
+/// The same of an export, which asks how large events are before it reads them.
+async fn an_export_holds_all_that_stood_before_it_while_slow_writers_write(home: Home) {
+    let ledger = Ledger::new(&home).await;
+    walks_hold_all_before_them(&ledger, async || {
+        let export = ledger.owner.get("/v1/usage/export").send().await;
+        let lines = export.text.lines().map(serde_json::from_str);
+        let lines: Vec<Value> = lines.collect::<Result<_, _>>().expect("JSON");
+        lines.iter().map(|line| text(line, "/request_id")).collect()
+    })
+    .await;
+}
+
+/// `walk` answers the ids of requests that it has found.
+async fn walks_hold_all_before_them(ledger: &Ledger, walk: impl AsyncFn() -> Vec<String>) {
     let committed = Mutex::new(BTreeSet::new());
     let is_done = AtomicBool::new(false);
     let rounds = 10;
     let writers = (0..8_i64).map(|writer| {
-        let (ledger, db, committed) = (&ledger, home.usage_db(), &committed);
+        let (db, committed) = (ledger.home.usage_db(), &committed);
         async move {
             for round in 0..rounds {
                 let records: Vec<Record> = (0..4)
@@ -159,17 +255,7 @@ async fn newest_first_a_walk_holds_all_that_stood_before_it_while_slow_writers_w
             // One more walk after the last of them.
             let is_last = is_done.load(Ordering::Relaxed);
             let before = committed.lock().unwrap().clone();
-            let (mut seen, mut cursor) = (Vec::new(), String::new());
-            loop {
-                let path = format!("/v1/usage/events?limit=13{cursor}");
-                let page = ledger.owner.get(&path).send().await.expect(200);
-                let items = page["items"].as_array().unwrap();
-                seen.extend(items.iter().map(|item| text(item, "/request_id")));
-                match page["next_cursor"].as_str() {
-                    Some(next) => cursor = format!("&cursor={next}"),
-                    None => break,
-                }
-            }
+            let seen = walk().await;
             let distinct: BTreeSet<String> = seen.iter().cloned().collect();
             assert_eq!(distinct.len(), seen.len(), "some stand there twice");
             let missed: Vec<&String> = before.difference(&distinct).collect();
