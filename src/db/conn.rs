@@ -9,9 +9,8 @@ use diesel_async::{AsyncPgConnection, SimpleAsyncConnection as _};
 
 use super::{Error, OnConn, Result};
 
-/// So much longer than anybody waits: what `PostgreSQL` ends itself, after two seconds, it says in time, and that
-/// costs no connection.
-const LATE_MAX: Duration = Duration::from_millis(500);
+/// What `PostgreSQL` ends itself, after two seconds, it says in time, and that costs no connection.
+pub(super) const LATE_MAX: Duration = Duration::from_millis(500);
 
 pub(crate) type SqliteConn = SyncConnectionWrapper<SqliteConnection>;
 
@@ -78,9 +77,9 @@ impl Conn {
     }
 
     /// What `work`, which changes nothing, brings, and the connection. `None` if in `PostgreSQL` it takes longer
-    /// than `limit`: then the connection is closed, and its place in the pool is free at once. The driver closes
+    /// than `wait_max`: then the connection is closed, and its place in the pool is free at once. The driver closes
     /// the socket without waiting for the answer, and the server ends by itself what nobody hears of any more.
-    pub(super) async fn ask<R, F>(mut self, limit: Duration, work: F) -> Option<(Self, R)>
+    pub(super) async fn ask<R, F>(mut self, wait_max: Duration, work: F) -> Option<(Self, R)>
     where
         R: Send,
         F: OnConn<R>,
@@ -88,7 +87,7 @@ impl Conn {
         let done = match self {
             Self::Sqlite(_) => Some(work(&mut self).await),
             Self::Postgres(_) => {
-                let asked = tokio::time::timeout(limit + LATE_MAX, work(&mut self));
+                let asked = tokio::time::timeout(wait_max, work(&mut self));
                 asked.await.ok()
             }
         };

@@ -36,6 +36,7 @@ use self::pools::{Lane, Pools};
 use crate::time::Timestamp;
 
 pub use conn::Conn;
+use conn::LATE_MAX;
 pub(crate) use conn::{ROWS_TOGETHER, SqliteConn, Tx};
 pub use error::{Error, Result};
 pub use turns::{Turn, Turns};
@@ -349,8 +350,11 @@ impl Db {
         let db = self.clone();
         self.spawn(Some(limit), async move {
             let conn = db.pools.lease(lane, limit).await?;
-            let Some((_conn, done)) = conn.ask(limit, work).await else {
-                // As quick as anything, and on a connection of its own.
+            // On a new connection a statement takes two ways, not one: what would be in time there when it is no
+            // longer new is not given up.
+            let wait_max = limit * 2 + LATE_MAX;
+            let Some((_conn, done)) = conn.ask(wait_max, work).await else {
+                // It asks for little, on a connection of its own: the others are dead too.
                 if lane == Lane::Look {
                     db.pools.forget_idle();
                 }
@@ -467,7 +471,7 @@ impl Db {
             Conn::Postgres(_) => postgres,
         };
         let begin = async move |conn: &mut Conn| conn.batch(statement).await;
-        let Some((conn, done)) = conn.ask(self.wait_max, begin).await else {
+        let Some((conn, done)) = conn.ask(self.wait_max + LATE_MAX, begin).await else {
             self.pools.forget_idle();
             return Err(Error::Busy);
         };

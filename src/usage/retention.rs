@@ -16,6 +16,12 @@ pub(super) const COUNTS_KEPT: Span = Span::days(400);
 /// Counts by the minute.
 pub(super) const MINUTES_KEPT: Span = Span::days(7);
 
+/// Those before this are not kept: whole minutes, and one more than the last seven days have, for who works out
+/// their beginning and asks a moment later.
+pub(super) fn minutes_from(now: Timestamp) -> i64 {
+    counts::start(now.minus(MINUTES_KEPT), counts::MINUTE_MS) - counts::MINUTE_MS
+}
+
 /// Hours for which `PostgreSQL` has a partition before there is an event.
 const HOURS_AHEAD: i64 = 24;
 
@@ -118,8 +124,7 @@ impl Usage {
     /// Deletes counts that are old, and batches whose events are; each part by itself, so that what is
     /// stored meanwhile waits for one part alone.
     async fn cut_counts(&self, now: Timestamp, keep: Keep) -> db::Result<()> {
-        // Whole minutes: whoever asks for the last days has all of the first.
-        let minutes = counts::start(now.minus(MINUTES_KEPT), counts::MINUTE_MS);
+        let minutes = minutes_from(now);
         let counts = counts_from(now).min(keep.counts_since.millis());
         for table in retention::COUNTS {
             let before = if table.is_by_minute { minutes } else { counts };

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::query::{Bucket, Dimension, SummaryQuery};
-use super::retention::MINUTES_KEPT;
+use super::retention::{MINUTES_KEPT, minutes_from};
 use super::store::summary::{Sum, SumRow, Table};
 use crate::error::{Error, Result};
 use crate::time::{Span, Timestamp};
@@ -140,7 +140,7 @@ fn window(query: &SummaryQuery, table: Table, now: Timestamp) -> Result<(i64, i6
         return Err(Error::invalid("from", "must be before to"));
     }
     // What is no longer kept would seem not to have been.
-    if table == Table::Minute && from < now.minus(MINUTES_KEPT) {
+    if table == Table::Minute && from.millis() < minutes_from(now) {
         return Err(Error::invalid(
             "from",
             format!(
@@ -220,7 +220,7 @@ fn starts(from: i64, to: i64, span: i64) -> impl Iterator<Item = i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::usage::counts::{DAY_MS, HOUR_MS};
+    use crate::usage::counts::{DAY_MS, HOUR_MS, MINUTE_MS};
 
     fn query() -> SummaryQuery {
         SummaryQuery {
@@ -312,7 +312,10 @@ mod tests {
         let week_ago = now - 7 * DAY_MS;
         let told = asked(Some(Bucket::Minute), Some(week_ago), week_ago + HOUR_MS).unwrap();
         assert_eq!(told.from, week_ago - 1);
-        for from in [Some(week_ago - 1), Some(0), None] {
+        let oldest = week_ago - 1 - MINUTE_MS;
+        let told = asked(Some(Bucket::Minute), Some(oldest), week_ago).unwrap();
+        assert_eq!(told.from, oldest);
+        for from in [Some(oldest - 1), Some(0), None] {
             let refused = asked(Some(Bucket::Minute), from, week_ago + 1);
             let Err(Error::Invalid(violations)) = refused else {
                 panic!("{from:?}");

@@ -88,7 +88,7 @@ async fn the_oldest_minute_that_is_kept_is_whole(home: Home) {
     let usage = Usage::new(db.clone(), clock.clone());
     let now = clock.now();
     let minute = |at: i64| at - at.rem_euclid(60_000);
-    let oldest = minute(now.millis() - 7 * DAY_MS);
+    let oldest = minute(now.millis() - 7 * DAY_MS) - 60_000;
     let records = [oldest - 1, oldest, now.millis()].map(|at| record(at, "key_1"));
     store(&db, &batch("a", 1, records.into()), &Rules::default()).await;
     speak_for(&home, now).await;
