@@ -53,10 +53,22 @@ fn try_spend(
     cost: u64,
     now: u64,
 ) -> Result<Spent, CostExceedsLimit> {
-    let charges: Vec<_> = (0..)
-        .zip(limits)
-        .map(|(place, limit)| Charge {
-            counter: counter(&format!("{place}")),
+    let names: Vec<String> = (0..limits.len()).map(|place| place.to_string()).collect();
+    let each = names.iter().map(String::as_str).zip(limits.iter().copied());
+    try_spend_on(limiter, &each.collect::<Vec<_>>(), cost, now)
+}
+
+/// Spends on limits, each with a counter of this name.
+fn try_spend_on(
+    limiter: &Limiter,
+    limits: &[(&str, &RateLimit)],
+    cost: u64,
+    now: u64,
+) -> Result<Spent, CostExceedsLimit> {
+    let charges: Vec<_> = limits
+        .iter()
+        .map(|(name, limit)| Charge {
+            counter: counter(name),
             limit,
         })
         .collect();
@@ -276,25 +288,7 @@ fn a_counter_that_made_room_for_its_own_plan_is_counted_again() {
     let limiter = limiter_with_room(4);
     let (quick, slow) = (limit(10, "1s", 10), limit(10, "1h", 10));
     let charge = |limits: &[(&str, &RateLimit)], now: u64| {
-        let charges: Vec<_> = limits
-            .iter()
-            .map(|(name, limit)| Charge {
-                counter: counter(name),
-                limit,
-            })
-            .collect();
-        let spending = Spending {
-            tag: &tag(),
-            limits: &charges,
-            quotas: &[],
-            cost: 1,
-            only_looks: false,
-        };
-        limiter
-            .spend_local(&spending, at(now))
-            .unwrap()
-            .unwrap()
-            .verdict
+        try_spend_on(&limiter, limits, 1, now).unwrap().verdict
     };
     for (name, limit) in [("a", &quick), ("b", &quick), ("c", &slow), ("d", &slow)] {
         assert_eq!(charge(&[(name, limit)], SECOND), Verdict::Admitted);

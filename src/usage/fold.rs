@@ -5,11 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
-use super::counts::OTHER;
+use super::counts::{MINUTE_MS, OTHER};
 use super::record::{CountLine, Identified, Operation, Record};
 use crate::time::Timestamp;
-
-const MINUTE_MS: i64 = 60_000;
 
 /// Beyond so many lines addresses are no longer told apart, so that what there is to count takes fewer.
 const LINES_MAX: usize = 100_000;

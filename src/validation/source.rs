@@ -225,35 +225,37 @@ impl Source {
         is_due: bool,
     ) -> Result<Option<Arc<Entry<TenantSnapshot>>>, LoadError> {
         let name = format!("tenant:{id}");
-        let read = self.db.load(LOAD_MAX, async move |conn: &mut Conn| {
-            let as_of = feed::head(conn).await?;
-            Ok((as_of, tenants::store::load_by_id(conn, &id).await?))
-        });
-        let (_, found) = self.load(&name, is_due, read, self.tenant_entry()).await?;
-        Ok(found.map(Arc::new))
+        let read = async move |conn: &mut Conn| tenants::store::load_by_id(conn, &id).await;
+        self.tenant_named(&name, is_due, read).await
     }
 
-    /// Judged by the changes of the tenant that has the slug, which no other ever has.
     pub(super) async fn tenant_of_slug(
         &self,
         slug: Slug,
         is_due: bool,
     ) -> Result<Option<Arc<Entry<TenantSnapshot>>>, LoadError> {
         let name = format!("tenant_slug:{slug}");
-        let read = self.db.load(LOAD_MAX, async move |conn: &mut Conn| {
-            let as_of = feed::head(conn).await?;
-            Ok((as_of, tenants::store::load_by_slug(conn, &slug).await?))
-        });
-        let (_, found) = self.load(&name, is_due, read, self.tenant_entry()).await?;
-        Ok(found.map(Arc::new))
+        let read = async move |conn: &mut Conn| tenants::store::load_by_slug(conn, &slug).await;
+        self.tenant_named(&name, is_due, read).await
     }
 
-    fn tenant_entry(&self) -> impl Fn(Tenant, (u32, i64)) -> db::Result<Entry<TenantSnapshot>> {
-        let refresh_us = self.refresh_us;
-        move |tenant, as_of| {
+    /// Judged by the changes of the tenant, however it is named: no other ever has its slug.
+    async fn tenant_named(
+        &self,
+        name: &str,
+        is_due: bool,
+        row: impl db::OnConn<db::Result<Option<Tenant>>>,
+    ) -> Result<Option<Arc<Entry<TenantSnapshot>>>, LoadError> {
+        let read = self.db.load(LOAD_MAX, async move |conn: &mut Conn| {
+            let as_of = feed::head(conn).await?;
+            Ok((as_of, row(conn).await?))
+        });
+        let entry = |tenant: Tenant, as_of| {
             let entity = Entity::new(Kind::Tenant, tenant.id.as_str());
-            Ok(Entry::new(tenant.into(), as_of, entity, refresh_us))
-        }
+            Ok(Entry::new(tenant.into(), as_of, entity, self.refresh_us))
+        };
+        let (_, found) = self.load(name, is_due, read, entry).await?;
+        Ok(found.map(Arc::new))
     }
 
     pub(super) async fn consumer(
