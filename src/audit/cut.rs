@@ -30,6 +30,14 @@ const LINES_MAX: i64 = 20_000;
 /// Retention waits until there is a day's worth, or the cuts would be more lines than are cut.
 const OVERDUE: Span = Span::days(1);
 
+/// A cut of chains of which one or more failed: what was signed of the others.
+#[derive(Debug)]
+pub struct EndedEarly {
+    pub statements: Vec<Statement>,
+    /// The first.
+    pub error: db::Error,
+}
+
 impl Audit {
     /// Cuts what is older than `before` off the chains. `by` says who and why; its tenant does not
     /// matter. Answers what was signed.
@@ -42,8 +50,22 @@ impl Audit {
         chains: &Chains,
         before: Timestamp,
         by: &Attribution,
-    ) -> db::Result<Vec<Statement>> {
-        let (mut statements, mut failed) = (Vec::new(), None);
+    ) -> Result<Vec<Statement>, EndedEarly> {
+        let mut statements = Vec::new();
+        match self.cut_into(&mut statements, chains, before, by).await {
+            Ok(()) => Ok(statements),
+            Err(error) => Err(EndedEarly { statements, error }),
+        }
+    }
+
+    async fn cut_into(
+        &self,
+        statements: &mut Vec<Statement>,
+        chains: &Chains,
+        before: Timestamp,
+        by: &Attribution,
+    ) -> db::Result<()> {
+        let mut failed = None;
         for (id, slug) in tenants(&self.db, chains).await? {
             let Some(Ok(slug)) = slug.as_deref().map(Slug::parse) else {
                 continue;
@@ -52,12 +74,12 @@ impl Audit {
                 tenant: TenantRef { id, slug },
                 ..by.clone()
             };
-            if let Err(error) = self.cut_one(&at, before, &mut statements).await {
+            if let Err(error) = self.cut_one(&at, before, statements).await {
                 tracing::warn!(tenant = %at.tenant.slug, %error, "did not cut an audit chain");
                 failed = failed.or(Some(error));
             }
         }
-        failed.map_or(Ok(statements), Err)
+        failed.map_or(Ok(()), Err)
     }
 
     async fn cut_one(
@@ -82,7 +104,7 @@ impl Audit {
     /// judged by the clock of this node alone (`age.rs`).
     ///
     /// # Errors
-    /// As [`Self::cut`].
+    /// The first that failed; the other chains are cut all the same.
     pub async fn cut_due(&self, retention: Span) -> db::Result<usize> {
         let now = self.db.bounded_by_clock(self.clock.now()).await?;
         let before = now.minus(retention);
@@ -105,7 +127,7 @@ impl Audit {
             self.security_event(SecurityEvent::ClockJumped, &first.id, told);
             return Ok(0);
         }
-        let (mut cut, mut failed) = (0, None);
+        let (mut statements, mut failed) = (Vec::new(), None);
         for tenant in due {
             let chain = Chains::Of(tenant.id.clone());
             let by = Attribution {
@@ -117,12 +139,10 @@ impl Audit {
                 request_id: None,
                 ip: None,
             };
-            match self.cut(&chain, before, &by).await {
-                Ok(statements) => cut += statements.len(),
-                Err(error) => failed = failed.or(Some(error)),
-            }
+            let cut = self.cut_into(&mut statements, &chain, before, &by).await;
+            failed = failed.or(cut.err());
         }
-        failed.map_or(Ok(cut), Err)
+        failed.map_or(Ok(statements.len()), Err)
     }
 
     /// Whether the lines of any chain speak for this time.

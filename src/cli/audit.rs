@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::maintenance::{Maintenance, wait_for};
 use super::run::print;
 use super::{AuditCommand, Failure};
+use crate::audit::cut::EndedEarly;
 use crate::audit::outside::{self, Found};
 use crate::audit::signing::Statement;
 use crate::audit::verify::verify_against;
@@ -66,7 +67,13 @@ pub(super) fn run(command: AuditCommand, sources: &Sources) -> Result<(), Failur
                 let reason = maintenance.attribution(Some(&reason)).await?.reason;
                 let by = Attribution { reason, ..by };
                 let chains = chains(&maintenance, tenant).await?;
-                show_statements(&maintenance.audit.cut(&chains, before, &by).await?)
+                match maintenance.audit.cut(&chains, before, &by).await {
+                    Ok(statements) => show_statements(&statements),
+                    Err(EndedEarly { statements, error }) => {
+                        show_statements(&statements)?;
+                        Err(error.into())
+                    }
+                }
             }
             AuditCommand::Reseal {
                 tenant,

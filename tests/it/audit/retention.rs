@@ -3,6 +3,7 @@
 use std::fs;
 use std::sync::atomic::Ordering;
 
+use keystead::audit::cut::EndedEarly;
 use keystead::audit::signing::StatementKind;
 use keystead::time::Span;
 use keystead::usage::{Record, Rules};
@@ -108,6 +109,15 @@ async fn a_chain_that_is_not_cut_keeps_no_other_from_it(home: Home) {
     let cut = trail.report_of(whole).await;
     // Those of the last forty-five days, and the line that says so.
     assert!(cut.valid && cut.checked == 4 + 1, "{cut}");
+    // What was signed of the others is told with the error.
+    let (before, by) = (trail.clock.now().minus(Span::days(10)), at(&trail.ours));
+    let EndedEarly { statements, error } = trail
+        .audit
+        .cut(&Chains::All, before, &by)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, db::Error::Corrupt(_)), "{error}");
+    assert_eq!(statements.len(), 1, "{statements:?}");
 }
 
 async fn what_a_file_does_not_take_of_a_cut_is_told_again(home: Home) {
@@ -117,8 +127,8 @@ async fn what_a_file_does_not_take_of_a_cut_is_told_again(home: Home) {
     fs::rename(&file, &aside).unwrap();
     fs::create_dir(&file).unwrap();
     let (later, by) = (trail.clock.now().plus(Span::days(1)), at(&trail.ours));
-    let cut = trail.audit.cut(&Chains::All, later, &by).await;
-    assert!(matches!(cut, Err(db::Error::Unavailable(_))), "{cut:?}");
+    let cut = trail.audit.cut(&Chains::All, later, &by).await.unwrap_err();
+    assert!(matches!(cut.error, db::Error::Unavailable(_)), "{cut:?}");
     assert_eq!(trail.records().await[0]["seq"], 5, "it is committed");
     fs::remove_dir(&file).unwrap();
     fs::rename(&aside, &file).unwrap();
