@@ -23,6 +23,10 @@ use crate::usage::retention::{Cut, EndedEarly, Keep};
 /// `last_used` is true to the minute.
 const LAST_USED_EVERY: Duration = Duration::from_secs(10);
 
+/// How often a node looks for what others that were killed have not written of it: twice within the time that
+/// the ledger is asked about, so that one failure loses nothing.
+const RECALL_EVERY: Duration = Duration::from_mins(4);
+
 /// A next pepper is known for 60 s before it is current, so every node knows it by then.
 const PEPPERS_EVERY: Duration = Duration::from_secs(10);
 
@@ -54,23 +58,7 @@ const METRICS_EVERY: Duration = Duration::from_secs(1);
 pub(super) fn start(app: &App) -> Tasks {
     let runtime = app.db.runtime();
     let mut tasks = Vec::new();
-    let this = app.clone();
-    tasks.push(runtime.spawn(async move {
-        this.started().await;
-        report(
-            "of some keys the last use before the start is not known",
-            this.recall_last_used().await,
-        );
-        this.usage.prepare().await;
-        let mut timer = every(LAST_USED_EVERY);
-        loop {
-            timer.tick().await;
-            report(
-                "last use is written later",
-                this.validation.flush_last_used().await,
-            );
-        }
-    }));
+    tasks.push(runtime.spawn(keep_last_used(app.clone())));
     let this = app.clone();
     tasks.push(runtime.spawn(async move {
         let mut timer = every(PEPPERS_EVERY);
@@ -134,6 +122,32 @@ pub(super) fn start(app: &App) -> Tasks {
         }
     }));
     Tasks(tasks)
+}
+
+/// Writes when keys were last used.
+async fn keep_last_used(app: App) {
+    app.started().await;
+    report(
+        "of some keys the last use before the start is not known",
+        app.recall_last_used().await,
+    );
+    let mut recalled = app.clock.monotonic();
+    app.usage.prepare().await;
+    let mut timer = every(LAST_USED_EVERY);
+    loop {
+        timer.tick().await;
+        let now = app.clock.monotonic();
+        // An embedded database has one node, which looks when it starts.
+        if !app.db.is_sqlite() && now.saturating_duration_since(recalled) >= RECALL_EVERY {
+            recalled = now;
+            report(
+                "of some keys the last use by a node that was killed is found later",
+                app.recall_last_used().await,
+            );
+        }
+        let written = app.validation.flush_last_used().await;
+        report("last use is written later", written);
+    }
 }
 
 /// Removes what is old, and makes room for what comes.
@@ -323,7 +337,7 @@ impl App {
             .await
     }
 
-    /// A life that was killed did not write when keys were last used, but the ledger has it.
+    /// Who was killed, here or elsewhere, did not write when keys were last used, but the ledger has it.
     async fn recall_last_used(&self) -> db::Result<()> {
         for tenant in tenants_of(&self.db, &Chains::All).await? {
             let used = self.usage.last_uses(tenant.id.to_string()).await?;

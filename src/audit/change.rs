@@ -7,8 +7,9 @@
 //! 2. the work itself, which records a line for each object and touches what decisions depend on;
 //! 3. the lines are numbered, chained and inserted, the head is moved and MACed;
 //! 4. the change head is stepped, if anything was touched;
-//! 5. commit; until what was touched is noted on this node, its validations ask the database. Who waits
-//!    may have stopped waiting by then: the change does not notice.
+//! 5. commit; until what was touched is noted on this node, its validations ask the database, also when
+//!    nobody hears whether it was committed. Who waits may have stopped waiting by then: the change does
+//!    not notice.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -37,6 +38,10 @@ use crate::time::Timestamp;
 
 /// The longest that the caller of a bulk change waits: less than the edge gives an answer.
 const BULK_WAIT_MAX: Duration = Duration::from_secs(9);
+
+/// The longest that validations ask the database for what a change touched of which nobody heard how it ended:
+/// longer than another database takes to take the place of one that died.
+const UNHEARD_MAX: Duration = Duration::from_secs(30);
 
 /// Makes changes, cheap to clone.
 #[derive(Clone)]
@@ -245,9 +250,9 @@ impl Audit {
         }
     }
 
-    /// A chain that does not verify is told wherever that is found.
+    /// A chain that does not verify is told wherever that is found; not what a reseal may have accepted.
     pub fn note_fault(&self, report: &Report) {
-        if !report.valid {
+        if report.bad > report.undecided {
             // Without an id if the tenant is gone.
             let told = report.to_string();
             self.note(SecurityEvent::AuditBroken, &report.tenant_id, told);
@@ -295,7 +300,7 @@ impl Audit {
                     Err(error) => return tx.end(Err(error.into())).await,
                 };
                 let mut change = this.begin(tx, at);
-                let done = match work(&mut change).await {
+                let mut done = match work(&mut change).await {
                     Ok(value) => match this.seal(&mut change, head).await {
                         Ok(sealed) => Ok((value, sealed)),
                         Err(error) => {
@@ -305,11 +310,42 @@ impl Audit {
                     },
                     Err(error) => Err(error),
                 };
-                let (value, sealed) = change.tx.end(done).await?;
-                this.committed(sealed);
-                Ok(value)
+                let touching = done
+                    .as_mut()
+                    .ok()
+                    .and_then(|(_, sealed)| Some((sealed.committing.take()?, sealed.step)));
+                match change.tx.end(done).await {
+                    Ok((value, sealed)) => {
+                        this.committed(sealed);
+                        drop(touching);
+                        Ok(value)
+                    }
+                    Err(error) => {
+                        if let Some((committing, step)) = touching {
+                            this.keep_asking(committing, step);
+                        }
+                        Err(error)
+                    }
+                }
             })
             .await
+    }
+
+    /// For a change that may be committed although that was not answered. It is not noted here: if it is not
+    /// committed, its number is another's.
+    fn keep_asking(&self, committing: Committing, step: i64) {
+        let Some(changes) = self.changes.clone() else {
+            return;
+        };
+        self.db.runtime().spawn(async move {
+            let learned = async {
+                while changes.position() < step {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            };
+            let _learned = tokio::time::timeout(UNHEARD_MAX, learned).await;
+            drop(committing);
+        });
     }
 
     pub(super) fn begin(&self, tx: db::Tx, at: Attribution) -> Change {

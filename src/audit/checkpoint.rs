@@ -13,6 +13,7 @@
 //! No audit line is written for one, or no chain would ever stop growing.
 
 use super::chain::Head;
+use super::signing::key::{KeySpan, LEEWAY};
 use super::signing::{Statement, StatementKind};
 use super::store::checkpoint::{self, StatementFilter};
 use super::store::{self, key};
@@ -23,7 +24,7 @@ use crate::id::TenantId;
 use crate::page::{Page, PageRequest};
 use crate::telemetry::SecurityEvent;
 use crate::text::Slug;
-use crate::time::Span;
+use crate::time::{Span, Timestamp};
 
 /// A checkpoint, and whether it was signed just now.
 #[derive(Clone, Debug)]
@@ -96,7 +97,7 @@ impl Audit {
                 };
                 db::Result::Ok(match last {
                     None => head.seq > 0,
-                    Some(last) if last.seq < head.seq => now.since(last.at) >= every,
+                    Some(last) if last.seq < head.seq => is_old(&last, now, every),
                     // Another hash, or a chain that has become shorter, is told as a fault.
                     Some(last) => last.head().as_ref() != Some(&head),
                 })
@@ -119,8 +120,10 @@ impl Audit {
     /// `None` if it is not due, or another node is at it.
     async fn sign_end(&self, tenant: &TenantRef, every: Option<Span>) -> db::Result<Option<Made>> {
         let (this, tenant, now) = (self.clone(), tenant.clone(), self.clock.now());
+        self.cover(&tenant.id, now).await?;
         self.db
             .write(async move |conn: &mut Conn| {
+                let mut ahead = None;
                 let head = this.sealed_head(conn, &tenant.id).await?;
                 let last = this.last_signed(conn, &tenant).await?;
                 if let Some(last) = last {
@@ -130,13 +133,14 @@ impl Audit {
                     if last.seq > head.seq {
                         return Err(this.rolled_back(&tenant, &head, &last));
                     }
-                    if every.is_some_and(|every| now.since(last.at) < every) {
+                    if every.is_some_and(|every| !is_old(&last, now, every)) {
                         return Ok(None);
                     }
+                    ahead = Some(last).filter(|last| is_ahead(last, now));
                 } else if every.is_some() && head.seq == 0 {
                     return Ok(None);
                 }
-                this.require_own_key(conn).await?;
+                this.require_own_key(conn, now).await?;
                 let signer = &this.signing.signer;
                 let statement = Statement::checkpoint(signer, tenant.slug.as_str(), &head, now)?;
                 if !checkpoint::insert(conn, &tenant.id, &statement).await? {
@@ -147,6 +151,14 @@ impl Audit {
                         .transpose();
                 }
                 this.leave(&statement)?;
+                if let Some(last) = ahead {
+                    let told = format!(
+                        "the checkpoint at {} was signed on {}, which has not come yet by the clock that shows \
+                         {now}",
+                        last.seq, last.at
+                    );
+                    this.security_event(SecurityEvent::ClockJumped, &tenant.id, told);
+                }
                 Ok(Some(Made {
                     statement,
                     is_new: true,
@@ -200,11 +212,20 @@ impl Audit {
     }
 
     /// A node that was not restarted since the first master key changed signs nothing any more.
-    pub(super) async fn require_own_key(&self, conn: &mut Conn) -> db::Result<()> {
+    ///
+    /// # Errors
+    /// [`db::Error::Busy`] if the clock was set back since [`Audit::cover`].
+    pub(super) async fn require_own_key(&self, conn: &mut Conn, now: Timestamp) -> db::Result<()> {
         let kid = self.signing.signer.public().kid();
         let rows = key::all(conn).await?;
         if rows.iter().any(|row| row.kid == kid && row.until.is_none()) {
-            return Ok(());
+            let trusted = self.signing.trusted(&rows);
+            let covers = |key: &KeySpan| key.public.kid() == kid && key.covers(now);
+            return if trusted.iter().any(covers) {
+                Ok(())
+            } else {
+                Err(db::Error::Busy)
+            };
         }
         Err(db::Error::Corrupt(format!(
             "the audit key {kid} does not sign at present: restart this node with the first master \
@@ -216,6 +237,16 @@ impl Audit {
     pub(super) fn leave(&self, statement: &Statement) -> db::Result<()> {
         tokio::task::block_in_place(|| self.outlet.tell(statement))
     }
+}
+
+/// Whether it is time for the next one: also if this one is of a time that has not come.
+fn is_old(last: &Statement, now: Timestamp, every: Span) -> bool {
+    now.since(last.at) >= every || is_ahead(last, now)
+}
+
+/// The clock was ahead that it was signed by.
+fn is_ahead(last: &Statement, now: Timestamp) -> bool {
+    last.at > now.plus(LEEWAY)
 }
 
 impl Audit {

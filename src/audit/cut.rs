@@ -186,6 +186,7 @@ impl Audit {
 
     async fn cut_some(&self, at: Attribution, before: Timestamp) -> db::Result<Option<Statement>> {
         let this = self.clone();
+        self.cover(&at.tenant.id, self.clock.now()).await?;
         let cut = self
             .db
             .spawn(None, async move {
@@ -235,7 +236,7 @@ impl Audit {
     ) -> db::Result<Option<Statement>> {
         let (tenant, now) = (change.attribution().tenant.clone(), change.now());
         let conn = change.conn();
-        self.require_own_key(conn).await?;
+        self.require_own_key(conn, now).await?;
         let keys = self.signing.trusted(&key::all(conn).await?);
         let signed = async |conn: &mut Conn, kind| -> db::Result<i64> {
             let last = checkpoint::last(conn, &tenant.id, kind).await?;

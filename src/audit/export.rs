@@ -54,7 +54,7 @@ pub struct Export {
     filter: EventFilter,
     format: ExportFormat,
     /// The number of the last line given out, and where it ends.
-    after: i64,
+    after: Option<i64>,
     to: i64,
     begun: bool,
 }
@@ -94,7 +94,7 @@ impl Audit {
             tenant,
             filter,
             format,
-            after: i64::MIN,
+            after: None,
             to,
             begun: false,
         })
@@ -139,7 +139,7 @@ impl Export {
                 Ok(None)
             };
         };
-        self.after = last.seq;
+        self.after = Some(store::behind(self.after, last.seq));
         match self.format {
             ExportFormat::Ndjson => ndjson(&lines).map(Some),
             ExportFormat::Csv => csv(&lines, is_first).map(Some),

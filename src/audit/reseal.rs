@@ -185,18 +185,15 @@ async fn look(
     }
     let mut walk = Walk::from(tenant.id.clone(), Some(slug.to_owned()), None, checks);
     let to = head.as_ref().map_or(i64::MAX, |(head, _)| head.seq);
-    walk_to(conn, &tenant.id, &mut walk, i64::MIN, to).await?;
+    walk_to(conn, &tenant.id, &mut walk, None, to).await?;
     let sealed_head = head
         .as_ref()
         .filter(|(head, mac)| audit.keys.opens(&tenant.id, head, mac))
         .map(|(head, _)| head.clone());
     let head = end(&mut walk, &audit.keys, &tenant.id, head);
-    if let Some(line) = store::stretch(conn, &tenant.id, to, i64::MAX, 1)
-        .await?
-        .first()
-    {
-        walk.note_beyond_head(line);
-        walk_to(conn, &tenant.id, &mut walk, to, i64::MAX).await?;
+    if let Some(line) = store::beyond(conn, &tenant.id, to).await? {
+        walk.note_beyond_head(&line);
+        walk_to(conn, &tenant.id, &mut walk, Some(to), i64::MAX).await?;
     }
     let ends = walk.last().max(head.as_ref().map_or(0, |head| head.seq));
     if let Some(bad) = walk.checks.beyond(ends) {
@@ -232,14 +229,14 @@ async fn walk_to(
     conn: &mut Conn,
     tenant: &TenantId,
     walk: &mut Walk,
-    mut after: i64,
+    mut after: Option<i64>,
     to: i64,
 ) -> db::Result<()> {
     loop {
         let lines = store::stretch(conn, tenant, after, to, PAGE).await?;
         walk.over(conn, &lines).await?;
         match lines.last() {
-            Some(line) if line.seq < to => after = line.seq,
+            Some(line) if line.seq < to => after = Some(store::behind(after, line.seq)),
             Some(_) | None => return Ok(()),
         }
     }

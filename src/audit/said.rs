@@ -54,6 +54,11 @@ impl Stored {
         link(&self.prev_hash, &self.record)[..] == self.hash[..]
     }
 
+    /// The value of the column is of another type than ours.
+    pub(super) fn is_mistyped(&self, column: &str) -> bool {
+        self.mistyped.split_whitespace().any(|one| one == column)
+    }
+
     /// The first column that says something else than the record.
     pub(super) fn disagreement(&self, slug: Option<&str>) -> Option<&'static str> {
         let Some(said) = self.said() else {
@@ -111,5 +116,6 @@ impl Stored {
             digest.update(hash.len().to_be_bytes());
             digest.update(hash);
         }
+        digest.update(&self.mistyped);
     }
 }

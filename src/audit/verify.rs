@@ -20,6 +20,7 @@ use utoipa::ToSchema;
 use super::chain::{Head, HeadKeys};
 use super::fault::{BadRecord, Fault};
 use super::outside::{Checks, Found};
+use super::reseal;
 use super::signing::Statement;
 use super::signing::span::SigningKeys;
 use super::store::{self, checkpoint, key};
@@ -62,6 +63,9 @@ pub struct Report {
     pub faults: Vec<BadRecord>,
     /// How many do not hold.
     pub bad: u64,
+    /// How many of those a reseal further on may have accepted. Only a check that goes from the first record to the
+    /// reseal at once tells, as `keystead audit verify` does.
+    pub undecided: u64,
     /// How many checkpoints were found to fit.
     pub checkpoints: i64,
     /// How many did not hold when an operator resealed the chain after looking.
@@ -169,6 +173,7 @@ async fn gone(db: &Db, against: &Against, slugs: &[String]) -> db::Result<Vec<Re
             first_bad: faults.first().cloned(),
             bad: u64::try_from(faults.len()).unwrap_or(u64::MAX),
             faults,
+            undecided: 0,
             accepted: 0,
             checkpoints: 0,
             next_seq: None,
@@ -359,10 +364,17 @@ async fn walked(
             .await?;
         walk = walked;
         match last {
-            Some(last) if last < to => after = last,
+            Some(last) if last < to => after = Some(store::behind(after, last)),
             Some(_) | None => break,
         }
         if !may_go_on() {
+            let id = tenant.clone();
+            let resealed = db
+                .read(async move |conn: &mut Conn| store::last_of(conn, &id, reseal::ACTION).await)
+                .await?;
+            if resealed.is_some_and(|seq| seq >= walk.next) {
+                walk.undecided = walk.bad;
+            }
             let head = head.map(|(head, mac)| HeadReport::of(keys, &tenant, &head, &mac));
             let next_seq = Some(walk.next);
             let covers = covered(&against.found, false);
@@ -430,6 +442,7 @@ impl Report {
             first_bad: walk.named.first().cloned(),
             faults: walk.named,
             bad: walk.bad,
+            undecided: walk.undecided,
             accepted: walk.accepted,
             checkpoints: walk.checks.fitting,
             next_seq: None,

@@ -34,12 +34,15 @@ pub(super) struct Walk {
     pub(super) bad: u64,
     /// How many faults an operator has accepted, see [`reseal`].
     pub(super) accepted: u64,
+    /// How many of the faults a reseal may accept that this walk cannot judge: it has not come to it, or begins
+    /// behind some of what it is about.
+    pub(super) undecided: u64,
     /// What was signed of this chain.
     pub(super) checks: Checks,
     /// The lines up to here were cut off.
     pub(super) cut_to: i64,
-    /// Lines with numbers above this are walked.
-    pub(super) begins_after: i64,
+    /// Lines with numbers above this are walked; all there are, if it is `None`.
+    pub(super) begins_after: Option<i64>,
     /// Changes if any line walked so far is changed, whether it holds or not.
     digest: Sha256,
 }
@@ -56,11 +59,11 @@ impl Walk {
         let cut = checks.cut.as_ref().and_then(Statement::head);
         let cut_to = checks.cut_to();
         let (begins_after, prev_hash, last_id) = match (before, cut) {
-            (Some(line), _) if line.seq > cut_to => (line.seq, line.hash, Some(line.id)),
-            (Some(_) | None, Some(cut)) => (i64::MIN, cut.hash, None),
-            (Some(_) | None, None) => (i64::MIN, GENESIS.to_vec(), None),
+            (Some(line), _) if line.seq > cut_to => (Some(line.seq), line.hash, Some(line.id)),
+            (Some(_) | None, Some(cut)) => (None, cut.hash, None),
+            (Some(_) | None, None) => (None, GENESIS.to_vec(), None),
         };
-        let next = begins_after.max(cut_to).saturating_add(1);
+        let next = begins_after.unwrap_or(cut_to).saturating_add(1);
         Self {
             tenant,
             slug,
@@ -71,6 +74,7 @@ impl Walk {
             named: Vec::new(),
             bad: 0,
             accepted: 0,
+            undecided: 0,
             checks,
             cut_to,
             begins_after,
@@ -91,7 +95,12 @@ impl Walk {
     }
 
     pub(super) fn note_beyond_head(&mut self, line: &Stored) {
-        let detail = "it lies beyond the head".to_owned();
+        let detail = if line.is_mistyped("seq") {
+            "its number is stored as no whole number, so it lies beyond the head: delete its row"
+        } else {
+            "it lies beyond the head"
+        };
+        let detail = detail.to_owned();
         self.note(BadRecord::new(
             line.seq,
             Some(&line.id),
@@ -116,12 +125,8 @@ impl Walk {
                 holds = self.holds(line);
             }
             if holds {
-                if line.action == reseal::ACTION && reseal::accepts(&line.record, &self.state()) {
-                    self.accepted += std::mem::take(&mut self.bad);
-                    self.named.clear();
-                    for (seq, hash) in reseal::given_up(&line.record) {
-                        self.checks.give_up(seq, &hash);
-                    }
+                if line.action == reseal::ACTION {
+                    self.judge_by(line);
                 }
                 self.digest.update([1]);
                 self.digest.update(&line.hash);
@@ -141,8 +146,23 @@ impl Walk {
         Ok(())
     }
 
+    /// What was found before this reseal is accepted, if it is what was there then.
+    fn judge_by(&mut self, reseal: &Stored) {
+        if reseal::accepts(&reseal.record, &self.state()) {
+            self.accepted += std::mem::take(&mut self.bad);
+            self.undecided = 0;
+            self.named.clear();
+            for (seq, hash) in reseal::given_up(&reseal.record) {
+                self.checks.give_up(seq, &hash);
+            }
+        } else if self.begins_after.is_some() {
+            self.undecided = self.bad;
+        }
+    }
+
     fn holds(&self, line: &Stored) -> bool {
         line.seq == self.next
+            && line.mistyped.is_empty()
             && line.prev_hash == self.prev_hash
             && line.is_sound()
             && line.disagreement(self.slug.as_deref()).is_none()
@@ -264,6 +284,13 @@ impl Walk {
     /// A line that is the right one, or at least no other one. `follows`: the hash that the line
     /// behind it claims to follow.
     fn altered(&self, line: &Stored, follows: Option<&Vec<u8>>) -> BadRecord {
+        if let Some(column) = line.mistyped.split_whitespace().next() {
+            let detail = format!(
+                "the value of the column {column} is of another type than what was written, so queries pass \
+                 it by"
+            );
+            return BadRecord::new(line.seq, Some(&line.id), Fault::Altered, detail);
+        }
         let expected = link(&self.prev_hash, &line.record);
         let what = if line.is_sound() && line.prev_hash == self.prev_hash {
             line.disagreement(self.slug.as_deref()).unwrap_or("record")

@@ -50,8 +50,13 @@ const ALONE_US: u64 = 30_000_000;
 /// Redis is reached if it answered within so long.
 const REDIS_SEEN_US: u64 = 3_000_000;
 
-/// So many rows are read at once, and what the last change has beyond them.
+/// So many rows are read at once, or as many as one change has.
 const ROWS: i64 = 10_000;
+
+/// A beat that is older is that of nodes which ended before this one began, if nobody put it back: they are not asked
+/// what they called the history. Longer than a node takes to be started again, and shorter than a database to be put
+/// back to an old copy.
+const BEAT_LIVES_US: u64 = 60_000_000;
 
 /// So many changes are read at a start; entries that others keep from before are not used.
 const CHANGES_AT_START: i64 = 20_000;
@@ -87,7 +92,7 @@ impl Reach {
     /// When the last look began that found the knowledge of changes complete, see
     /// [`Clock::uptime_us`]; 0 for never.
     pub fn proved_us(&self) -> u64 {
-        self.0.proved_us.load(Ordering::Relaxed)
+        self.0.proved_us.load(Ordering::Acquire)
     }
 
     /// Has the database asked at once, by who follows it.
@@ -102,7 +107,8 @@ impl Reach {
     }
 
     fn prove(&self, began_us: u64) {
-        self.0.proved_us.fetch_max(began_us, Ordering::Relaxed);
+        // Who sees it sees the changes that were learned.
+        self.0.proved_us.fetch_max(began_us, Ordering::Release);
     }
 
     /// Whether Redis could have told us of what another node relays.
@@ -169,6 +175,20 @@ struct At {
     beat_us: u64,
 }
 
+impl At {
+    /// Whether a beat of this time, by Redis's clock like `now_us`, proves something: one that was there before does
+    /// not.
+    fn is_news(&mut self, beat_us: u64, now_us: u64) -> bool {
+        if now_us < self.beat_us {
+            // That clock was set back, and the beat may be from before it was: the next one proves something.
+            self.beat_us = beat_us;
+        }
+        let is_news = beat_us > self.beat_us && beat_us <= now_us;
+        self.beat_us = self.beat_us.max(beat_us);
+        is_news
+    }
+}
+
 impl Follower {
     pub fn new(
         db: Db,
@@ -215,6 +235,8 @@ impl Follower {
             .await?;
         let first = oldest.unwrap_or(head.saturating_add(1));
         let back = head.saturating_sub(CHANGES_AT_START);
+        // A start that is tried again stands behind where it stood.
+        self.at().mark = None;
         self.changes.forget(back.max(first.saturating_sub(1)));
         self.look_at_database().await?;
         self.look(false).await?;
@@ -322,17 +344,20 @@ impl Follower {
 
     /// What was learned.
     async fn look_at_database(&self) -> db::Result<Vec<Changed>> {
-        let mut learned = Vec::new();
+        let (mut learned, mut rows) = (Vec::new(), ROWS);
         loop {
             let (position, highest) = (self.changes.position(), self.changes.highest());
-            let (head, found) = self
+            // From the change that we know on, to see that it is still the same.
+            let read = self
                 .db
-                .look(LOOK_MAX, async move |conn: &mut Conn| -> db::Result<_> {
-                    let head = feed::head(conn).await?;
-                    // From the change that we know on, to see that it is still the same.
-                    Ok((head, feed::since(conn, position - 1, ROWS).await?))
+                .look(LOOK_MAX, async move |conn: &mut Conn| {
+                    feed::from(conn, position, rows).await
                 })
                 .await?;
+            let Some((head, found)) = read else {
+                rows = rows.saturating_mul(2);
+                continue;
+            };
             let known = found.partition_point(|change| change.seq <= position);
             let (known, changed) = found.split_at(known);
             if !self.continues(position, highest, head, known, changed) {
@@ -341,6 +366,7 @@ impl Follower {
             }
             let at = self.advance(position, known, changed);
             learned.extend_from_slice(changed);
+            leave_out_oldest(&mut learned);
             if at >= head {
                 return Ok(learned);
             }
@@ -426,7 +452,7 @@ impl Follower {
     /// Tells other nodes what this one knows from the database.
     async fn relay_on(&self, relay: &Relay, reading: &Reading, wakes: bool) -> db::Result<()> {
         let seq = self.changes.position();
-        let name = self.agree(relay, reading.beat.as_ref(), seq).await?;
+        let name = self.agree(relay, reading, seq).await?;
         let now = Clock::uptime_us();
         let (beat, untold) = {
             let at = self.at();
@@ -455,14 +481,14 @@ impl Follower {
     }
 
     /// The name of the history that the database has: the one that the nodes know, if this is it.
-    async fn agree(&self, relay: &Relay, beat: Option<&Beat>, seq: i64) -> db::Result<u64> {
+    async fn agree(&self, relay: &Relay, reading: &Reading, seq: i64) -> db::Result<u64> {
         let (known, former) = (relay.history().name(), self.at().former);
-        match beat {
-            None if known != 0 => return Ok(known),
+        let lives = |beat: &Beat| reading.now_us.abs_diff(beat.at_us) <= BEAT_LIVES_US;
+        match &reading.beat {
             // It was written before we looked, so the database has lost what it had committed.
             Some(beat) if beat.seq > seq || beat.history == former => {}
             Some(beat) if beat.history == known => return Ok(known),
-            Some(beat) => {
+            Some(beat) if lives(beat) => {
                 let number = beat.seq;
                 let there = self
                     .db
@@ -474,7 +500,8 @@ impl Follower {
                     return Ok(beat.history);
                 }
             }
-            None => {}
+            Some(_) | None if known != 0 => return Ok(known),
+            Some(_) | None => {}
         }
         Ok(u64::from_be_bytes(self.entropy.nonce()).max(1))
     }
@@ -482,23 +509,43 @@ impl Follower {
     /// Learns from what other nodes relay, while the database is away.
     async fn look_through_redis(&self, relay: &Relay) {
         let began = Clock::uptime_us();
-        let Ok(reading) = relay.read().await else {
+        let Ok(Reading { now_us, beat }) = relay.read().await else {
             return;
         };
         let known = relay.history().name();
-        let Some(beat) = reading.beat else {
-            self.reach.see_redis(began);
+        // Who follows no history is told nothing, and of another only the database itself can convince us.
+        if known == 0 || beat.as_ref().is_some_and(|beat| beat.history != known) {
             return;
+        }
+        if let Some(beat) = &beat
+            && !self.catch_up(relay, beat).await
+        {
+            return;
+        }
+        let ack = Ack {
+            history: known,
+            position: self.changes.position(),
+            at_us: now_us,
         };
-        // Of another history only the database itself can convince us.
-        if known == 0 || beat.history != known {
+        // The others wait for who is heard: who is not goes on for no longer than they take it to.
+        if relay.acknowledge(ack).await.is_err() {
             return;
         }
         self.reach.see_redis(began);
+        if let Some(beat) = &beat
+            && self.at().is_news(beat.at_us, now_us)
+        {
+            let age = now_us.saturating_sub(beat.at_us);
+            self.reach.prove(began.saturating_sub(age));
+        }
+    }
+
+    /// Learns the changes up to a beat of our history. Whether they could be read.
+    async fn catch_up(&self, relay: &Relay, beat: &Beat) -> bool {
         while self.changes.position() < beat.seq {
             let position = self.changes.position();
-            let Ok(changed) = relay.changes_after(known, position).await else {
-                return;
+            let Ok(changed) = relay.changes_after(beat.history, position).await else {
+                return false;
             };
             if changed.is_empty() {
                 tracing::warn!(
@@ -513,24 +560,7 @@ impl Follower {
             }
             self.advance(position, &[], &changed);
         }
-        let is_news = {
-            let mut at = self.at();
-            let is_news = beat.at_us > at.beat_us;
-            at.beat_us = at.beat_us.max(beat.at_us);
-            is_news
-        };
-        // One that was there before proves nothing more.
-        if is_news {
-            let age = reading.now_us.saturating_sub(beat.at_us);
-            self.reach.prove(began.saturating_sub(age));
-        }
-        let ack = Ack {
-            history: known,
-            position: self.changes.position(),
-            at_us: reading.now_us,
-        };
-        // Who waits for it waits longer.
-        let _told = relay.acknowledge(ack).await;
+        true
     }
 
     fn renew(&self) {
@@ -600,5 +630,28 @@ mod tests {
         assert_eq!(left(&[(1, many + 1)]), [(1, many + 1)]);
         assert_eq!(left(&[(1, 2), (2, many + 1)]), [(2, many + 1)]);
         assert_eq!(left(&[(1, many + 1), (2, many)]), [(2, many)]);
+    }
+
+    #[test]
+    fn a_beat_proves_something_once_and_also_after_the_clock_was_set_back() {
+        let mut at = At::default();
+        let mut is_news = |beat_us, now_us| at.is_news(beat_us, now_us);
+        assert!(is_news(7_000, 7_100));
+        assert!(!is_news(7_000, 7_200));
+        assert!(is_news(7_500, 7_600));
+        // An hour, so to say. What stands there is from before.
+        assert!(!is_news(7_500, 4_000));
+        assert!(!is_news(7_500, 4_100));
+        // Of an instant when nobody can say which clock it was.
+        assert!(!is_news(4_150, 4_200));
+        assert!(!is_news(4_150, 4_300));
+        assert!(is_news(4_350, 4_400));
+        assert!(!is_news(4_350, 7_600));
+        // One that was never seen before, either.
+        let mut at = At::default();
+        let mut is_news = |beat_us, now_us| at.is_news(beat_us, now_us);
+        assert!(!is_news(7_500, 4_000));
+        assert!(!is_news(4_150, 4_200));
+        assert!(is_news(4_350, 4_400));
     }
 }

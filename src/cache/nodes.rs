@@ -56,8 +56,9 @@ const ASK_FIRST: Duration = Duration::from_millis(3);
 const ASK_MAX: Duration = Duration::from_millis(50);
 
 impl Ack {
+    /// Nor is one that is ahead of Redis's clock: that was set back.
     fn is_fresh(&self, now_us: u64) -> bool {
-        now_us.saturating_sub(self.at_us) <= ACK_FRESH_US
+        now_us.abs_diff(self.at_us) <= ACK_FRESH_US
     }
 
     /// Numbers of another history say nothing in this one.
@@ -262,7 +263,8 @@ impl Nodes {
         }
     }
 
-    /// Whether every node knows every change that this one knows now; waits for it as long as that.
+    /// Whether every node knows every change that was committed before this was asked, whoever made it; waits
+    /// for it as long as that.
     pub async fn all_know(&self, wait_max: Duration) -> bool {
         if self.is_alone() {
             return true;
@@ -274,24 +276,23 @@ impl Nodes {
 
     /// `false` if the database turns out to have another history: what has this number there is another change.
     async fn until_all_know(&self) -> bool {
-        // The number belongs to this epoch, or to one before it.
         let epoch = self.changes.epoch();
-        let seq = self.changes.highest();
         let asked_us = Clock::uptime_us();
         self.reach.look_soon();
-        let mut all_know = false;
-        loop {
-            // What they know they go on knowing.
-            all_know = all_know || (self.is_loss_told() && self.these_and_those_know(seq).await);
-            let is_proved = self.reach.proved_us() >= asked_us;
-            if self.changes.epoch() != epoch {
-                return false;
-            }
-            if all_know && is_proved {
-                return true;
-            }
-            tokio::time::sleep(if all_know { ASK_FIRST } else { ASK_MAX }).await;
+        // Another may have made the change that is asked about, and this node not have heard of it before.
+        while self.reach.proved_us() < asked_us {
+            tokio::time::sleep(ASK_FIRST).await;
         }
+        // The number belongs to this epoch, or to one after it.
+        let seq = self.changes.highest().max(self.changes.position());
+        while self.changes.epoch() == epoch {
+            // What they know they go on knowing.
+            if self.is_loss_told() && self.these_and_those_know(seq).await {
+                return self.changes.epoch() == epoch;
+            }
+            tokio::time::sleep(ASK_MAX).await;
+        }
+        false
     }
 
     async fn these_and_those_know(&self, seq: i64) -> bool {
@@ -358,5 +359,22 @@ impl Nodes {
             pause = ASK_MAX.min(pause * 2);
         }
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_said_before_redis_set_its_clock_back_is_not_fresh() {
+        let ack = Ack {
+            history: 1,
+            position: 1,
+            at_us: 3_600_000_000,
+        };
+        let is_fresh = |seconds: u64| ack.is_fresh(seconds * 1_000_000);
+        assert!(is_fresh(3_600) && is_fresh(3_610) && is_fresh(3_599));
+        assert!(!is_fresh(3_611) && !is_fresh(3_500) && !is_fresh(60));
     }
 }

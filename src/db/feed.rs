@@ -4,6 +4,7 @@
 //! numbers are in commit order and without gaps. It is the last statement of its transaction, after
 //! the audit head: one lock order everywhere.
 
+use diesel::dsl::case_when;
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 use serde::{Deserialize, Serialize};
@@ -109,40 +110,58 @@ pub async fn oldest(conn: &mut Conn) -> Result<Option<i64>> {
         .await)?)
 }
 
-/// The changes after `position`, oldest first, up to `rows` rows of them but always whole changes; where the first
-/// has as many by itself, up to `rows` more.
+/// The counter, and the changes from the number `position` on, oldest first: whole changes among the first `rows`
+/// rows. `None` if none behind `position` is whole among them; then who asks for more finds it. By one statement,
+/// because the way to the database may be long.
 ///
-/// The answer begins with the number `position + 1`, or the feed was cut after `position`.
-pub async fn since(conn: &mut Conn, position: i64, rows: i64) -> Result<Vec<Changed>> {
-    let mut found = whole_since(conn, position, rows).await?;
-    if let ([first, ..], Some(last)) = (&*found, found.last())
-        && first.seq == last.seq
-        && i64::try_from(found.len()).unwrap_or(i64::MAX) >= rows
-    {
-        let seq = last.seq;
-        found.extend(whole_since(conn, seq, rows).await?);
+/// The answer begins with `position`, or the feed was cut there; where the counter stands below it, with the number
+/// of the counter.
+pub async fn from(
+    conn: &mut Conn,
+    position: i64,
+    rows: i64,
+) -> Result<Option<(i64, Vec<Changed>)>> {
+    let (mut counter, mut found) = rows_from(conn, position, rows).await?;
+    if counter.is_none() {
+        // There is no change yet. The counter before them: it must not stand behind what is read.
+        counter = Some(head(conn).await?);
+        (_, found) = rows_from(conn, position, rows).await?;
     }
-    Ok(found)
+    if i64::try_from(found.len()).unwrap_or(i64::MAX) >= rows
+        && let Some(last) = found.last().map(|changed| changed.seq)
+    {
+        // It may have more rows than were read.
+        found.retain(|changed| changed.seq < last);
+        if found.last().is_none_or(|changed| changed.seq <= position) {
+            return Ok(None);
+        }
+    }
+    Ok(counter.map(|counter| (counter, found)))
 }
 
-async fn whole_since(conn: &mut Conn, position: i64, rows: i64) -> Result<Vec<Changed>> {
-    let mut found: Vec<(i64, String, String, Timestamp)> = each!(conn, c => change::table
-        .filter(change::seq.gt(position))
+type Row = (i64, String, String, Timestamp);
+
+/// The counter is `None` where no row is found.
+async fn rows_from(
+    conn: &mut Conn,
+    position: i64,
+    rows: i64,
+) -> Result<(Option<i64>, Vec<Changed>)> {
+    // No joins: the rows of one would all be sorted before the first of them is taken.
+    let counter = change_head::table.select(change_head::seq).single_value();
+    let first = change_head::table
+        .select(case_when(change_head::seq.lt(position), change_head::seq).otherwise(position))
+        .single_value();
+    let found: Vec<(Option<i64>, Row)> = each!(conn, c => change::table
+        .filter(change::seq.nullable().ge(first))
         .order((change::seq, change::kind, change::id))
-        .select((change::seq, change::kind, change::id, change::at))
+        .select((counter, (change::seq, change::kind, change::id, change::at)))
         .limit(rows)
         .load(c)
         .await)?;
-    // The last number may have more rows than were read.
-    if i64::try_from(found.len()).unwrap_or(i64::MAX) == rows
-        && let Some(last) = found.last().map(|(seq, _, _, _)| *seq)
-    {
-        found.retain(|(seq, _, _, _)| *seq < last);
-        let mut found: Vec<Changed> = found.into_iter().map(Changed::from).collect();
-        found.extend(at(conn, last).await?);
-        return Ok(found);
-    }
-    Ok(found.into_iter().map(Changed::from).collect())
+    let counter = found.iter().find_map(|(counter, _)| *counter);
+    let found = found.into_iter().map(|(_, row)| Changed::from(row));
+    Ok((counter, found.collect()))
 }
 
 /// The change of one number; empty if it is not known any more.
@@ -156,13 +175,22 @@ pub async fn at(conn: &mut Conn, seq: i64) -> Result<Vec<Changed>> {
     Ok(rows.into_iter().map(Changed::from).collect())
 }
 
-/// Forgets changes from before `at`, but never the last: a node that has not followed for so long
-/// begins anew.
+/// Forgets changes from before `at`, but never the last of them: whoever stands there goes on with the first that
+/// came after it, which may have been made just now. A node that has not followed for so long begins anew.
 pub async fn cut(conn: &mut Conn, at: Timestamp) -> Result<usize> {
     if !super::alone(conn, "cut changes").await? {
         return Ok(0);
     }
-    let last = head(conn).await?;
+    let last: Option<i64> = each!(conn, c => change::table
+        .filter(change::at.lt(at))
+        .select(change::seq)
+        .order(change::seq.desc())
+        .first(c)
+        .await
+        .optional())?;
+    let Some(last) = last else {
+        return Ok(0);
+    };
     Ok(each!(conn, c => diesel::delete(change::table
             .filter(change::at.lt(at))
             .filter(change::seq.lt(last)))

@@ -11,7 +11,7 @@ use crate::each;
 
 use super::content::Content;
 use super::pools::{Lane, Pools};
-use super::{Conn, Error, Result, WAIT_MAX};
+use super::{Conn, Error, Result, WAIT_MAX, postgres};
 
 const SQLITE: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
 const SQLITE_USAGE: EmbeddedMigrations = embed_migrations!("migrations/sqlite_usage");
@@ -46,6 +46,10 @@ pub(super) async fn run(pools: &Pools) -> Result<Vec<String>> {
         Pools::Postgres { .. } => POSTGRES,
     };
     let mut conn = pools.lease(Lane::Write, WAIT_MAX).await?;
+    // Before anything is made there.
+    if let Conn::Postgres(c) = &mut conn {
+        postgres::require_encoding(c).await?;
+    }
     let (lock, unlock) = match &conn {
         Conn::Sqlite(_) => (String::new(), String::new()),
         Conn::Postgres(_) => (

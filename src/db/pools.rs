@@ -2,6 +2,8 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use diesel::ConnectionError;
@@ -11,6 +13,16 @@ use diesel_async::pooled_connection::deadpool::{Object, Pool, PoolError};
 
 use super::content::Content;
 use super::{Conn, Error, Result, SqliteConn, Target, postgres, sqlite};
+
+/// How much longer than anybody waits for it a connection may take to be made: nine ways to the database and back,
+/// which may be far. Nobody else makes one in its place meanwhile, so no longer than somebody who was told
+/// that the database is away takes to ask again a few times.
+const CONNECT_MAX: Duration = Duration::from_secs(5);
+
+tokio::task_local! {
+    /// Whether this lease makes a connection.
+    static CONNECTS: Arc<AtomicBool>;
+}
 
 #[derive(Clone)]
 pub(super) enum Pools {
@@ -145,6 +157,13 @@ fn refused(error: &PoolError) -> Option<Error> {
     }
 }
 
+/// Says to the lease that it makes a connection, and waits for none.
+pub(super) fn note_connecting() {
+    // A connection that is made outside of any lease is nobody's to note.
+    let _noted = CONNECTS.try_with(|connects| connects.store(true, Ordering::Relaxed));
+}
+
+/// A connection or, if there is none after `wait`, [`Error::Busy`]. Only to be polled on the database's own runtime.
 async fn lease<C>(pool: &Pool<C>, wait: Duration) -> Result<Object<C>>
 where
     C: diesel_async::pooled_connection::PoolableConnection + Send + 'static,
@@ -152,12 +171,22 @@ where
         diesel_async::methods::LoadQuery<'a, C, i32>,
     diesel::query_builder::SqlQuery: diesel::query_builder::QueryFragment<C::Backend>,
 {
-    match tokio::time::timeout(wait, pool.get()).await {
+    let connects = Arc::new(AtomicBool::new(false));
+    let pool = pool.clone();
+    let getting = async move { pool.get().await };
+    let mut getting = Box::pin(CONNECTS.scope(Arc::clone(&connects), getting));
+    match tokio::time::timeout(wait, &mut getting).await {
         Ok(Ok(object)) => Ok(object),
         Ok(Err(deadpool_error)) => {
             Err(refused(&deadpool_error)
                 .unwrap_or_else(|| Error::Unavailable(deadpool_error.into())))
         }
-        Err(_elapsed) => Err(Error::Busy),
+        Err(_elapsed) => {
+            // It has a place in the pool, and is there for the next one; who only waits for a place leaves the line.
+            if connects.load(Ordering::Relaxed) {
+                tokio::spawn(tokio::time::timeout(CONNECT_MAX, getting));
+            }
+            Err(Error::Busy)
+        }
     }
 }

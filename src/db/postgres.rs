@@ -26,6 +26,7 @@ use tokio_postgres::config::SslMode;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::content::Content;
+use super::pools::note_connecting;
 use crate::time::Timestamp;
 
 /// Two seconds for a statement or a lock; a transaction whose client went away holds nothing long.
@@ -42,6 +43,9 @@ const SETUP: &str = "SET statement_timeout = '2s'; SET lock_timeout = '2s'; \
 /// that was small and nobody has counted its rows since.
 pub(super) const LOAD_SETUP: &str =
     "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off;";
+
+/// How the database must be encoded; `SQL_ASCII` takes every byte as it comes.
+const ENCODINGS: [&str; 2] = ["UTF8", "SQL_ASCII"];
 
 /// For lists and changes, and of them for the usage ledger.
 const CONNECTIONS: usize = 16;
@@ -149,6 +153,7 @@ pub(super) fn pool(
     // A broken connection is noticed by its driver; a round trip before each query is not worth it.
     config.recycling_method = RecyclingMethod::Fast;
     config.custom_setup = Box::new(move |_url| {
+        note_connecting();
         let (pg, tls) = (pg.clone(), tls.clone());
         async move { connect(&pg, tls, more).await }.boxed()
     });
@@ -198,6 +203,20 @@ pub(super) async fn clock(conn: &mut AsyncPgConnection) -> super::Result<Timesta
     const NOW: &str = "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)";
     let millis: i64 = diesel::select(sql::<BigInt>(NOW)).get_result(conn).await?;
     Ok(Timestamp::from_millis(millis))
+}
+
+/// # Errors
+/// [`super::Error::Refused`] if the database cannot hold every text: whatever has another character in it, as
+/// anybody may in a path, would not be stored.
+pub(super) async fn require_encoding(conn: &mut AsyncPgConnection) -> super::Result<()> {
+    let asked = sql::<Text>("current_setting('server_encoding')");
+    let encoding: String = diesel::select(asked).get_result(conn).await?;
+    if ENCODINGS.contains(&&*encoding) {
+        return Ok(());
+    }
+    Err(super::Error::Refused(format!(
+        "the database is encoded in {encoding}; make one with ENCODING 'UTF8' TEMPLATE template0"
+    )))
 }
 
 /// Takes an advisory lock to the end of the transaction, unless somebody has it.

@@ -472,6 +472,8 @@ diesel::allow_tables_to_appear_in_same_query!(change_head, api_key);
 diesel::allow_tables_to_appear_in_same_query!(change_head, key_grant);
 diesel::allow_tables_to_appear_in_same_query!(change_head, pepper);
 
+diesel::allow_tables_to_appear_in_same_query!(change_head, change);
+
 diesel::allow_tables_to_appear_in_same_query!(audit_event, audit_head);
 
 diesel::allow_tables_to_appear_in_same_query!(review, review_service);

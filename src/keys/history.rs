@@ -3,9 +3,9 @@
 //! 1. The last line that is not younger than the instant says how far the trail is read.
 //! 2. Of each key the newest line up to there has the key as it was after it. What depends on the time
 //!    alone, its status, is worked out for the instant.
-//! 3. Where the beginning of the trail was cut off, keys may have no line in what is left up to there.
-//!    Then the first line behind it has the key as it was before; and a key without any line is as its
-//!    row is. Neither is proved, and so it is said.
+//! 3. Where the beginning of the trail was cut off, keys may have no line that tells of them in what is
+//!    left up to there. Then the first line behind it has the key as it was before; and a key without
+//!    that is as its row is. Neither is proved, and so it is said.
 //!
 //! When a key was last used is no change, and stands in no line.
 
@@ -212,12 +212,17 @@ impl History {
                     let last = keys.last().map(|key| key.id.clone());
                     let ids: Vec<String> = keys.iter().map(|key| key.id.to_string()).collect();
                     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
-                    let told = history::newest_to(conn, id, LINES, to, &ids).await?;
+                    let mut told = history::newest_to(conn, id, LINES, to, &ids).await?;
                     let mut behind = history::first_behind(conn, id, LINES, to, &ids).await?;
                     let mut page = Vec::new();
                     for key in keys {
                         let name = key.id.as_str();
-                        if told.contains_key(name) || key.created_at > as_of {
+                        // As step 2 has it: a line that says no more than that it ended does not tell of the key.
+                        let is_told = match told.remove(name) {
+                            Some(line) => after_line(conn, id, line).await?.is_some(),
+                            None => false,
+                        };
+                        if is_told || key.created_at > as_of {
                             continue;
                         }
                         let before = match behind.remove(name) {
@@ -283,7 +288,7 @@ impl History {
 }
 
 /// The key as it was after a line. The end of a consumer ends its keys with lines that say no more than
-/// that: then the line before has the rest.
+/// that: then the line before has the rest. `None` if that one was cut off.
 async fn after_line(conn: &mut Conn, tenant: &TenantId, line: Event) -> db::Result<Option<Value>> {
     let after = line.after.clone().unwrap_or_default();
     if after.get("id").is_some() {

@@ -2,8 +2,9 @@
 //!
 //! A counter is one number, the *theoretical arrival time* (TAT): when the bucket is full again. A
 //! request of cost `n` moves it by `n` intervals, from now on if it has passed, and conforms if it is
-//! then at most `burst` intervals away. In this process `governor` tests and updates; in Redis the
-//! script `spend.lua` does; what callers are told is computed here for both.
+//! then at most `burst` intervals away. A counter that is further away than that is another limit's, which
+//! this one was before: it is an empty bucket of this one. In this process `governor` tests and updates; in
+//! Redis the script `spend.lua` does; what callers are told is computed here for both.
 
 use std::cell::Cell;
 use std::num::{NonZeroU32, NonZeroU64};
@@ -17,6 +18,10 @@ use governor::{Quota, RateLimiter};
 
 use super::LimitState;
 use crate::limits::RateLimit;
+
+/// Decisions are not made in the order in which they read their time: a counter that is further away by no
+/// more than this may be the limit's own.
+const OUT_OF_ORDER_US: u64 = 1_000_000;
 
 /// A limit as the algorithm sees it.
 #[derive(Clone, Copy, Debug)]
@@ -113,6 +118,16 @@ impl Gcra {
             reset_after_ms: used_us.div_ceil(1000),
             limited,
             is_degraded: false,
+        }
+    }
+
+    /// The counter as this limit has it, whatever it was before.
+    pub(super) fn own(self, tat_us: u64, now_us: u64) -> u64 {
+        let empty_us = now_us.saturating_add(self.capacity_us());
+        if tat_us > empty_us.saturating_add(OUT_OF_ORDER_US) {
+            empty_us
+        } else {
+            tat_us
         }
     }
 

@@ -107,7 +107,7 @@ impl Local {
         }
         let limits = spending.limits.iter();
         let plan: SmallVec<[Planned; 4]> = limits
-            .map(|charge| planned(&shard, charge, spending.judged_cost(), now, mode))
+            .map(|charge| planned(&mut shard, charge, spending.judged_cost(), now, mode))
             .collect();
         let is_exceeded = |count: &Count, charge: &QuotaCharge| {
             count.used.saturating_add(spending.judged_cost()) > charge.quota.limit
@@ -249,15 +249,15 @@ impl Local {
     }
 
     /// The same for a limit, whose bucket is full again in `ahead_us`.
-    pub(super) fn follow_limit(&self, tag: &HashTag, counter: CounterId, ahead_us: u64, now: Now) {
+    pub(super) fn follow_limit(&self, tag: &HashTag, charge: &Charge<'_>, ahead_us: u64, now: Now) {
         let mut shard = self.shard(shard_of(tag));
         let tat_us = now.monotonic_us.saturating_add(ahead_us);
-        let known = shard.tat(counter);
+        let known = tat(&mut shard, charge, now);
         if ahead_us > 0
             && tat_us > known.unwrap_or(0)
             && (known.is_some() || self.has_room(&mut shard, |_| 1, now))
         {
-            shard.set_tat(counter, tat_us);
+            shard.set_tat(charge.counter, tat_us);
         }
     }
 
@@ -369,13 +369,13 @@ fn shard_of(tag: &HashTag) -> usize {
     tag.spread() % SHARDS
 }
 
-fn planned(shard: &Shard, charge: &Charge<'_>, cost: u64, now: Now, mode: Mode) -> Planned {
+fn planned(shard: &mut Shard, charge: &Charge<'_>, cost: u64, now: Now, mode: Mode) -> Planned {
     let fail_mode = match mode {
         Mode::Alone => FailMode::Local,
         Mode::InPlaceOfShared => charge.limit.fail_mode,
     };
     let gcra = Gcra::of(charge.limit);
-    let before_us = shard.tat(charge.counter).unwrap_or(0);
+    let before_us = tat(shard, charge, now).unwrap_or(0);
     let mut after_us = before_us;
     let wait_us = match fail_mode {
         FailMode::Local => gcra
@@ -392,6 +392,16 @@ fn planned(shard: &Shard, charge: &Charge<'_>, cost: u64, now: Now, mode: Mode) 
         after_us,
         wait_us,
     }
+}
+
+/// The counter of a limit. What another limit has left is made this one's for good: it fills from now on.
+fn tat(shard: &mut Shard, charge: &Charge<'_>, now: Now) -> Option<u64> {
+    let tat_us = shard.tat(charge.counter)?;
+    let own_us = Gcra::of(charge.limit).own(tat_us, now.monotonic_us);
+    if own_us < tat_us {
+        shard.set_tat(charge.counter, own_us);
+    }
+    Some(own_us)
 }
 
 fn count(shard: &Shard, charge: &QuotaCharge, now: Now, seeds: Seeds) -> Result<Count, Unseeded> {

@@ -12,10 +12,11 @@ mod period;
 mod shard;
 mod shared;
 mod store;
+mod stored;
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use prometheus_client::metrics::gauge::Gauge;
 use smallvec::SmallVec;
@@ -24,6 +25,7 @@ pub use self::counter::{CounterId, HashTag};
 use self::local::{COUNTERS_MAX, Local, Mode, Moved, Seeds, Unseeded};
 use self::period::Period;
 use self::shared::{Answer, Decided, Known, Knowns, Shared};
+use self::stored::{Counts, Stored};
 use crate::clock::{Clock, Reading};
 use crate::db::{self, Conn, Db};
 use crate::limits::{FailMode, Quota, RateLimit};
@@ -31,9 +33,6 @@ use crate::metrics::Metrics;
 use crate::patience::{self, OutOfPatience};
 use crate::redis_link::{RedisAway, RedisLink};
 use crate::time::{Span, Timestamp};
-
-/// The longest that a decision waits for a stored count.
-const SEED_MAX: Duration = Duration::from_millis(80);
 
 /// Counts written in one transaction.
 const WRITE_MAX: usize = 500;
@@ -125,9 +124,6 @@ pub struct Spent {
     pub quotas: SmallVec<[QuotaState; 2]>,
 }
 
-/// What is used of each quota.
-type Counts = SmallVec<[u64; 2]>;
-
 /// Decides and charges, cheap to clone.
 #[derive(Clone)]
 pub struct Limiter(Arc<Inner>);
@@ -135,6 +131,7 @@ pub struct Limiter(Arc<Inner>);
 struct Inner {
     local: Local,
     shared: Option<Shared>,
+    stored: Stored,
     db: Db,
     clock: Clock,
     began: Instant,
@@ -154,6 +151,7 @@ impl Limiter {
         Self(Arc::new(Inner {
             local: Local::new(counters_max),
             shared: link.map(Shared::new),
+            stored: Stored::new(db.clone()),
             db,
             began: clock.monotonic(),
             clock,
@@ -362,7 +360,7 @@ impl Limiter {
         let local = &self.0.local;
         for (charge, ahead_us) in spending.limits.iter().zip(&decided.ahead_us) {
             if charge.limit.fail_mode != FailMode::Open {
-                local.follow_limit(spending.tag, charge.counter, *ahead_us, now);
+                local.follow_limit(spending.tag, charge, *ahead_us, now);
             }
         }
         for (charge, used) in spending.quotas.iter().zip(&decided.used) {
@@ -382,22 +380,10 @@ impl Limiter {
                 (charge.counter, period)
             })
             .collect();
-        let asked = wanted.clone();
-        let load = self
-            .0
-            .db
-            .read(async move |conn: &mut Conn| -> db::Result<Counts> {
-                let mut counts = Counts::new();
-                for (counter, period) in asked {
-                    counts.push(store::load(conn, counter, period.start).await?);
-                }
-                Ok(counts)
-            });
-        let counts = match patience::wait(SEED_MAX, pin!(load)).await {
-            Ok(loaded) => loaded,
-            Err(OutOfPatience) => Err(db::Error::Busy),
-        };
-        match counts {
+        let asked = wanted
+            .iter()
+            .map(|(counter, period)| (*counter, period.start));
+        match self.0.stored.counts(asked.collect()).await {
             Ok(counts) => {
                 for ((counter, period), stored) in wanted.into_iter().zip(&counts) {
                     let local = &self.0.local;

@@ -7,10 +7,14 @@ use std::hash::Hash;
 use super::Now;
 use super::counter::{CounterId, Hashed};
 use super::period::Period;
-use crate::time::Timestamp;
+use crate::time::{Span, Timestamp};
 
 /// Parts are swept one by one, so that nobody waits long for the lock.
 const PARTS: usize = 16;
+
+/// A count that differs from what is stored is kept for so long after its period, also if it could not be
+/// written, or must not because what is stored is more.
+const MOVED_KEPT: Span = Span::days(1);
 
 /// A full table is looked through for room at most this often.
 const PRESS_EVERY_US: u64 = 1_000_000;
@@ -133,7 +137,8 @@ impl Shard {
         self.tats
             .retain(part, |_, tat_us| *tat_us > now.monotonic_us)
             + self.counts.retain(part, |_, count| {
-                count.is_moved || count.period.end > now.wall
+                let end = count.period.end;
+                end > now.wall || (count.is_moved && end.plus(MOVED_KEPT) > now.wall)
             })
     }
 

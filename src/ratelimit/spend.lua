@@ -9,8 +9,9 @@
 --   for each quota its limit, the least that has been used as far as the caller knows, 1 if a count
 --   that is not here begins from that, and for how many ms a count is kept.
 -- A counter of a limit is two such doubles: when its bucket is full again, and when that was written. If
--- the clock has been set back since, the bucket is full as much later as it would have been. What is no
--- such pair, whoever wrote it, is not there.
+-- the clock has been set back since, the bucket is full as much later as it would have been. If it is further
+-- away than an empty bucket, by more than a second as in memory, the limit was another: it is empty. What is
+-- no such pair, whoever wrote it, is not there.
 -- Answers {0, now, for each limit {tat, wait in us}.., for each quota {used, exceeded}..}, flat;
 --   or {1} if a count is not here and the caller has to look for the stored one.
 local call, unpacked = redis.call, struct.unpack
@@ -38,7 +39,12 @@ for i = 1, limits do
     local full, written = unpacked('<dd', counter)
     if is_whole(full) and is_whole(written) then
       tat = math.max(full - math.max(written - now, 0), now)
-      if written > now then
+      local empty = now + burst * interval
+      local is_anothers = tat > empty + 1000000
+      if is_anothers then
+        tat = empty
+      end
+      if is_anothers or written > now then
         keep(i, tat)
       end
     end

@@ -193,14 +193,82 @@ fn a_changed_definition_keeps_its_counter() {
     assert_eq!(spent.limits[0].remaining, 80);
     let spent = spend(&limiter, &[&narrower], 0, SECOND);
     assert_eq!(spent.limits[0].remaining, 20);
-    // A burst smaller than what is already used lets nothing pass until that has drained.
+    // A burst smaller than what is already used is used up, and no more than that.
     let tiny = limit(100, "1h", 1);
     let spent = spend(&limiter, &[&tiny], 1, SECOND);
     assert_eq!(
         (spent.verdict, spent.limits[0].remaining),
         (Verdict::RateLimited, 0)
     );
-    assert_eq!(spent.retry_after_ms, 60 * 36_000);
+    assert_eq!(spent.retry_after_ms, 36_000);
+}
+
+#[test]
+fn a_raised_limit_is_at_most_used_up_and_fills_as_it_says() {
+    let limiter = limiter();
+    let (before, raised) = (limit(10, "31d", 10), limit(1_000, "1s", 1_000));
+    spend(&limiter, &[&before], 10, SECOND);
+    // Who only looks, or is refused, begins it too.
+    let spent = spend(&limiter, &[&raised], 0, SECOND);
+    assert_eq!(
+        (spent.limits[0].remaining, spent.limits[0].reset_after_ms),
+        (0, 1_000)
+    );
+    let spent = spend(&limiter, &[&raised], 1, SECOND);
+    assert_eq!(spent.retry_after_ms, 1);
+    let spent = spend(&limiter, &[&raised], 500, 3 * SECOND / 2);
+    assert_eq!(
+        (spent.verdict, spent.limits[0].remaining),
+        (Verdict::Admitted, 0)
+    );
+    let spent = spend(&limiter, &[&raised], 1, 3 * SECOND / 2);
+    assert_eq!(spent.verdict, Verdict::RateLimited);
+}
+
+#[test]
+fn who_comes_with_an_earlier_time_gives_nothing_back() {
+    let limiter = limiter();
+    let limit = limit(1_000, "1s", 1);
+    let mut admitted = 0;
+    for now in (2 * SECOND..3 * SECOND).step_by(100) {
+        // Each after one that read its time before it, and had to wait.
+        for now in [now, now - SECOND / 5] {
+            let spent = spend(&limiter, &[&limit], 1, now);
+            admitted += u64::from(spent.verdict == Verdict::Admitted);
+        }
+    }
+    assert_eq!(admitted, 1_000);
+}
+
+#[test]
+fn a_count_that_nobody_asks_for_again_is_gone_a_day_after_its_period() {
+    let limiter = limiter();
+    let local = &limiter.0.local;
+    let quota = serde_json::json!({"limit": 10, "period": "day"});
+    let quotas = [QuotaCharge {
+        counter: counter("quota"),
+        quota: serde_json::from_value(quota).unwrap(),
+    }];
+    let spending = Spending {
+        tag: &tag(),
+        limits: &[],
+        quotas: &quotas,
+        cost: 1,
+        only_looks: false,
+    };
+    let began = at(SECOND);
+    // The stored count could not be read.
+    let spent = local.spend(&spending, began, Mode::Alone, Seeds::DoneWithout);
+    assert_eq!(spent.unwrap().verdict, Verdict::Admitted);
+    let end = Period::containing(quotas[0].quota.period, began.wall).end;
+    let counters_at = |wall| {
+        let now = Now { wall, ..began };
+        (0..16).for_each(|_| local.sweep(now));
+        assert!(local.take_moved().is_empty(), "what is stored may be more");
+        local.counters()
+    };
+    assert_eq!(counters_at(end.plus(Span::hours(23))), 1);
+    assert_eq!(counters_at(end.plus(Span::hours(24))), 0);
 }
 
 #[test]

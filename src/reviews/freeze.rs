@@ -4,7 +4,8 @@
 //! 2. All keys are read in one picture of the database, a page at a time, and put into the review in
 //!    transactions of their own. Nothing is locked meanwhile, so nobody who revokes a key waits.
 //! 3. One change gives the review its instant and leaves the line in the audit trail, with a digest of
-//!    the keys. Without it there is no review, and what is there is removed.
+//!    the keys. Without it there is no review, and what is there is removed. Where it cannot be known
+//!    whether it was made, the row tells: what has its instant stays.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -191,6 +192,7 @@ impl Reviews {
         claim: Option<Claim>,
     ) -> Result<Idempotent<Review, String>> {
         self.audit
+            .to_end()
             .change(at, async move |change: &mut Change| {
                 if let Some(id) = idempotency::replayed_id(change, claim.as_ref()).await? {
                     return Ok(Idempotent::Replayed(id));
@@ -206,7 +208,10 @@ impl Reviews {
                     decisions,
                     ..review
                 };
-                store::open(change.conn(), &review).await?;
+                if !store::open(change.conn(), &review).await? {
+                    // It took so long that a node held it for left behind.
+                    return Err(Error::Busy);
+                }
                 change.record(
                     "access_review.create",
                     ("access_review", review.id.as_str()),
@@ -229,7 +234,7 @@ impl Reviews {
             .await
     }
 
-    /// Removes a review that has no instant.
+    /// Removes a review, unless it has its instant.
     async fn discard(&self, id: &ReviewId) -> db::Result<()> {
         loop {
             let id = id.clone();

@@ -161,10 +161,17 @@ pub(super) async fn insert_items(conn: &mut Conn, items: &[NewItem]) -> db::Resu
     Ok(())
 }
 
-/// All keys are in it.
-pub(super) async fn open(conn: &mut Conn, frozen: &Review) -> db::Result<()> {
+/// What a review that is being removed has for the reason of its end.
+const GIVEN_UP: &str = "it did not come to have its keys";
+
+/// All keys are in it; answers whether they are, for somebody may have begun to remove it.
+pub(super) async fn open(conn: &mut Conn, frozen: &Review) -> db::Result<bool> {
     let findings = to_json(&frozen.findings)?;
-    each!(conn, c => diesel::update(review::table.find(&frozen.id))
+    let kept = review::table
+        .filter(review::id.eq(&frozen.id))
+        .filter(review::as_of.is_null())
+        .filter(review::close_reason.is_null());
+    let opened = each!(conn, c => diesel::update(kept)
         .set((
             review::as_of.eq(frozen.as_of),
             review::keys.eq(frozen.keys),
@@ -173,7 +180,7 @@ pub(super) async fn open(conn: &mut Conn, frozen: &Review) -> db::Result<()> {
         ))
         .execute(c)
         .await)?;
-    Ok(())
+    Ok(opened == 1)
 }
 
 pub(super) async fn close(conn: &mut Conn, closed: &Review) -> db::Result<()> {
@@ -190,9 +197,21 @@ pub(super) async fn close(conn: &mut Conn, closed: &Review) -> db::Result<()> {
 }
 
 /// Removes a review that did not come to have its keys, at most `limit` items at a time; answers
-/// whether there is more to remove. What somebody else removes just now is left to that.
+/// whether there is more to remove. What somebody else removes just now is left to that, and one that is
+/// open stays as it is.
 pub(super) async fn remove_some(conn: &mut Conn, id: &ReviewId, limit: i64) -> db::Result<bool> {
     if !db::alone(conn, &format!("remove {id}")).await? {
+        return Ok(false);
+    }
+    // Who opens it meanwhile comes before this, or finds it given up: nobody opens what some are gone from.
+    let unopened = review::table
+        .filter(review::id.eq(id))
+        .filter(review::as_of.is_null());
+    let given_up = each!(&mut *conn, c => diesel::update(unopened)
+        .set(review::close_reason.eq(GIVEN_UP))
+        .execute(c)
+        .await)?;
+    if given_up == 0 {
         return Ok(false);
     }
     let keys: Vec<KeyId> = each!(&mut *conn, c => review_item::table

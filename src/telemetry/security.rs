@@ -108,7 +108,7 @@ impl SecurityEvent {
             Self::UsageBroken => {
                 "the counts of a sealed hour are not what was sealed; look with: keystead audit verify"
             }
-            Self::ClockJumped => "kept what is old, because the clock seems to have jumped",
+            Self::ClockJumped => "the clock seems to have jumped",
             Self::Panic => "a request ended in a panic",
         }
     }

@@ -1,12 +1,18 @@
 //! From the journal into the ledger: several blocks by one transaction, each as a batch of its own, and
 //! while one group is stored the next is read and made ready.
 //!
-//! A block that the ledger does not take fails its group; then the blocks of the group are sent one by
-//! one, and the one that fails alone waits in the journal while the others pass it by. It is tried again
-//! after a minute, and nothing of it is given up: what is wrong may be the ledger. When no block at all is
-//! taken, it is the ledger, and all of them wait.
+//! 1. Blocks that are new are sent, oldest first. One that the ledger does not take fails its group; then
+//!    the blocks of the group are sent one by one, and the one that fails alone waits in the journal while the
+//!    others pass it by. After some in a row it may be the ledger: then the rest is passed by untried, so that
+//!    what comes next never waits for them.
+//! 2. What was passed by is sent again, each minute and never before what is new. After some in a row that are
+//!    not taken it is left there too, and goes on behind them the next time.
+//!
+//! So a ledger that takes nothing is asked a few times and no more, however much waits; and no number of blocks
+//! that it does not take stops one that it does. Nothing of them is given up: what is wrong may be the ledger.
+//! When no block at all was taken, it is, and none is said to be set aside.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::error::Error as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,9 +21,10 @@ use std::time::{Duration, Instant};
 use tokio::task::block_in_place;
 
 use super::codec;
+use super::flush::FOLDED;
 use super::fold::Folded;
 use super::leave::Leaving;
-use super::ledger::{FOLDED, Ledger, UNREADABLE};
+use super::ledger::{Ledger, UNREADABLE};
 use super::record::Batch;
 use super::rules::{Refusals, Rules};
 use super::store::batch::{Group, Written};
@@ -34,10 +41,10 @@ const BYTES_MAX: i64 = 4 * 1024 * 1024;
 /// rows that it counts in, and two groups are there at a time.
 const USES_MAX: usize = 12_000;
 
-/// A block that was not taken is tried again so much later.
+/// A block that was not taken is tried again so much later, at the latest.
 const ASIDE_FOR: Duration = Duration::from_mins(1);
 
-/// When so many blocks are not taken and none is, it is not the blocks.
+/// When so many blocks in a row are not taken, it may not be the blocks.
 const REFUSED_MAX: usize = 4;
 
 /// So many appended bytes are left in the journal's log.
@@ -47,8 +54,15 @@ const LOG_BYTES_MAX: u64 = 4 * 1024 * 1024;
 #[derive(Debug, Default)]
 pub(super) struct Progress {
     refusals: Refusals,
-    /// The blocks that were not taken, and when they are tried again.
-    aside: BTreeMap<i64, Instant>,
+    /// Blocks up to this number were not taken or are passed by, those behind it are new.
+    passed: i64,
+    /// The blocks that were not taken while others were.
+    aside: BTreeSet<i64>,
+    /// How far what was passed by was tried again, and when that goes on.
+    again: i64,
+    again_at: Option<Instant>,
+    /// Whether it may have been the ledger since that began: then it begins anew at once.
+    is_doubtful: bool,
     /// Whether the last group did not come through: then the next one is a single block, that may be
     /// small enough to.
     is_careful: bool,
@@ -63,13 +77,25 @@ struct Run {
     is_taken: bool,
     /// The blocks that were not taken, and why.
     refused: Vec<(i64, db::Error)>,
+    /// How many were not taken since one was.
+    refused_in_a_row: usize,
+}
+
+/// Blocks that are sent, by their numbers.
+struct Stretch {
+    /// They come behind this one: it grows with each that is not taken.
+    after: i64,
+    to: i64,
+    /// Whether they were tried before.
+    is_again: bool,
 }
 
 /// Which blocks are read.
 struct Wanted {
     /// Behind this number.
     after: i64,
-    left_out: Vec<i64>,
+    /// Up to this one.
+    to: i64,
     blocks_max: usize,
     refusals: Refusals,
 }
@@ -90,7 +116,7 @@ struct Sent {
 }
 
 impl Ledger {
-    /// Step 2, until the journal is empty. Answers how many batches it stored. It goes on if the caller
+    /// Step 2, for what is in the journal now. Answers how many batches it stored. It goes on if the caller
     /// stops waiting.
     ///
     /// # Errors
@@ -112,6 +138,7 @@ impl Ledger {
             stored: 0,
             is_taken: false,
             refused: Vec::new(),
+            refused_in_a_row: 0,
         };
         let mut progress = self.0.storing.lock().await;
         self.checkpoint(&run).await;
@@ -120,31 +147,66 @@ impl Ledger {
             let nothing = async |_: &mut Conn| db::Result::Ok(());
             self.0.ledger.write(nothing).await?;
         }
-        self.drain(&mut run, &mut progress).await?;
-        let until = self.0.clock.monotonic() + ASIDE_FOR;
-        for (number, error) in run.refused {
-            if !run.is_taken && !progress.aside.contains_key(&number) {
-                return Err(error);
-            }
-            tracing::error!(
-                target: "security",
-                number,
-                %error,
-                cause = error.source().map(tracing::field::display),
-                "the ledger does not take a block of uses: it waits for a minute, the others go on"
-            );
-            progress.aside.insert(number, until);
-        }
-        let aside = u64::try_from(progress.aside.len()).unwrap_or(u64::MAX);
-        self.0.aside.store(aside, Ordering::Relaxed);
-        Ok(run.stored)
+        let drained = self.drain(&mut run, &mut progress).await;
+        // Whatever ended it: what was not taken before is told of.
+        let stored = self.settle(run, &mut progress);
+        drained.and(stored)
     }
 
+    /// Steps 1 and 2.
     async fn drain(&self, run: &mut Run, progress: &mut Progress) -> db::Result<()> {
-        let mut next = self.ready(run, self.wanted(run, progress, 0)).await?;
+        let newest = self.newest(&run.journal).await?;
+        let now = self.0.clock.monotonic();
+        let later = now + ASIDE_FOR;
+        let is_due = *progress.again_at.get_or_insert(later) <= now;
+        let mut new = Stretch {
+            after: progress.passed,
+            to: newest,
+            is_again: false,
+        };
+        let mut passed = Stretch {
+            after: progress.again,
+            to: progress.passed,
+            is_again: true,
+        };
+        let sent = self.send(run, progress, &mut new).await;
+        progress.passed = new.after;
+        let mut is_all = sent?;
+        if !is_all {
+            progress.passed = newest;
+        }
+        if is_due {
+            let sent = self.send(run, progress, &mut passed).await;
+            progress.again = passed.after;
+            if sent? {
+                progress.again = 0;
+                is_all &= !std::mem::take(&mut progress.is_doubtful);
+            } else {
+                is_all = false;
+            }
+        }
+        if !is_all {
+            progress.again_at = Some(now);
+        } else if is_due {
+            progress.again_at = Some(later);
+        }
+        Ok(())
+    }
+
+    /// Answers whether all of them were tried.
+    async fn send(
+        &self,
+        run: &mut Run,
+        progress: &mut Progress,
+        stretch: &mut Stretch,
+    ) -> db::Result<bool> {
+        run.refused_in_a_row = 0;
+        let mut next = self
+            .ready(run, progress.wanted(stretch, stretch.after))
+            .await?;
         while let Some(ready) = next {
-            let after = ready.sent.numbers.last().copied().unwrap_or(i64::MAX);
-            let mut wanted = self.wanted(run, progress, after);
+            let last = ready.sent.numbers.last().copied().unwrap_or(i64::MAX);
+            let mut wanted = progress.wanted(stretch, last);
             wanted.refusals = ready.refusals.clone();
             let reading = self.clone();
             let (journal, rules) = (run.journal.clone(), Arc::clone(&run.rules));
@@ -161,32 +223,33 @@ impl Ledger {
                     next = following?;
                 }
                 Err(error) => {
-                    self.refused(run, progress, sent.numbers, error).await?;
-                    next = self.ready(run, self.wanted(run, progress, after)).await?;
+                    let goes_on = self.refused(run, progress, stretch, sent.numbers, error);
+                    if !goes_on.await? {
+                        return Ok(false);
+                    }
+                    next = self.ready(run, progress.wanted(stretch, last)).await?;
                 }
             }
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// The group of these blocks was not stored: sends them one by one.
+    /// The group of these blocks was not stored: sends them one by one. Answers whether others may be taken.
     async fn refused(
         &self,
         run: &mut Run,
         progress: &mut Progress,
+        stretch: &mut Stretch,
         numbers: Vec<i64>,
         error: db::Error,
-    ) -> db::Result<()> {
-        if !progress.is_of_the_blocks(&error) {
-            progress.is_careful = true;
-            return Err(error);
-        }
+    ) -> db::Result<bool> {
+        let error = progress.of_the_blocks(error, stretch)?;
         if let [number] = *numbers {
-            return run.refuse(number, error);
+            return Ok(run.refuse(stretch, number, error));
         }
         for number in numbers {
-            let mut wanted = self.wanted(run, progress, number - 1);
-            wanted.blocks_max = 1;
+            let mut wanted = progress.wanted(stretch, number - 1);
+            wanted.to = number;
             let Some(ready) = self.ready(run, wanted).await? else {
                 continue;
             };
@@ -195,11 +258,40 @@ impl Ledger {
                     progress.refusals = ready.refusals;
                     self.taken(run, progress, ready.sent, &written).await?;
                 }
-                Err(error) if progress.is_of_the_blocks(&error) => run.refuse(number, error)?,
-                Err(error) => return Err(error),
+                Err(error) => {
+                    let error = progress.of_the_blocks(error, stretch)?;
+                    if !run.refuse(stretch, number, error) {
+                        return Ok(false);
+                    }
+                }
             }
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// Tells of what was not taken. Answers how many batches were stored.
+    ///
+    /// # Errors
+    /// Why none was: then it seems to be the ledger, and all of them are tried again at once.
+    fn settle(&self, run: Run, progress: &mut Progress) -> db::Result<usize> {
+        for (number, error) in run.refused {
+            if !run.is_taken && !progress.aside.contains(&number) {
+                progress.again_at = Some(self.0.clock.monotonic());
+                progress.is_doubtful = true;
+                return Err(error);
+            }
+            tracing::error!(
+                target: "security",
+                number,
+                %error,
+                cause = error.source().map(tracing::field::display),
+                "the ledger does not take a block of uses: it waits for a minute, the others go on"
+            );
+            progress.aside.insert(number);
+        }
+        let aside = u64::try_from(progress.aside.len()).unwrap_or(u64::MAX);
+        self.0.aside.store(aside, Ordering::Relaxed);
+        Ok(run.stored)
     }
 
     /// What the ledger has leaves the journal: its commit is on the disk by now.
@@ -211,6 +303,7 @@ impl Ledger {
         written: &[Written],
     ) -> db::Result<()> {
         run.is_taken = true;
+        run.refused_in_a_row = 0;
         run.stored += written
             .iter()
             .filter(|one| matches!(one, Written::Stored { .. }))
@@ -238,20 +331,6 @@ impl Ledger {
         self.0.ledger.write_to_end(write).await
     }
 
-    fn wanted(&self, run: &Run, progress: &Progress, after: i64) -> Wanted {
-        let now = self.0.clock.monotonic();
-        let aside = progress.aside.iter();
-        let aside = aside.filter(|(_, until)| **until > now);
-        let mut left_out: Vec<i64> = aside.map(|(number, _)| *number).collect();
-        left_out.extend(run.refused.iter().map(|(number, _)| number));
-        Wanted {
-            after,
-            left_out,
-            blocks_max: if progress.is_careful { 1 } else { BLOCKS_MAX },
-            refusals: progress.refusals.clone(),
-        }
-    }
-
     async fn ready(&self, run: &Run, wanted: Wanted) -> db::Result<Option<Ready>> {
         self.read(&run.journal, &run.rules, wanted).await
     }
@@ -265,18 +344,15 @@ impl Ledger {
     ) -> db::Result<Option<Ready>> {
         let Wanted {
             mut after,
-            left_out,
+            to,
             blocks_max,
             mut refusals,
         } = wanted;
-        let left_out: Arc<[i64]> = left_out.into();
         let (mut numbers, mut batches, mut bytes) = (Vec::new(), Vec::new(), 0);
         let (mut leaving, mut uses) = (Vec::new(), 0);
         while numbers.len() < blocks_max && bytes < BYTES_MAX && uses < USES_MAX {
-            let without = Arc::clone(&left_out);
-            let next = async move |conn: &mut Conn| {
-                journal::next(conn, after, &without, codec::FORM).await
-            };
+            let next =
+                async move |conn: &mut Conn| journal::next(conn, after, to, codec::FORM).await;
             let Some(block) = journal.read(next).await? else {
                 break;
             };
@@ -363,25 +439,39 @@ impl Ledger {
 }
 
 impl Progress {
-    /// Whether another block may be taken all the same. A ledger that does not answer in time may not
-    /// do so because of how large the block is; the second time that is looked at.
-    fn is_of_the_blocks(&self, error: &db::Error) -> bool {
-        match error {
-            db::Error::Query(_) | db::Error::Corrupt(_) | db::Error::Taken(_) => true,
-            db::Error::Busy => self.is_careful,
-            db::Error::Unavailable(_) | db::Error::Refused(_) | db::Error::AuditBroken(_) => false,
+    /// The blocks of the stretch behind the number `after`.
+    fn wanted(&self, stretch: &Stretch, after: i64) -> Wanted {
+        Wanted {
+            after,
+            to: stretch.to,
+            blocks_max: if self.is_careful { 1 } else { BLOCKS_MAX },
+            refusals: self.refusals.clone(),
         }
+    }
+
+    /// # Errors
+    /// The given one, unless another block may be taken all the same. A ledger that does not answer in time
+    /// may not do so because of how large the block is; the second time that is looked at.
+    fn of_the_blocks(&mut self, error: db::Error, stretch: &Stretch) -> db::Result<db::Error> {
+        let is_of_the_blocks = match &error {
+            db::Error::Query(_) | db::Error::Corrupt(_) | db::Error::Taken(_) => true,
+            db::Error::Busy => self.is_careful || stretch.is_again,
+            db::Error::Unavailable(_) | db::Error::Refused(_) | db::Error::AuditBroken(_) => false,
+        };
+        if is_of_the_blocks {
+            return Ok(error);
+        }
+        self.is_careful = true;
+        Err(error)
     }
 }
 
 impl Run {
-    /// # Errors
-    /// The given one when it seems that none would be taken.
-    fn refuse(&mut self, number: i64, error: db::Error) -> db::Result<()> {
-        if !self.is_taken && self.refused.len() + 1 >= REFUSED_MAX {
-            return Err(error);
-        }
+    /// Answers whether others may be taken.
+    fn refuse(&mut self, stretch: &mut Stretch, number: i64, error: db::Error) -> bool {
+        stretch.after = number;
         self.refused.push((number, error));
-        Ok(())
+        self.refused_in_a_row += 1;
+        self.refused_in_a_row < REFUSED_MAX
     }
 }

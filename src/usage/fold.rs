@@ -74,6 +74,11 @@ impl Folded {
         self.lines.len() >= LINES_MAX
     }
 
+    /// Whether both together are not [full](Self::is_full).
+    pub fn has_room_for(&self, other: &Self) -> bool {
+        self.lines.len() + other.lines.len() < LINES_MAX
+    }
+
     /// How many uses it stands for.
     pub fn uses(&self) -> u64 {
         self.lines.values().sum()

@@ -1,7 +1,7 @@
 //! The way of a use from the buffers into the ledger.
 //!
-//! 1. **collect**: five times a second the buffers are taken and kept in the journal of this node. What
-//!    was answered longer ago than that survives the end of the process, whatever ends it.
+//! 1. **collect**: five times a second the buffers are taken and kept in the journal of this node
+//!    (`flush.rs`). What was answered longer ago than that survives the end of the process, whatever ends it.
 //! 2. **store**: the journal goes into the ledger, each block as one batch that the ledger takes once
 //!    (`drain.rs`), and from there into the file of events, if there is one (`leave.rs`); then it leaves
 //!    the journal. A crash between these is a batch that is sent again.
@@ -13,24 +13,23 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::Mutex;
 
-use super::codec;
 use super::drain::Progress;
 use super::file::EventFile;
-use super::fold::Folded;
+use super::flush::Flushing;
 use super::leave::Outlets;
 use super::record::Batch;
-use super::recorder::{Collected, Recorder};
-use super::store::journal::{self, NewBlock};
+use super::recorder::Recorder;
+use super::store::journal;
 use crate::clock::Clock;
 use crate::db::{self, Conn, Db};
 use crate::id::{KeyId, SecretId};
 use crate::time::Timestamp;
 
-/// A kill loses at most so much.
+/// A kill loses at most so much; with a journal that is full of events, a second.
 pub const FLUSH_EVERY: Duration = Duration::from_millis(200);
 
 /// How often it is looked whether the journal has something for the ledger. The rows of a key that is used all
@@ -56,60 +55,41 @@ impl Default for Room {
     }
 }
 
-/// Without room for events counts are written down so seldom: most are then one line with others.
-const COUNTS_EVERY: Duration = Duration::from_secs(10);
-
-/// What cannot be kept is held in memory up to here; a block is not larger either.
-const HELD_BYTES_MAX: usize = 32 * 1024 * 1024;
-
 /// Beyond so many secrets further ones wait for their next use.
 const INHERITED_MAX: usize = 100_000;
 
-const USES: &str = "uses";
-pub(super) const FOLDED: &str = "folded";
-
 /// How many uses a block could not be read for, at least: it does not say.
 pub(super) const UNREADABLE: u64 = 1;
-
-/// What an appended block takes in the journal's log beside its bytes, at most: two pages of 16 KiB.
-const OVERHEAD: u64 = 2 * 16_384;
 
 /// Keeps what a node records, cheap to clone.
 #[derive(Clone)]
 pub struct Ledger(pub(super) Arc<Inner>);
 
 pub(super) struct Inner {
-    recorder: Arc<Recorder>,
+    pub(super) recorder: Arc<Recorder>,
     /// The file of the journal, opened when the node begins.
     path: PathBuf,
     pub(super) journal: OnceLock<Db>,
     pub(super) ledger: Db,
     /// Set before the node begins.
     pub(super) outlets: OnceLock<Outlets>,
-    room: OnceLock<Room>,
+    pub(super) room: OnceLock<Room>,
     pub(super) clock: Clock,
     /// New with each start, so that no number of this node is ever another block's.
     pub(super) node: String,
     pub(super) waiting_bytes: AtomicI64,
     /// How many bytes were appended to the journal since its last checkpoint.
     pub(super) appended: AtomicU64,
-    shed: AtomicU64,
-    uses_lost: AtomicU64,
+    pub(super) shed: AtomicU64,
+    pub(super) uses_lost: AtomicU64,
     pub(super) lost: AtomicU64,
     pub(super) aside: AtomicU64,
     /// One at a time: blocks leave in their order.
     pub(super) storing: Mutex<Progress>,
     /// What was taken from the buffers and is not in the journal yet.
-    flushing: Mutex<Flushing>,
+    pub(super) flushing: Mutex<Flushing>,
     /// Uses that were let through in lives of this node that ended, until somebody takes them.
     inherited: StdMutex<HashMap<SecretId, (KeyId, Timestamp)>>,
-}
-
-#[derive(Default)]
-struct Flushing {
-    collected: Collected,
-    /// Set while there is no room for events: when counts were last written down.
-    counted: Option<Instant>,
 }
 
 impl Ledger {
@@ -182,7 +162,7 @@ impl Ledger {
     /// waiting: or what is under way into the journal would be put there once more.
     ///
     /// # Errors
-    /// The journal's.
+    /// The journal's, of which it tells once in ten seconds.
     pub async fn flush(&self) -> db::Result<()> {
         self.flush_or(false).await
     }
@@ -216,97 +196,6 @@ impl Ledger {
         }
     }
 
-    async fn flush_to_end(&self, is_last: bool) -> db::Result<()> {
-        let inner = &*self.0;
-        let Some(journal) = inner.journal.get() else {
-            return Ok(());
-        };
-        let mut flushing = inner.flushing.lock().await;
-        let Flushing { collected, counted } = &mut *flushing;
-        inner
-            .recorder
-            .give_back(collected.merge(inner.recorder.take()));
-        if collected.is_empty() {
-            return Ok(());
-        }
-        let room = inner.room.get().copied().unwrap_or_default();
-        let waiting = inner.waiting_bytes.load(Ordering::Relaxed);
-        let is_full = waiting > room.events;
-        if is_full || collected.block.len() > HELD_BYTES_MAX {
-            self.fold(collected);
-        }
-        if is_full {
-            let now = inner.clock.monotonic();
-            let due =
-                counted.is_none_or(|last| now.saturating_duration_since(last) >= COUNTS_EVERY);
-            if !(due || is_last || collected.folded.is_full()) {
-                return Ok(());
-            }
-            *counted = Some(now);
-        } else {
-            *counted = None;
-        }
-        let mut uses_lost = collected.folded.take_lost();
-        if waiting > room.counts {
-            uses_lost += std::mem::take(&mut collected.folded).uses();
-        }
-        if uses_lost > 0 {
-            inner.uses_lost.fetch_add(uses_lost, Ordering::Relaxed);
-            tracing::error!(
-                target: "security",
-                uses = uses_lost,
-                "no room in the journal for counts: uses leave nothing"
-            );
-        }
-        let mut folded = Vec::new();
-        if !collected.folded.is_empty() {
-            match collected.folded.to_bytes() {
-                Ok(bytes) => folded = bytes,
-                Err(error) => {
-                    inner.lost.fetch_add(UNREADABLE, Ordering::Relaxed);
-                    tracing::error!(%error, "counted uses could not be written down");
-                }
-            }
-        }
-        if collected.is_empty() {
-            return Ok(());
-        }
-        let bytes = collected.block.len() + folded.len();
-        let blocks = [
-            (USES, Arc::new(std::mem::take(&mut collected.block))),
-            (FOLDED, Arc::new(folded)),
-        ];
-        let written = journal.write_to_end({
-            let (ledger, blocks) = (self.clone(), blocks.clone());
-            async move |conn: &mut Conn| {
-                for (kind, block) in blocks.iter().filter(|(_, block)| !block.is_empty()) {
-                    let new = NewBlock {
-                        node: &ledger.0.node,
-                        kind,
-                        form: i32::from(codec::FORM),
-                        block,
-                    };
-                    journal::append(conn, &new).await?;
-                }
-                Ok(())
-            }
-        });
-        let written = written.await;
-        let [(_, block), _] = blocks;
-        let block = Arc::unwrap_or_clone(block);
-        if written.is_err() {
-            collected.block = block;
-            return written;
-        }
-        inner.recorder.give_back(block);
-        collected.folded = Folded::default();
-        let appended = OVERHEAD.saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX));
-        inner.appended.fetch_add(appended, Ordering::Relaxed);
-        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-        inner.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
-        Ok(())
-    }
-
     /// A life that was killed has not said when keys were last used, but what it journaled tells.
     pub(super) fn inherit(&self, batch: &Batch) {
         let folded = batch.counts_only.iter().map(|line| &line.record);
@@ -336,28 +225,6 @@ impl Ledger {
         let taken = std::mem::take(&mut *self.inherited());
         let uses = taken.into_iter();
         uses.map(|(secret, (key, at))| (key, secret, at)).collect()
-    }
-
-    fn fold(&self, collected: &mut Collected) {
-        let block = std::mem::take(&mut collected.block);
-        match codec::read(codec::FORM, &block) {
-            Ok(records) => {
-                let count = u64::try_from(records.len()).unwrap_or(u64::MAX);
-                self.0.shed.fetch_add(count, Ordering::Relaxed);
-                for record in records {
-                    collected.folded.add(record);
-                }
-                tracing::warn!(
-                    target: "security",
-                    events = count,
-                    "no room in the journal: uses leave counts and no events"
-                );
-            }
-            Err(error) => {
-                self.0.lost.fetch_add(UNREADABLE, Ordering::Relaxed);
-                tracing::error!(%error, "uses could not be folded");
-            }
-        }
     }
 
     /// How many bytes wait in the journal.

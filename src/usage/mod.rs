@@ -9,6 +9,7 @@ pub mod counts;
 mod drain;
 pub mod event;
 pub mod file;
+mod flush;
 pub mod fold;
 pub mod http;
 mod leave;
@@ -162,8 +163,8 @@ impl Usage {
             .await
     }
 
-    /// Keys and secrets of the last minutes with uses, each with the minute of its last, for who has
-    /// just started: the life before may have ended without writing it to the keys.
+    /// Keys and secrets of the last minutes with uses, each with the minute of its last: the life before, or
+    /// another node, may have ended without writing it to the keys.
     ///
     /// # Errors
     /// The database's.

@@ -198,15 +198,28 @@ async fn one(
             report.next_hour = Some(Timestamp::from_millis(hour));
             return Ok(report);
         }
-        at = hour.saturating_add(1);
+        let stretch = (at, hour.saturating_add(1));
+        at = stretch.1;
         let seal = said.seals.get(&hour);
         let late_to = seal.map_or(0, |seal| seal.late_to);
         let id = tenant.id.to_string();
         let found = match ledger {
-            None => nothing(),
+            None => Ok(nothing()),
             Some(ledger) => {
-                let look = async move |conn: &mut Conn| look(conn, &id, hour, late_to).await;
-                ledger.snapshot(look).await?.on_time
+                let look = async move |conn: &mut Conn| {
+                    if let Some(key) = seal::mistyped(conn, &id, stretch).await? {
+                        return db::Result::Ok(Err(key));
+                    }
+                    Ok(Ok(look(conn, &id, hour, late_to).await?.on_time))
+                };
+                ledger.snapshot(look).await?
+            }
+        };
+        let found = match found {
+            Ok(found) => found,
+            Err(key) => {
+                report.note(mistyped(hour, &key));
+                continue;
             }
         };
         match seal {
@@ -235,6 +248,17 @@ async fn next_of(
         .read(async move |conn: &mut Conn| seal::next_hour(conn, &id, at, through).await)
         .await?;
     Ok(sealed.into_iter().chain(counted).min())
+}
+
+fn mistyped(hour: i64, key: &str) -> BadHour {
+    let detail = format!(
+        "a row of key {key} has a value of another type than what was written, so it counts otherwise than it reads"
+    );
+    BadHour {
+        hour: Timestamp::from_millis(hour),
+        fault: HourFault::Altered,
+        detail,
+    }
 }
 
 fn bad(hour: i64, seal: Option<&Seal>, found: &Counted) -> BadHour {

@@ -2,7 +2,9 @@
 //! afterwards without being found.
 //!
 //! 1. When an hour is over, and some minutes more for what is still on its way, the mark in the ledger
-//!    is moved behind it: from then on what a batch adds to it is late, and noted as such.
+//!    is moved behind it: from then on what a batch adds to it is late, and noted as such. It never goes
+//!    back, so no clock that is ahead moves it far: that of the database must say so too, and an hour is
+//!    over only if there are uses from about then.
 //! 2. A line in the chain of each tenant holds the digest of the hour's rows. It is the same whichever
 //!    node makes it, and the chain takes the first alone.
 //! 3. What came late is taken in by a further seal, but only if without it the rows still are what was
@@ -24,6 +26,7 @@ use sha2::{Digest as _, Sha256};
 use super::Usage;
 use super::counts::{HOUR_MS, start};
 use super::retention::counts_from;
+use super::store::retention;
 use super::store::seal::{self, HourRow, LateRow};
 use crate::audit::verify::{TURNS, tenants_of};
 use crate::audit::{Actor, Attribution, Audit, Chains, Change, TenantRef, origin};
@@ -55,7 +58,7 @@ pub struct Seals {
     pub(super) audit: Audit,
     pub(super) clock: Clock,
     pub(super) verifying: Turns,
-    /// All tenants' hours before this are sealed, as far as this node knows.
+    /// What was due when this node last sealed all that was: earlier than that again if a clock is set back.
     done_to: Arc<AtomicI64>,
 }
 
@@ -255,16 +258,22 @@ impl Seals {
     /// # Errors
     /// The first that failed; the other tenants get theirs all the same.
     pub async fn seal_due(&self) -> db::Result<usize> {
-        let due = start(self.clock.now().minus(GRACE), HOUR_MS);
-        if due <= self.done_to.load(Ordering::Relaxed) {
+        let now = self.ledger.bounded_by_clock(self.clock.now()).await?;
+        let due = start(now.minus(GRACE), HOUR_MS);
+        if due == self.done_to.load(Ordering::Relaxed) {
             return Ok(0);
         }
-        let to: i64 = self
-            .ledger
-            .write(async move |conn: &mut Conn| seal::move_to(conn, due).await)
+        let newest = async move |conn: &mut Conn| retention::newest(conn).await;
+        let newest: Option<i64> = self.ledger.read(newest).await?;
+        let Some(newest) = newest.map(Timestamp::from_millis) else {
+            return Ok(0);
+        };
+        // A batch tells when its last event was: what it only counts may be of the hour after that one.
+        let to = due.min(start(newest, HOUR_MS).saturating_add(2 * HOUR_MS));
+        // A mark that somebody has moved ahead is not where we have sealed to.
+        self.ledger
+            .write(async move |conn: &mut Conn| seal::move_to(conn, to).await)
             .await?;
-        // A mark that somebody has moved ahead of our clock is not where we have sealed to.
-        let to = to.min(due);
         let (mut sealed, mut failed) = (0, None);
         for tenant in tenants_of(&self.main, &Chains::All).await? {
             match self.seal_tenant(&tenant, to).await {
@@ -279,7 +288,7 @@ impl Seals {
         if let Some(error) = failed {
             return Err(error);
         }
-        self.done_to.fetch_max(to, Ordering::Relaxed);
+        self.done_to.store(due, Ordering::Relaxed);
         Ok(sealed)
     }
 
@@ -357,11 +366,12 @@ impl Seals {
 
     async fn take_in(&self, tenant: &TenantRef, hour: i64) -> db::Result<bool> {
         let (id, target) = (tenant.id.clone(), name(hour));
-        let (through, last) = self
+        let (through, last, cut) = self
             .main
             .read(async move |conn: &mut Conn| {
                 let through = sealed_through(conn, &id).await?;
-                db::Result::Ok((through, last_seal(conn, &id, &target).await?))
+                let last = last_seal(conn, &id, &target).await?;
+                db::Result::Ok((through, last, cut_before(conn, &id).await?))
             })
             .await?;
         if last.is_none() && hour >= through {
@@ -370,7 +380,14 @@ impl Seals {
         }
         let late_to = last.as_ref().map_or(0, |seal| seal.late_to);
         let looked = self.look(tenant, hour, late_to).await?;
-        if looked.late_to > late_to {
+        // Its seal may have been cut off with the chain, as a verification takes it: then there is nothing to
+        // hold the rest against, and no seal to take this in.
+        let ends = hour.saturating_add(HOUR_MS);
+        let is_unproved = last.is_none()
+            && looked.on_time.digest != nothing().digest
+            && cut.is_some_and(|first| ends <= first.millis());
+        let is_new = looked.late_to > late_to && !is_unproved;
+        if is_new {
             let before = last.map_or_else(|| nothing().digest, |seal| seal.digest);
             if looked.on_time.digest != before {
                 let told = format!("hour {}", name(hour));
@@ -410,7 +427,7 @@ impl Seals {
                 seal::forget_late(conn, &id, hour, to).await.map(drop)
             })
             .await?;
-        Ok(looked.late_to > late_to)
+        Ok(is_new)
     }
 
     /// Step 4, to be called before [`Usage::cut`]: answers since when counts must be kept, because nothing
@@ -476,11 +493,15 @@ async fn sealed_through(conn: &mut Conn, tenant: &TenantId) -> db::Result<i64> {
         })?;
         return Ok(seal.through.millis());
     }
-    Ok(match origin::first(conn, tenant).await? {
-        // The seals of what was before may have been cut off: it is not sealed anew as it is now.
-        Some((seq, at)) if seq > 1 => start(at, HOUR_MS),
-        Some(_) | None => 0,
-    })
+    // The seals of what was before may have been cut off: it is not sealed anew as it is now.
+    let cut = cut_before(conn, tenant).await?;
+    Ok(cut.map_or(0, |first| start(first, HOUR_MS)))
+}
+
+/// When the first line was written that there still is, if those before it were cut off.
+async fn cut_before(conn: &mut Conn, tenant: &TenantId) -> db::Result<Option<Timestamp>> {
+    let first = origin::first(conn, tenant).await?;
+    Ok(first.filter(|(seq, _)| *seq > 1).map(|(_, at)| at))
 }
 
 fn record(change: &mut Change, hour: i64, seal: &Seal) {

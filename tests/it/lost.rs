@@ -6,16 +6,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use keystead::audit::{Actor, Attribution, Audit, Change, TenantRef};
+use keystead::cache::Changes;
+use keystead::cache::changes::Entity;
 use keystead::clock::Clock;
+use keystead::db::feed::Kind;
 use keystead::db::{self, Conn, Db, Target, feed};
 use keystead::each;
+use keystead::entropy::Entropy;
+use keystead::id::TenantId;
 use keystead::keys::pepper::Peppers;
 use keystead::keys::pepper::store::ensure_first;
 use keystead::master::{MasterKey, MasterKeys};
+use keystead::text::Slug;
 use serde_json::json;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::support::{Backend, Client, Fault, Home, MASTER_KEY, Proxy, run, text, until};
+use crate::support::{Backend, Client, Fault, Home, MASTER_KEY, Proxy, run, tables, text, until};
 
 /// What a look has.
 const LOOK_MAX: Duration = Duration::from_secs(1);
@@ -158,6 +165,74 @@ fn a_change_is_not_given_up_once_it_has_begun() {
         assert!(!made.is_finished(), "who waits to the end does");
         proxy.release();
         made.await.unwrap().unwrap();
+    });
+}
+
+/// A tenant that a change can be made of.
+async fn tenant(home: &Home, audit: &Audit) -> Attribution {
+    let tenant = TenantRef {
+        id: TenantId::new(&Clock::System, &Entropy::System),
+        slug: Slug::parse("default").unwrap(),
+    };
+    let statement = format!(
+        "INSERT INTO tenant (id, slug, name, metadata, version, created_at, updated_at) \
+         VALUES ('{}', 'default', '', '{{}}', 1, 0, 0)",
+        tenant.id
+    );
+    tables::execute_on(home.eyes(), &statement).await;
+    let (audit, id) = (audit.clone(), tenant.id.clone());
+    let begin = async move |conn: &mut Conn| audit.create_head(conn, &id).await;
+    home.eyes().write(begin).await.unwrap();
+    Attribution {
+        tenant,
+        actor: Actor::Key {
+            key_id: "key_admin".to_owned(),
+        },
+        via: None,
+        home: None,
+        reason: None,
+        request_id: None,
+        ip: None,
+    }
+}
+
+#[test]
+fn what_a_change_touched_is_asked_for_until_it_is_heard_whether_it_was_committed() {
+    run(Backend::Postgres, async |home| {
+        let (mut proxy, db) = behind_proxy(&home).await;
+        let master = MasterKeys {
+            first: MasterKey::parse(MASTER_KEY).unwrap(),
+            others: Vec::new(),
+        };
+        let changes = Changes::new();
+        let audit = Audit::new(db, Clock::System, Entropy::System, &master)
+            .noted_in(changes.clone(), None)
+            .to_end();
+        let at = tenant(&home, &audit).await;
+        let before = home.eyes().read(head).await.unwrap();
+        proxy.hold_answer("COMMIT");
+        let maker = audit.clone();
+        let made = tokio::spawn(async move {
+            let touch = async |change: &mut Change| -> db::Result<()> {
+                change.record("key.revoke", ("key", "key_1"), None, None);
+                change.touch(Kind::Key, "key_1");
+                Ok(())
+            };
+            maker.change(at, touch).await
+        });
+        proxy.holds().await;
+        assert_eq!(home.eyes().read(head).await.unwrap(), before + 1);
+        // The answer is lost with its connection.
+        proxy.set(Fault::Reset).await;
+        let told = made.await.unwrap();
+        assert!(told.is_err(), "{told:?}");
+        let is_asked_for = || changes.is_being_committed(Entity::new(Kind::Key, "key_1"));
+        assert!(is_asked_for());
+        assert_eq!(changes.highest(), 0, "it may be another's number");
+        sleep(LOOK_MAX * 2).await;
+        assert!(is_asked_for());
+        changes.set_position(before + 1);
+        until(SOON, "it was heard of", async || !is_asked_for()).await;
     });
 }
 

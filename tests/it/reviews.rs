@@ -1,5 +1,7 @@
 //! Reviews of access on both databases: what they hold, what is decided in them, and by whom.
 
+mod begun;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -1,13 +1,20 @@
 //! A database that is slow with everything: what a request has to ask for adds up, and the answer comes in
-//! time all the same.
+//! time all the same. One that is far away is followed all the same, and reached again after every connection
+//! to it was lost.
 
 use std::time::Duration;
 
+use keystead::cache::Changes;
+use keystead::cache::follow::{Follower, Reach};
+use keystead::db::{Db, Target};
+use keystead::entropy::Entropy;
 use serde_json::json;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::support::load::percentile;
-use crate::support::{Backend, Fault, Home, Proxy, Request, figure, run, setting, text};
+use crate::support::{
+    Backend, Client, Fault, Home, Proxy, Request, figure, run, setting, text, until,
+};
 
 /// What is asked of it takes this much longer, each time: a load is a question for the counter of changes
 /// and one for the rows.
@@ -108,5 +115,109 @@ fn a_validation_that_has_much_to_ask_of_a_slow_database_is_answered_in_time() {
         assert!(refused > 0, "there was too little to ask for");
         assert!(p50 <= ANSWERED_WITHIN, "{p50:?}");
         assert!(max <= ANSWERED_WITHIN + BUSY, "{max:?}");
+    });
+}
+
+/// Each way to a database that is far away: there and back it is most of the second that a look at it has, and to
+/// make a connection takes several times as long.
+const FAR: Duration = Duration::from_millis(300);
+
+/// How long a node without Redis decides that hears nothing from its database; the least there is.
+const STALE_MAX: Duration = Duration::from_secs(5);
+
+/// To make a connection, and to ask whatever has to be asked, some of it twice.
+const REACHED_WITHIN: Duration = Duration::from_secs(20);
+
+async fn code(client: &Client, key: &str) -> String {
+    let body = json!({"api_key": key, "service": "invoicing"});
+    let answer = client.post("/v1/verify").json(body).send().await;
+    answer.code().to_owned()
+}
+
+#[test]
+fn a_node_goes_on_that_is_far_from_its_database() {
+    run(Backend::Postgres, async |home: Home| {
+        let a = home.serve().await;
+        let owner = a.owner();
+        for slug in ["acme", "managers"] {
+            owner.create("/v1/consumers", json!({"slug": slug})).await;
+        }
+        let scopes = json!([{"name": "invoice:read"}]);
+        let service = json!({"slug": "invoicing", "scopes": scopes});
+        owner.create("/v1/services", service).await;
+        let issue = async |consumer: &str, service: &str| {
+            let grants = json!([{"service": service, "scopes": ["*"]}]);
+            let new = json!({"name": "worker", "consumer": consumer, "grants": grants});
+            let issued = owner.create("/v1/keys", new).await;
+            (text(&issued, "/key/id"), text(&issued, "/api_key"))
+        };
+        let mut proxy = Proxy::before(home.database_address()).await;
+        let url = home.database_url_at(proxy.address);
+        let settings = [("DATABASE__URL", url.as_str()), ("CACHE__STALE_MAX", "5s")];
+        let far = home.serve_with(&settings).await;
+        let (_, manager) = issue("managers", "keystead").await;
+        let caller = far.client().with_key(&manager);
+        for is_cut in [false, true] {
+            let (id, warm) = issue("acme", "invoicing").await;
+            let (_, cold) = issue("acme", "invoicing").await;
+            until(REACHED_WITHIN, "it is known", async || {
+                code(&caller, &warm).await == "valid"
+            })
+            .await;
+            if is_cut {
+                proxy.set(Fault::Reset).await;
+                until(STALE_MAX, "the database is missed", async || {
+                    far.app.reach.is_database_away()
+                })
+                .await;
+            }
+            proxy.set(Fault::Delay(FAR)).await;
+            let is_reached = async || !far.app.reach.is_database_away();
+            until(REACHED_WITHIN, "the database is reached", is_reached).await;
+            until(REACHED_WITHIN, "it is known again", async || {
+                code(&caller, &warm).await == "valid"
+            })
+            .await;
+            let began = Instant::now();
+            while began.elapsed() < 2 * STALE_MAX {
+                assert_eq!(code(&caller, &warm).await, "valid", "{is_cut}");
+                sleep(Duration::from_millis(100)).await;
+            }
+            until(REACHED_WITHIN, "another is loaded", async || {
+                code(&caller, &cold).await == "valid"
+            })
+            .await;
+            let change = format!("/v1/keys/{id}/revoke");
+            owner.post(&change).send().await.expect(200);
+            until(STALE_MAX, "the change is heard of", async || {
+                code(&caller, &warm).await == "revoked"
+            })
+            .await;
+        }
+    });
+}
+
+#[test]
+fn changes_are_followed_from_far_away_from_the_beginning() {
+    run(Backend::Postgres, async |home: Home| {
+        let a = home.serve().await;
+        let mut proxy = Proxy::before(home.database_address()).await;
+        proxy.set(Fault::Delay(FAR)).await;
+        let target = Target::parse(&home.database_url_at(proxy.address)).unwrap();
+        let changes = Changes::new();
+        let follower = Follower::new(
+            Db::open(&target).unwrap(),
+            changes.clone(),
+            Reach::default(),
+            None,
+            Entropy::System,
+            STALE_MAX,
+        );
+        until(REACHED_WITHIN, "it has begun", async || {
+            follower.begin("a database").await.is_ok()
+        })
+        .await;
+        let head = a.app.changes.position();
+        assert_eq!((changes.position(), changes.epoch()), (head, 0));
     });
 }

@@ -19,7 +19,7 @@ use crate::time::{Span, Timestamp};
 pub const SIGNING_PURPOSE: &str = "keystead audit signing key 1";
 
 /// How far the clocks of two nodes may be apart.
-const LEEWAY: Span = Span::minutes(5);
+pub(in crate::audit) const LEEWAY: Span = Span::minutes(5);
 
 /// Signs statements.
 pub struct Signer {

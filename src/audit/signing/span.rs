@@ -1,5 +1,9 @@
 //! Which audit key signs when: the one of the first master key begins where the former ends.
 //!
+//! What a key signed lies in its span, or it would be called forged for ever. So a key whose beginning a
+//! clock that was ahead has written down begins earlier before it signs, and one that has signed by such a
+//! clock ends later, though the next signs already.
+//!
 //! The rows are sealed under the master key as the heads are, so that nobody who writes to the
 //! database alone can make his key one of ours. What another listed master key sealed is sealed anew
 //! under the first one.
@@ -9,10 +13,13 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::key::{KeySpan, PublicKey, Signer};
+use crate::audit::store::checkpoint;
 use crate::audit::store::key::{self, KeyRow};
 use crate::audit::{Attribution, Audit, Change};
 use crate::db::{self, Conn};
+use crate::id::TenantId;
 use crate::master::{DerivedKey, MasterKeys};
+use crate::telemetry::SecurityEvent;
 use crate::time::Timestamp;
 
 /// The purpose for which the key of the rows' MACs is derived from the master key.
@@ -104,6 +111,49 @@ impl Audit {
         .await
     }
 
+    /// Lets our key begin no later than `now`, if it is to sign then: in a transaction of its own, for what is
+    /// signed leaves before that is committed. As a rule there is nothing to do.
+    pub(in crate::audit) async fn cover(
+        &self,
+        tenant: &TenantId,
+        now: Timestamp,
+    ) -> db::Result<()> {
+        let (kid, keys) = (self.signing.signer.public().kid(), self.signing.clone());
+        let is_late = move |row: &KeyRow| {
+            let signs = row.kid == kid && row.until.is_none() && keys.opens(row);
+            signs && row.span().is_some_and(|span| !span.covers(now))
+        };
+        let all = async move |conn: &mut Conn| key::all(conn).await;
+        if !self.db.read(all).await?.iter().any(&is_late) {
+            return Ok(());
+        }
+        let keys = self.signing.clone();
+        let began = self
+            .db
+            .write(async move |conn: &mut Conn| -> db::Result<_> {
+                let rows = key::all(conn).await?;
+                let Some(row) = rows.into_iter().find(is_late) else {
+                    return Ok(None);
+                };
+                let mut earlier = KeyRow {
+                    from: now,
+                    ..row.clone()
+                };
+                earlier.mac = keys.seal(&earlier);
+                key::put(conn, &earlier).await?;
+                Ok(Some(row.from))
+            })
+            .await?;
+        if let Some(began) = began {
+            let told = format!(
+                "the audit key began at {began}, which has not come yet by the clock that shows {now}: it \
+                 begins then"
+            );
+            self.security_event(SecurityEvent::ClockJumped, tenant, told);
+        }
+        Ok(())
+    }
+
     /// The public keys with their spans, oldest first.
     pub async fn audit_keys(&self) -> db::Result<Vec<KeySpan>> {
         let rows = self
@@ -156,8 +206,8 @@ impl Audit {
                 if keys.opens(&row) || !is_meant {
                     continue;
                 }
-                if row.kid != own {
-                    row.until = row.until.or(Some(change.now()));
+                if row.kid != own && row.until.is_none() {
+                    row.until = Some(end(change, &row).await?);
                 }
                 row.mac = keys.seal(&row);
                 key::put(change.conn(), &row).await?;
@@ -196,20 +246,24 @@ async fn begin(change: &mut Change, keys: &SigningKeys) -> db::Result<()> {
             continue;
         }
         if row.until.is_none() {
-            row.until = Some(now);
+            row.until = Some(end(change, &row).await?);
             ended.push(row.kid.clone());
         }
         row.mac = keys.seal(&row);
         key::put(change.conn(), &row).await?;
     }
     let begins = ours.as_ref().is_none_or(|row| row.until.is_some());
-    let mut row = ours.unwrap_or_else(|| KeyRow {
-        kid: kid.clone(),
-        public_key: public.as_bytes().to_vec(),
-        from: now,
-        until: None,
-        mac: Vec::new(),
-    });
+    let mut row = match ours {
+        Some(row) => row,
+        None => KeyRow {
+            kid: kid.clone(),
+            public_key: public.as_bytes().to_vec(),
+            // It may have signed before, and lost its row.
+            from: furthest(change, public, true).await?.unwrap_or(now),
+            until: None,
+            mac: Vec::new(),
+        },
+    };
     row.until = None;
     row.mac = keys.seal(&row);
     key::put(change.conn(), &row).await?;
@@ -222,4 +276,26 @@ async fn begin(change: &mut Change, keys: &SigningKeys) -> db::Result<()> {
         );
     }
     Ok(())
+}
+
+/// When a key ends that has signed until now: by whatever clock it began and signed.
+async fn end(change: &mut Change, row: &KeyRow) -> db::Result<Timestamp> {
+    let last = match PublicKey::parse(&row.public_key) {
+        Some(public) => furthest(change, &public, false).await?,
+        None => None,
+    };
+    Ok(change.now().max(row.from).max(last.unwrap_or(row.from)))
+}
+
+/// When this key signed first, if that was before now, or last, if it was after now; as far as the database
+/// has what it signed.
+async fn furthest(
+    change: &mut Change,
+    public: &PublicKey,
+    is_before: bool,
+) -> db::Result<Option<Timestamp>> {
+    let now = change.now();
+    let said = checkpoint::beyond(change.conn(), &public.kid(), now, is_before).await?;
+    let signed = said.iter().find(|said| said.is_signed_by(public));
+    Ok(signed.map(|said| said.at))
 }

@@ -6,7 +6,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::key::{KeySpan, Signer};
+use super::key::{KeySpan, PublicKey, Signer};
 use crate::audit::chain::Head;
 use crate::db;
 use crate::time::Timestamp;
@@ -114,19 +114,23 @@ impl Statement {
         let Some(key) = keys.iter().find(|key| key.public.kid() == self.kid) else {
             return Err("it is signed with a key that is not among the audit keys");
         };
-        let signature = URL_SAFE_NO_PAD.decode(&self.signature).ok();
-        let text = self.signed_text().ok();
-        let holds = match (&text, &signature) {
-            (Some(text), Some(signature)) => key.public.verify(text.as_bytes(), signature),
-            (None, _) | (_, None) => false,
-        };
-        if !holds {
+        if !self.is_signed_by(&key.public) {
             return Err("its signature does not verify");
         }
         if !key.covers(self.at) {
             return Err("its key did not sign at that time");
         }
         Ok(())
+    }
+
+    /// Whether this key signed it, whenever that was.
+    pub(super) fn is_signed_by(&self, key: &PublicKey) -> bool {
+        let signature = URL_SAFE_NO_PAD.decode(&self.signature).ok();
+        let text = self.signed_text().ok();
+        match (&text, &signature) {
+            (Some(text), Some(signature)) => key.verify(text.as_bytes(), signature),
+            (None, _) | (_, None) => false,
+        }
     }
 
     /// RFC 8785 canonical JSON of all of it, on one line.

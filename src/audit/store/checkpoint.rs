@@ -13,6 +13,9 @@ use crate::id::TenantId;
 use crate::page::{Page, PageRequest, Position};
 use crate::time::Timestamp;
 
+/// Statements that [`beyond`] answers.
+const BEYOND_MAX: i64 = 200;
+
 /// Which statements: those that meet all of it.
 #[derive(Clone, Copy, Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -92,6 +95,34 @@ pub(in crate::audit) async fn last(
         .await
         .optional())?;
     text.as_deref().map(parse).transpose()
+}
+
+/// Those that say that they were signed with the key `kid` before `at`, or after it, the furthest from it
+/// first: at most some hundred of them.
+pub(in crate::audit) async fn beyond(
+    conn: &mut Conn,
+    kid: &str,
+    at: Timestamp,
+    is_before: bool,
+) -> db::Result<Vec<Statement>> {
+    // A `_` in it stands for any character: the caller looks closer.
+    let named = format!("%\"kid\":\"{kid}\"%");
+    let texts: Vec<String> = each!(conn, c => {
+        let query = audit_checkpoint::table
+            .filter(audit_checkpoint::statement.like(&named))
+            .select(audit_checkpoint::statement)
+            .limit(BEYOND_MAX)
+            .into_boxed();
+        let query = if is_before {
+            let before = query.filter(audit_checkpoint::at.lt(at));
+            before.order(audit_checkpoint::at)
+        } else {
+            let after = query.filter(audit_checkpoint::at.gt(at));
+            after.order(audit_checkpoint::at.desc())
+        };
+        query.load(c).await
+    })?;
+    Ok(texts.iter().filter_map(|text| parse(text).ok()).collect())
 }
 
 /// Newest first.

@@ -16,26 +16,28 @@ use crate::time::Timestamp;
 /// What a line takes beside its record, about.
 const BYTES_BESIDE_RECORD: i64 = 1024;
 
-/// The first lines that meet the filter, with numbers above `after` and up to `to`.
+/// The first lines that meet the filter, with numbers above `after`, if it is given, and up to `to`.
 macro_rules! stretch {
     ($tenant:expr, $filter:expr, $after:expr, $to:expr, $limit:expr) => {{
-        let query = audit_event::table
+        let mut query = audit_event::table
             .filter(audit_event::tenant_id.eq($tenant))
-            .filter(audit_event::seq.gt($after))
             .filter(audit_event::seq.le($to))
             .into_boxed();
+        if let Some(after) = $after {
+            query = query.filter(audit_event::seq.gt(after));
+        }
         matching!(query, $filter)
             .order(audit_event::seq)
             .limit($limit)
     }};
 }
 
-/// At most `limit` lines that meet the filter, with numbers above `after` and up to `to`.
+/// At most `limit` lines that meet the filter, with numbers above `after`, if it is given, and up to `to`.
 pub(in crate::audit) async fn stretch_of(
     conn: &mut Conn,
     tenant: &TenantId,
     filter: &EventFilter,
-    (after, to): (i64, i64),
+    (after, to): (Option<i64>, i64),
     limit: i64,
 ) -> db::Result<Vec<Stored>> {
     Ok(each!(conn, c => stretch!(tenant, filter, after, to, limit)
@@ -49,7 +51,7 @@ pub(in crate::audit) async fn sizes_of(
     conn: &mut Conn,
     tenant: &TenantId,
     filter: &EventFilter,
-    (after, to): (i64, i64),
+    (after, to): (Option<i64>, i64),
     limit: i64,
 ) -> db::Result<Vec<i64>> {
     let records: Vec<i64> = each!(conn, c => stretch!(tenant, filter, after, to, limit)

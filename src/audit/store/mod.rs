@@ -6,8 +6,14 @@ pub mod history;
 pub(super) mod key;
 pub(super) mod list;
 pub mod origin;
+mod types;
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use diesel::dsl::sql;
+use diesel::expression::SqlLiteral;
 use diesel::prelude::*;
+use diesel::sql_types::{Binary, Text};
 use diesel_async::RunQueryDsl;
 
 use super::Actor;
@@ -86,15 +92,16 @@ pub(super) async fn insert(conn: &mut Conn, tenant: &TenantId, lines: &[Sealed])
 }
 
 /// Takes the tenant's turn: the row stays locked to the end of the transaction. Answers the head
-/// and its MAC, which is not verified yet; `None` if there is no head.
+/// and its MAC ([`types::mac`]), which is not verified yet; `None` if there is no head.
 pub(super) async fn lock_head(
     conn: &mut Conn,
     tenant: &TenantId,
 ) -> db::Result<Option<(Head, Vec<u8>)>> {
+    let mac = sql::<Binary>(types::mac(conn));
     let row: Option<(i64, Vec<u8>, Vec<u8>)> = each!(conn, c =>
         diesel::update(audit_head::table.find(tenant))
             .set(audit_head::seq.eq(audit_head::seq))
-            .returning((audit_head::seq, audit_head::hash, audit_head::mac))
+            .returning((audit_head::seq, audit_head::hash, mac))
             .get_result(c)
             .await
             .optional())?;
@@ -106,9 +113,10 @@ pub(super) async fn head(
     conn: &mut Conn,
     tenant: &TenantId,
 ) -> db::Result<Option<(Head, Vec<u8>)>> {
+    let mac = sql::<Binary>(types::mac(conn));
     let row: Option<(i64, Vec<u8>, Vec<u8>)> = each!(conn, c => audit_head::table
         .find(tenant)
-        .select((audit_head::seq, audit_head::hash, audit_head::mac))
+        .select((audit_head::seq, audit_head::hash, mac))
         .first(c)
         .await
         .optional())?;
@@ -182,25 +190,50 @@ pub(super) struct Stored {
     pub(super) record: String,
     pub(super) prev_hash: Vec<u8>,
     pub(super) hash: Vec<u8>,
+    /// The columns with values of other types than ours ([`types::mistyped`]). Only who walks asks.
+    #[diesel(select_expression = sql::<Text>("''"))]
+    #[diesel(select_expression_type = SqlLiteral<Text>)]
+    pub(super) mistyped: String,
 }
 
-/// At most `limit` lines with a number above `after` and up to `to`, in the order of the chain.
+impl Stored {
+    fn typed((line, mistyped): (Self, String)) -> Self {
+        Self { mistyped, ..line }
+    }
+}
+
+/// At most `limit` lines up to number `to`, in the order of the chain: from the very first one there is, or
+/// those behind the number `after`.
 pub(super) async fn stretch(
     conn: &mut Conn,
     tenant: &TenantId,
-    after: i64,
+    after: Option<i64>,
     to: i64,
     limit: i64,
 ) -> db::Result<Vec<Stored>> {
-    Ok(each!(conn, c => audit_event::table
-        .filter(audit_event::tenant_id.eq(tenant))
-        .filter(audit_event::seq.gt(after))
-        .filter(audit_event::seq.le(to))
-        .order(audit_event::seq)
-        .limit(limit)
-        .select(Stored::as_select())
-        .load(c)
-        .await)?)
+    let mistyped = sql::<Text>(&types::mistyped(conn));
+    let lines: Vec<(Stored, String)> = each!(conn, c => {
+        let mut query = audit_event::table
+            .filter(audit_event::tenant_id.eq(tenant))
+            .filter(audit_event::seq.le(to))
+            .into_boxed();
+        if let Some(after) = after {
+            query = query.filter(audit_event::seq.gt(after));
+        }
+        query
+            .order(audit_event::seq)
+            .limit(limit)
+            .select((Stored::as_select(), mistyped))
+            .load(c)
+            .await
+    })?;
+    Ok(lines.into_iter().map(Stored::typed).collect())
+}
+
+/// Where to go on behind a page of lines that ends with the number `last`. `SQLite` takes 5.5 for a number too,
+/// which we read as 5: that never keeps anybody where he is.
+pub(super) fn behind(after: Option<i64>, last: i64) -> i64 {
+    after.map_or(last, |after| last.max(after.saturating_add(1)))
 }
 
 /// The line with this number.
@@ -232,6 +265,22 @@ pub(super) async fn seq_of(
         .optional())?)
 }
 
+/// The number of the last line of an action, whoever wrote it.
+pub(super) async fn last_of(
+    conn: &mut Conn,
+    tenant: &TenantId,
+    action: &str,
+) -> db::Result<Option<i64>> {
+    Ok(each!(conn, c => audit_event::table
+        .filter(audit_event::tenant_id.eq(tenant))
+        .filter(audit_event::action.eq(action))
+        .order(audit_event::seq.desc())
+        .select(audit_event::seq)
+        .first(c)
+        .await
+        .optional())?)
+}
+
 /// The last line with a number from 1 to below `seq`.
 pub(super) async fn line_before(
     conn: &mut Conn,
@@ -249,17 +298,38 @@ pub(super) async fn line_before(
         .optional())?)
 }
 
-/// The first line beyond the head, seen in one snapshot with it: there can be none.
+/// The first line beyond the head, seen in one snapshot with it: there can be none. To `SQLite` what is no
+/// number lies beyond all of them.
 pub(super) async fn beyond_head(conn: &mut Conn, tenant: &TenantId) -> db::Result<Option<Stored>> {
-    Ok(each!(conn, c => audit_event::table
+    let mistyped = sql::<Text>(&types::mistyped(conn));
+    let line: Option<(Stored, String)> = each!(conn, c => audit_event::table
         .inner_join(audit_head::table.on(audit_head::tenant_id.eq(audit_event::tenant_id)))
         .filter(audit_event::tenant_id.eq(tenant))
         .filter(audit_event::seq.gt(audit_head::seq))
         .order(audit_event::seq)
-        .select(Stored::as_select())
+        .select((Stored::as_select(), mistyped))
         .first(c)
         .await
-        .optional())?)
+        .optional())?;
+    Ok(line.map(Stored::typed))
+}
+
+/// The first line beyond the number `to`, for who holds the head.
+pub(super) async fn beyond(
+    conn: &mut Conn,
+    tenant: &TenantId,
+    to: i64,
+) -> db::Result<Option<Stored>> {
+    let mistyped = sql::<Text>(&types::mistyped(conn));
+    let line: Option<(Stored, String)> = each!(conn, c => audit_event::table
+        .filter(audit_event::tenant_id.eq(tenant))
+        .filter(audit_event::seq.gt(to))
+        .order(audit_event::seq)
+        .select((Stored::as_select(), mistyped))
+        .first(c)
+        .await
+        .optional())?;
+    Ok(line.map(Stored::typed))
 }
 
 /// Every tenant that has a row, a head or a line, with its slug if it has a row.
@@ -268,7 +338,7 @@ pub(super) async fn tenants(conn: &mut Conn) -> db::Result<Vec<(TenantId, Option
         .select((tenant::id, tenant::slug))
         .load(c)
         .await)?;
-    let mut all: std::collections::BTreeMap<TenantId, Option<String>> = rows
+    let mut all: BTreeMap<TenantId, Option<String>> = rows
         .into_iter()
         .map(|(id, slug)| (id, Some(slug)))
         .collect();
@@ -281,6 +351,7 @@ pub(super) async fn tenants(conn: &mut Conn) -> db::Result<Vec<(TenantId, Option
     }
     // From tenant to tenant by the primary key, not through a million lines.
     let mut last: Option<TenantId> = None;
+    let mut seen = BTreeSet::new();
     loop {
         let next: Option<TenantId> = each!(conn, c => {
             let mut query = audit_event::table
@@ -292,7 +363,10 @@ pub(super) async fn tenants(conn: &mut Conn) -> db::Result<Vec<(TenantId, Option
             }
             query.first(c).await.optional()
         })?;
-        let Some(next) = next else { break };
+        // To `SQLite` an id in bytes, which is no tenant's, lies beyond every text, also its own.
+        let Some(next) = next.filter(|next| seen.insert(next.clone())) else {
+            break;
+        };
         all.entry(next.clone()).or_default();
         last = Some(next);
     }

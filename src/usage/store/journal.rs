@@ -41,12 +41,13 @@ pub struct NewBlock<'a> {
     pub block: &'a [u8],
 }
 
-pub async fn append(conn: &mut Conn, block: &NewBlock<'_>) -> db::Result<()> {
-    each!(conn, c => diesel::insert_into(usage_journal::table)
+/// Answers the number that it was given.
+pub async fn append(conn: &mut Conn, block: &NewBlock<'_>) -> db::Result<i64> {
+    Ok(each!(conn, c => diesel::insert_into(usage_journal::table)
         .values(block)
-        .execute(c)
-        .await)?;
-    Ok(())
+        .returning(usage_journal::number)
+        .get_result(c)
+        .await)?)
 }
 
 /// Writes, and leaves nothing behind. The first write into a log that begins anew, as after a start, waits
@@ -66,18 +67,13 @@ pub async fn touch(conn: &mut Conn) -> db::Result<()> {
     remove(conn, &[0]).await
 }
 
-/// The oldest block behind the number `after` that is none of `left_out`. One of a form later than
-/// `form_max` waits for the version that has left it.
-pub async fn next(
-    conn: &mut Conn,
-    after: i64,
-    left_out: &[i64],
-    form_max: u8,
-) -> db::Result<Option<Block>> {
+/// The oldest block behind the number `after` and up to `to`. One of a form later than `form_max` waits for
+/// the version that has left it.
+pub async fn next(conn: &mut Conn, after: i64, to: i64, form_max: u8) -> db::Result<Option<Block>> {
     Ok(each!(conn, c => usage_journal::table
         .filter(usage_journal::number.gt(after))
+        .filter(usage_journal::number.le(to))
         .filter(usage_journal::form.le(i32::from(form_max)))
-        .filter(usage_journal::number.ne_all(left_out))
         .order(usage_journal::number)
         .select(Block::as_select())
         .first(c)
@@ -85,9 +81,28 @@ pub async fn next(
         .optional())?)
 }
 
+/// The number of the newest block, 0 without one.
+pub async fn newest(conn: &mut Conn) -> db::Result<i64> {
+    let newest: Option<i64> = each!(conn, c => usage_journal::table
+        .select(diesel::dsl::max(usage_journal::number))
+        .first(c)
+        .await)?;
+    Ok(newest.unwrap_or_default())
+}
+
 pub async fn remove(conn: &mut Conn, numbers: &[i64]) -> db::Result<()> {
     each!(conn, c => diesel::delete(
         usage_journal::table.filter(usage_journal::number.eq_any(numbers))
+    )
+    .execute(c)
+    .await)?;
+    Ok(())
+}
+
+/// Removes the block `first` and all behind it.
+pub async fn remove_from(conn: &mut Conn, first: i64) -> db::Result<()> {
+    each!(conn, c => diesel::delete(
+        usage_journal::table.filter(usage_journal::number.ge(first))
     )
     .execute(c)
     .await)?;

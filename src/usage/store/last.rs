@@ -11,7 +11,7 @@ use crate::usage::counts::MINUTE_MS;
 use crate::usage::record::VALID;
 
 /// So far before a tenant's newest use is looked: longer than any node keeps to itself what was used,
-/// and long enough for one to start again while others go on.
+/// long enough for one to start again while others go on, and for those to look twice.
 const BACK_MS: i64 = 10 * MINUTE_MS;
 
 /// The keys and secrets of the tenant's last minutes with uses, each with the beginning of its last.

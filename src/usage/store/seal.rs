@@ -148,7 +148,8 @@ pub async fn rows_after(
 
 /// What was late for an hour, by batches behind the number `after`: a line for each row that they added
 /// to, however many batches there were. Nothing comes late that takes uses away: a row that does is none of
-/// ours, and would explain why some are missing.
+/// ours, and would explain why some are missing. `SQLite` keeps any value in a column: what is compared is what is
+/// summed, a whole number.
 pub async fn late_rows(
     conn: &mut Conn,
     tenant: &str,
@@ -156,9 +157,10 @@ pub async fn late_rows(
     after: i64,
 ) -> db::Result<Vec<LateRow>> {
     const QUERY: &str = "SELECT MAX(seq) AS seq, key_id, secret_id, superseded, service, outcome, \
-         operation, caller, CAST(SUM(uses) AS BIGINT) AS uses, CAST(SUM(cost) AS BIGINT) AS cost \
+         operation, caller, CAST(SUM(CAST(uses AS BIGINT)) AS BIGINT) AS uses, \
+         CAST(SUM(CAST(cost AS BIGINT)) AS BIGINT) AS cost \
          FROM usage_late WHERE tenant_id = $1 AND start = $2 AND seq > $3 \
-         AND uses >= 0 AND cost >= 0 \
+         AND CAST(uses AS BIGINT) >= 0 AND CAST(cost AS BIGINT) >= 0 \
          GROUP BY key_id, secret_id, superseded, service, outcome, operation, caller";
     Ok(each!(conn, c => diesel::sql_query(QUERY)
         .bind::<Text, _>(tenant)
@@ -166,6 +168,43 @@ pub async fn late_rows(
         .bind::<BigInt, _>(after)
         .load(c)
         .await)?)
+}
+
+/// The key of the first row, of an hour from `from` on and before `to` or late for one, that has a value of
+/// another type than ours: `SQLite` keeps it, reads it like ours, and sums and finds it otherwise. `PostgreSQL` keeps
+/// none.
+pub async fn mistyped(
+    conn: &mut Conn,
+    tenant: &str,
+    (from, to): (i64, i64),
+) -> db::Result<Option<String>> {
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = Text)]
+        key_id: String,
+    }
+    const QUERY: &str = "WITH typed AS (\
+         SELECT tenant_id, start, key_id, secret_id, service, outcome, operation, caller, consumer_id, \
+         superseded, uses, cost, 0 AS seq FROM usage_hour UNION ALL \
+         SELECT tenant_id, start, key_id, secret_id, service, outcome, operation, caller, consumer_id, \
+         superseded, uses, cost, seq FROM usage_late) \
+         SELECT key_id FROM typed WHERE tenant_id = $1 AND start >= $2 AND start < $3 AND (\
+         (typeof(start), typeof(superseded), typeof(uses), typeof(cost), typeof(seq)) <> \
+         ('integer', 'integer', 'integer', 'integer', 'integer') OR \
+         (typeof(key_id), typeof(secret_id), typeof(service), typeof(outcome), typeof(operation), \
+         typeof(caller), typeof(consumer_id)) <> \
+         ('text', 'text', 'text', 'text', 'text', 'text', 'text')) LIMIT 1";
+    let Conn::Sqlite(c) = conn else {
+        return Ok(None);
+    };
+    let row: Option<Row> = diesel::sql_query(QUERY)
+        .bind::<Text, _>(tenant)
+        .bind::<BigInt, _>(from)
+        .bind::<BigInt, _>(to)
+        .get_result(&mut **c)
+        .await
+        .optional()?;
+    Ok(row.map(|row| row.key_id))
 }
 
 /// The hours of a tenant that something was late for.

@@ -6,6 +6,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::runtime::Handle;
 
 use crate::cache::flights::{Landing, NoLanding};
@@ -29,17 +30,23 @@ const TRIES: usize = 4;
 /// What a load answers to all who wait for it.
 pub(super) type Loaded<T> = Result<Option<Arc<Entry<T>>>, LoadError>;
 
+/// What was known of changes at an instant: the history, and its highest number.
+type Known = (u32, i64);
+
+/// What a load answers, and what was known before it.
+type Landed<T> = (Known, Loaded<T>);
+
 /// How to come to what a load brings.
 pub(super) enum Way<T> {
     /// By one that has begun.
-    Begun(Landing<Loaded<T>>),
+    Begun(Landing<Landed<T>>),
     Turn(Turn),
 }
 
 /// The loads of one kind.
 pub(super) struct Loads<K, T> {
     line: Line,
-    flights: Flights<K, Loaded<T>>,
+    flights: Flights<K, Landed<T>>,
 }
 
 impl<K, T> Loads<K, T>
@@ -78,7 +85,8 @@ where
         Ok(begun.map_or(Way::Turn(turn), Way::Begun))
     }
 
-    /// What `load` brings when no change has overtaken it; each try has a turn of its own.
+    /// What `load` brings when no change has overtaken it; each try has a turn of its own. That there is nothing
+    /// is believed of a load that began after what is known now.
     ///
     /// # Errors
     /// [`NoLanding`], also where each was overtaken.
@@ -92,6 +100,7 @@ where
     where
         F: Future<Output = Loaded<T>> + Send + 'static,
     {
+        let came = known(changes);
         let mut first = Some(first);
         for _ in 0..TRIES {
             let way = match first.take() {
@@ -99,12 +108,16 @@ where
                 // What was due may not be used meanwhile: it was overtaken too.
                 None => self.way(&key, false).await?,
             };
-            let loaded = self.go(way, key.clone(), load.clone()).await?;
-            let Ok(Some(entry)) = &loaded else {
-                return Ok(loaded);
+            let (began, loaded) = self.go(way, key.clone(), changes, load.clone()).await?;
+            let is_overtaken = match &loaded {
+                Ok(Some(entry)) => {
+                    entry.tell(changes);
+                    !entry.is_fresh(changes)
+                }
+                Ok(None) => began < came,
+                Err(_) => false,
             };
-            entry.tell(changes);
-            if entry.is_fresh(changes) {
+            if !is_overtaken {
                 return Ok(loaded);
             }
             // What is there now is asked for again.
@@ -116,18 +129,26 @@ where
         &self,
         way: Way<T>,
         key: K,
+        changes: &Changes,
         load: impl FnOnce() -> F,
-    ) -> Result<Loaded<T>, NoLanding>
+    ) -> Result<Landed<T>, NoLanding>
     where
         F: Future<Output = Loaded<T>> + Send + 'static,
     {
         let landing = match way {
             Way::Begun(landing) => landing,
-            Way::Turn(turn) => self.flights.board(key, || turn.run(load()))?,
+            Way::Turn(turn) => self.flights.board(key, || {
+                let began = known(changes);
+                turn.run(load()).map(move |loaded| (began, loaded))
+            })?,
         };
         let landed = patience::wait(WAIT_MAX, pin!(landing.wait(WAIT_MAX))).await;
         landed.unwrap_or(Err(NoLanding::Late))
     }
+}
+
+fn known(changes: &Changes) -> Known {
+    (changes.epoch(), changes.highest())
 }
 
 impl<T> Way<T> {
@@ -143,8 +164,6 @@ impl<T> Way<T> {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
-
-    use futures_util::FutureExt as _;
 
     use super::*;
     use crate::cache::changes::Entity;
@@ -194,8 +213,9 @@ mod tests {
     async fn who_finds_a_load_begun_makes_none_also_when_it_is_over_by_then() {
         let loads = Loads::<u8, u8>::new(&Handle::current(), AT_ONCE);
         let (open, gate) = tokio::sync::oneshot::channel::<()>();
+        let changes = Changes::new();
         let first = loads.way(&1, false).await.unwrap();
-        let mut first = pin!(loads.go(first, 1, || async move {
+        let mut first = pin!(loads.go(first, 1, &changes, || async move {
             let _opened = gate.await;
             Ok(Some(entry(7, 0)))
         }));
@@ -203,9 +223,40 @@ mod tests {
         let second = loads.way(&1, false).await.unwrap();
         assert!(matches!(second, Way::Begun(_)));
         open.send(()).unwrap();
-        assert_eq!(**first.await.unwrap().unwrap().unwrap(), 7);
+        assert_eq!(**first.await.unwrap().1.unwrap().unwrap(), 7);
         assert!(!loads.is_under_way(&1));
-        let second = loads.go(second, 1, || async { panic!("it has no turn") });
-        assert_eq!(**second.await.unwrap().unwrap().unwrap(), 7);
+        let second = loads.go(second, 1, &changes, || async { panic!("it has no turn") });
+        assert_eq!(**second.await.unwrap().1.unwrap().unwrap(), 7);
+    }
+
+    #[tokio::test]
+    async fn what_a_load_did_not_find_is_looked_for_again_by_who_came_after_a_change() {
+        let loads = Loads::<u8, u8>::new(&Handle::current(), AT_ONCE);
+        let changes = Changes::new();
+        let begun = Arc::new(AtomicUsize::new(0));
+        let (open, gate) = tokio::sync::watch::channel(false);
+        let load = || {
+            let (begun, mut gate) = (Arc::clone(&begun), gate.clone());
+            async move {
+                // The first looks before it is there.
+                let is_first = begun.fetch_add(1, Ordering::SeqCst) == 0;
+                gate.wait_for(|is_open| *is_open).await.unwrap();
+                Ok((!is_first).then(|| entry(7, 1)))
+            }
+        };
+        let come = async || {
+            let way = loads.way(&1, false).await.unwrap();
+            loads.settle(way, 1, &changes, load).await.unwrap().unwrap()
+        };
+        let (mut before, mut with) = (pin!(come()), pin!(come()));
+        assert!(before.as_mut().now_or_never().is_none());
+        assert!(with.as_mut().now_or_never().is_none());
+        changes.note(1, Kind::Tenant, "ten_1");
+        let mut after = pin!(come());
+        assert!(after.as_mut().now_or_never().is_none());
+        open.send(true).unwrap();
+        assert!(before.await.is_none() && with.await.is_none());
+        assert_eq!(**after.await.unwrap(), 7);
+        assert_eq!(begun.load(Ordering::SeqCst), 2);
     }
 }

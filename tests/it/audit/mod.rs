@@ -1,6 +1,7 @@
 //! The audit trail on both databases: changes, proof, lists, refused attempts.
 
 mod changes;
+mod clocks;
 mod exports;
 mod lists;
 mod noted;
@@ -13,6 +14,7 @@ mod signed;
 mod size;
 mod tamper;
 mod turns;
+mod types;
 
 use std::sync::Arc;
 

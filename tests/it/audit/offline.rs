@@ -175,6 +175,16 @@ async fn each_way_of_tampering_with_an_export_is_named(home: Home) {
     let copied = with(&|lines| lines.insert(9, lines[2].clone()));
     export.expect("one copied", &copied, &[(3, Inserted)]);
 
+    let strange = with(&|lines| lines.insert(5, "garbage".to_owned()));
+    export.expect("no record put before", &strange, &[(6, Inserted)]);
+    let strange = with(&|lines| drop(lines.splice(5..5, ["x", "{}"].map(ToOwned::to_owned))));
+    export.expect("two of them", &strange, &[(6, Inserted), (6, Inserted)]);
+    let spaced = with(&|lines| {
+        lines.insert(5, String::new());
+        lines.push(" \r".to_owned());
+    });
+    export.expect("blank lines", &spaced, &[]);
+
     for (from, seq) in [(2, 1), (5, 5), (10, 9)] {
         let remade = rehashed(whole, from);
         export.expect(
@@ -183,6 +193,21 @@ async fn each_way_of_tampering_with_an_export_is_named(home: Home) {
             &[(seq, CheckpointDiffers)],
         );
     }
+    // One bit of a record's, after which the file is no text.
+    let mut bytes = whole.join("\n").into_bytes();
+    let before: usize = whole[..5].iter().map(|line| line.len() + 1).sum();
+    let name = before + whole[5].find("spring").unwrap();
+    bytes[name] ^= 0x80;
+    std::fs::write(&export.path, bytes).unwrap();
+    let report = offline::verify(&export.path, &export.found, &export.keys).unwrap();
+    let bad = &report.faults[0];
+    assert_eq!(
+        (report.bad, bad.seq, bad.fault),
+        (1, 6, Altered),
+        "{report}"
+    );
+    assert!(bad.id.is_some(), "{report}");
+
     // Checkpoints count for nothing without the keys that the auditor has.
     let without = Exported {
         keys: Vec::new(),

@@ -77,6 +77,13 @@ async fn an_auditor_proves_an_export_with_public_keys_alone(home: Home) {
         assert_eq!(output.status.code(), Some(1), "{what}: {output:?}");
         assert!(shown(&output).contains(fault), "{what}: {output:?}");
     }
+    // One bit, after which the file is no text.
+    let mut bytes = exported.text.clone().into_bytes();
+    bytes[lines[0].len() + 60] ^= 0x80;
+    std::fs::write(home.dir().join("bad.ndjson"), bytes).unwrap();
+    let output = verify("bad.ndjson");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(shown(&output).contains("first bad record: number 2 ("));
     file("none.ndjson", "");
     // Who has the file alone can make it anew from the first record on.
     let files = ["--checkpoints", "none.ndjson", "--keys", "keys.json"];
@@ -261,6 +268,20 @@ async fn commands_sign_verify_and_cut(home: Home) {
     let output = run(&["audit", "verify"]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert!(shown(&output).contains(", 1 checkpoints fit"), "{output:?}");
+
+    // One bit of it is damaged: it is named, and keeps nobody from looking and accepting.
+    let whole = std::fs::read(&file).unwrap();
+    let mut damaged = [&whole[..], &whole[..]].concat();
+    damaged[20] ^= 0x80;
+    std::fs::write(&file, damaged).unwrap();
+    let output = run(&["audit", "verify"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let named = "checkpoint_forged: the checkpoint in line 1 of ";
+    assert!(shown(&output).contains(named), "{output:?}");
+    assert!(shown(&output).contains(", 1 checkpoints fit"), "{output:?}");
+    let output = run(&["audit", "reseal", "--reason", "a disk"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    std::fs::write(&file, whole).unwrap();
 
     let later = "2199-01-01T00:00:00Z";
     let output = run(&["audit", "cut", "--before", later, "--reason", "too old"]);

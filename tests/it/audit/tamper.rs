@@ -1,6 +1,8 @@
 //! Whoever writes to the database alone is found, and the first record he touched is named.
 
+use keystead::audit::EventFilter;
 use keystead::audit::chain;
+use keystead::audit::export::ExportFormat;
 use keystead::audit::fault::Fault;
 use keystead::db;
 
@@ -48,6 +50,7 @@ both!(
     swapped_records_are_named,
     an_inserted_record_is_named,
     a_record_added_at_the_end_is_named,
+    a_record_before_every_number_is_named,
     a_record_moved_to_another_tenant_is_named_in_both,
     a_chain_made_anew_from_a_record_on_is_found,
     a_removed_head_is_named,
@@ -285,6 +288,27 @@ async fn a_record_added_at_the_end_is_named(home: Home) {
         )
         .await;
     expect(&trail, 15, Fault::Inserted).await;
+}
+
+async fn a_record_before_every_number_is_named(home: Home) {
+    let first = i64::MIN;
+    let forge = format!(
+        "INSERT INTO audit_event SELECT tenant_id, {first}, 'aud_forged', at, actor, via, action, \
+         target_kind, target_id, outcome, request_id, ip, record, prev_hash, hash, services \
+         FROM audit_event WHERE seq = 5"
+    );
+    let trail = found(&home, &[&forge], first, Fault::Inserted).await;
+    let report = trail.report().await;
+    assert_eq!((report.bad, report.checked), (1, 15), "{report}");
+    // An export has what is there, and a reseal accepts it like any other.
+    let export = trail
+        .export(EventFilter::default(), ExportFormat::Ndjson)
+        .await;
+    assert_eq!(export.lines().count(), 16, "with the line of the export");
+    assert!(export.starts_with(&format!("{{\"seq\":{first},")));
+    trail.reseal().await;
+    let report = trail.report().await;
+    assert!(report.valid && report.accepted == 1, "{report}");
 }
 
 async fn a_record_moved_to_another_tenant_is_named_in_both(home: Home) {

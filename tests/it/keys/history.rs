@@ -322,6 +322,16 @@ async fn keys_that_no_line_proves_any_more_are_told_and_marked(home: Home) {
         let is_proved = *id == ids[1];
         assert_eq!(line["audit_seq"].is_i64(), is_proved, "{line}");
     }
+    // Now two are ended by lines that say no more than that.
+    let now = world.server.clock.now();
+    let expected = listed(&world.owner).await;
+    let (left, _) = world.exported(now).await;
+    assert_eq!(keys_of(&left), expected);
+    for (number, id) in ids.iter().enumerate() {
+        assert_eq!(left[id]["key"]["status"], "revoked");
+        let is_proved = [1, 2].contains(&number);
+        assert_eq!(left[id]["audit_seq"].is_i64(), is_proved, "{}", left[id]);
+    }
     let before = cut_at.minus(Span::minutes(2));
     let refused = world
         .owner

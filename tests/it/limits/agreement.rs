@@ -10,28 +10,30 @@ fn script_at_a_told_time() -> Script {
     Script::new(told.leak())
 }
 
+/// How many definitions a limit has one after the other, of one counter.
+const DEFINITIONS: usize = 3;
+
 #[derive(Clone, Debug)]
 struct Step {
     wait_us: u64,
     cost: u64,
-    /// Which of the limits it names.
-    picks: Vec<bool>,
+    /// Which of the limits it names, each as it is then: one of its definitions.
+    picks: Vec<Option<usize>>,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let wait_us = prop_oneof![Just(0), 0..5_000_u64, 0..3_000_000_u64, 0..90_000_000_u64];
-    let step = (wait_us, 0..12_u64, prop::collection::vec(any::<bool>(), 4)).prop_map(
-        |(wait_us, cost, picks)| Step {
-            wait_us,
-            cost,
-            picks,
-        },
-    );
+    let picks = prop::collection::vec(prop::option::of(0..DEFINITIONS), 4);
+    let step = (wait_us, 0..12_u64, picks).prop_map(|(wait_us, cost, picks)| Step {
+        wait_us,
+        cost,
+        picks,
+    });
     prop::collection::vec(step, 1..40)
 }
 
 /// Takes the steps in memory and in Redis, at the same told times, and compares every answer.
-async fn agree(limits: &[RateLimit], steps: &[Step]) -> Result<(), TestCaseError> {
+async fn agree(limits: &[Vec<RateLimit>], steps: &[Step]) -> Result<(), TestCaseError> {
     let dir = tempfile::tempdir().unwrap();
     let memory = Limiter::new(no_db(&dir), None, Clock::System);
     let (shared, script) = (link(&url()), script_at_a_told_time());
@@ -42,8 +44,7 @@ async fn agree(limits: &[RateLimit], steps: &[Step]) -> Result<(), TestCaseError
         let picked: Vec<RateLimit> = limits
             .iter()
             .zip(&step.picks)
-            .filter(|(_, picked)| **picked)
-            .map(|(limit, _)| limit.clone())
+            .filter_map(|(definitions, picked)| Some(definitions[(*picked)?].clone()))
             .collect();
         let now = Now {
             monotonic_us: now_us,
@@ -92,14 +93,22 @@ proptest! {
     #[test]
     fn the_limiter_in_memory_and_the_one_in_redis_agree(
         definitions in prop::collection::vec(
-            (1..100_u64, prop::sample::select(vec!["1s", "7s", "1m", "1h"]), 12..60_u64), 4..=4,
+            prop::collection::vec(
+                (1..100_u64, prop::sample::select(vec!["1s", "7s", "1m", "1h", "1d"]), 12..60_u64),
+                DEFINITIONS,
+            ),
+            4,
         ),
         steps in steps(),
     ) {
-        let limits: Vec<RateLimit> = (0..)
+        let limits: Vec<Vec<RateLimit>> = (0..)
             .zip(&definitions)
-            .map(|(n, (count, period, burst))| {
-                limit(&format!("limit-{n}"), *count, period, *burst, "local")
+            .map(|(n, definitions)| {
+                let name = format!("limit-{n}");
+                let definitions = definitions.iter();
+                definitions
+                    .map(|(count, period, burst)| limit(&name, *count, period, *burst, "local"))
+                    .collect()
             })
             .collect();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -116,20 +125,20 @@ async fn they_agree_over_the_whole_range_of_limits() {
         (999_999_937, "31d", 999_999_937),
         (1, "1s", 1),
     ] {
-        let limits = [limit("a", count, period, burst, "closed")];
-        let interval_us = limits[0].interval_us();
+        let limits = [vec![limit("a", count, period, burst, "closed")]];
+        let interval_us = limits[0][0].interval_us();
         let steps = [
             (0, burst),
             (0, 1),
             (interval_us - 1, 1),
             (1, 1),
-            (limits[0].refill_us(), burst),
+            (limits[0][0].refill_us(), burst),
             (0, burst),
         ]
         .map(|(wait_us, cost)| Step {
             wait_us,
             cost,
-            picks: vec![true],
+            picks: vec![Some(0)],
         });
         agree(&limits, &steps).await.unwrap();
     }

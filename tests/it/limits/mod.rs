@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use keystead::clock::Clock;
-use keystead::db::{Db, Target};
+use keystead::db::{self, Conn, Db, Target, feed};
 use keystead::entropy::Entropy;
 use keystead::id::{ConsumerId, TenantId};
 use keystead::limits::{Quota, RateLimit};
@@ -21,6 +21,7 @@ use keystead::redis_link::{RedisLink, Script};
 use keystead::time::{Span, Timestamp};
 use proptest::prelude::*;
 use serde_json::json;
+use tokio::sync::Semaphore;
 
 use crate::support::redis::{OwnRedis, patient_link, url};
 use crate::support::{Backend, Fault, Home, Proxy, both, run, setting, tables, until};
@@ -134,20 +135,22 @@ fn no_db(dir: &tempfile::TempDir) -> Db {
     Db::open(&Target::Sqlite { path }).unwrap()
 }
 
-/// A node that counts alone and has a connection to its database already, as after any start: a
+/// A node that counts alone and has the connections to its database already, as after any start: a
 /// stored count is waited for only briefly.
 async fn node(home: &Home, clock: Clock) -> Limiter {
-    connected(Limiter::new(home.db(), None, clock)).await
+    Limiter::new(connected(home.db()).await, None, clock)
 }
 
 /// The same of one that shares its counters.
 async fn sharing_node(home: &Home, redis: RedisLink) -> Limiter {
-    connected(Limiter::new(home.db(), Some(redis), Clock::System)).await
+    Limiter::new(connected(home.db()).await, Some(redis), Clock::System)
 }
 
-async fn connected(limiter: Limiter) -> Limiter {
-    limiter.sweep_stored().await.unwrap();
-    limiter
+async fn connected(db: Db) -> Db {
+    let ask = async |conn: &mut Conn| feed::head(conn).await.map(drop);
+    db.prepare_loads(Duration::from_secs(5), ask).await;
+    db.write(ask).await.unwrap();
+    db
 }
 
 fn on_sqlite<R: Future<Output = ()>>(test: impl FnOnce(Home) -> R) {
@@ -160,6 +163,7 @@ both!(
     counts_of_periods_long_past_are_swept,
     a_quota_that_becomes_monthly_on_the_first_of_a_month_ends_with_the_month,
     counts_are_written_also_if_a_write_before_was_stopped_half_way,
+    a_stored_count_is_read_also_while_others_have_all_connections,
 );
 
 async fn a_quota_is_full_again_at_the_end_of_its_day_or_month(home: Home) {
@@ -229,6 +233,79 @@ async fn counts_are_written_also_if_a_write_before_was_stopped_half_way(home: Ho
     assert!(limiter.write_back().now_or_never().is_none());
     assert_eq!(limiter.write_back().await.unwrap(), 600);
     assert_eq!(limiter.write_back().await.unwrap(), 0);
+}
+
+/// Has each connection that reads and writes until it is dropped, or nobody would wait for it any more.
+async fn all_connections(db: &Db) -> Arc<Semaphore> {
+    let held = Arc::new(Semaphore::new(0));
+    let hold = || {
+        let (db, held) = (db.clone(), Arc::clone(&held));
+        async move {
+            db.read(async move |_conn: &mut Conn| -> db::Result<()> {
+                let _closed = held.acquire().await;
+                Ok(())
+            })
+            .await
+        }
+    };
+    // More than there are.
+    for _ in 0..20 {
+        tokio::spawn(hold());
+    }
+    until(Duration::from_secs(2), "there is none left", async || {
+        let another = db.read(async |conn: &mut Conn| feed::head(conn).await);
+        let another = tokio::time::timeout(Duration::from_millis(100), another);
+        another.await.is_err()
+    })
+    .await;
+    held
+}
+
+async fn a_stored_count_is_read_also_while_others_have_all_connections(home: Home) {
+    let (key, used_up) = (Key::new(), Some(quota(3, "month")));
+    let first = node(&home, Clock::System).await;
+    for _ in 0..3 {
+        key.spend(&first, &[], used_up).await;
+    }
+    first.write_back().await.unwrap();
+
+    let db = connected(home.db()).await;
+    let held = all_connections(&db).await;
+    // One that is slow goes on without, and another node asks anew.
+    until(Duration::from_secs(2), "it is read", async || {
+        let limiter = Limiter::new(db.clone(), None, Clock::System);
+        key.spend(&limiter, &[], used_up).await.verdict == Verdict::QuotaExceeded
+    })
+    .await;
+    held.close();
+}
+
+#[test]
+fn counts_that_cannot_be_read_leave_connections_for_keys() {
+    run(Backend::Postgres, async |home| {
+        let db = connected(home.db()).await;
+        let limiter = Limiter::new(db.clone(), None, Clock::System);
+        let load = async || {
+            let head = async |conn: &mut Conn| feed::head(conn).await;
+            db.load(Duration::from_millis(500), head).await
+        };
+        let session = home.session().await;
+        session.run("BEGIN; LOCK TABLE quota_count").await;
+        let flood: Vec<_> = (0..200)
+            .map(|_| {
+                let (key, limiter) = (Key::new(), limiter.clone());
+                tokio::spawn(async move { key.spend(&limiter, &[], Some(quota(3, "month"))).await })
+            })
+            .collect();
+        session.until_somebody_waits().await;
+        for _ in 0..5 {
+            load().await.unwrap();
+        }
+        for spent in join_all(flood).await {
+            assert_eq!(spent.unwrap().verdict, Verdict::Admitted);
+        }
+        session.run("COMMIT").await;
+    });
 }
 
 async fn counts_survive_a_restart_and_never_go_back(home: Home) {

@@ -190,7 +190,7 @@ fn a_stored_count_that_nobody_can_wait_for_is_no_redis_that_is_away() {
         let mut proxy = Proxy::before(home.database_address()).await;
         let url_of_slow = home.database_url_at(proxy.address);
         let db = Db::open(&Target::parse(&url_of_slow).unwrap()).unwrap();
-        let limiter = connected(Limiter::new(db, Some(link(&url())), Clock::System)).await;
+        let limiter = Limiter::new(connected(db).await, Some(link(&url())), Clock::System);
         proxy.set(Fault::Hang).await;
         let closed = [limit("closed", 10, "1h", 10, "closed")];
         let quota = Some(quota(10, "month"));
@@ -239,6 +239,36 @@ async fn redis_charges_all_or_none_and_keeps_the_counter_of_a_changed_limit() {
     let changed = limit("wide", 2000, "1h", 2000, "local");
     let spent = key.spend_at(&limiter, &[changed], None, 0, now).await;
     assert_eq!(spent.limits[0].remaining, 1994);
+}
+
+#[tokio::test]
+async fn a_raised_limit_does_not_stay_refused_for_as_long_as_the_old_one_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let redis = OwnRedis::start();
+    let (mut proxy, url) = redis.behind_proxy().await;
+    let limiter = Limiter::new(no_db(&dir), Some(less_patient_link(&url)), Clock::System);
+    let key = Key::new();
+    let low = [limit("calls", 10, "31d", 10, "local")];
+    let raised = [limit("calls", 20, "1s", 20, "local")];
+    let use_up = async |limits: &[RateLimit]| {
+        while key.spend(&limiter, limits, None).await.verdict == Verdict::Admitted {}
+    };
+    let is_soon_there = async |what: &str| {
+        let spent = key.spend(&limiter, &raised, None).await;
+        assert!(spent.retry_after_ms <= 50, "{what}: {spent:?}");
+        until(Duration::from_secs(5), what, async || {
+            let spent = key.spend(&limiter, &raised, None).await;
+            spent.verdict == Verdict::Admitted
+        })
+        .await;
+    };
+    use_up(&low).await;
+    is_soon_there("in Redis").await;
+    // And what this node goes on from without Redis is that limit's too.
+    use_up(&raised).await;
+    proxy.set(Fault::Refuse).await;
+    is_soon_there("without Redis").await;
+    assert!(limiter.is_degraded());
 }
 
 #[test]

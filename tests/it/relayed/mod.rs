@@ -1,7 +1,9 @@
 //! What nodes tell each other through Redis: one without the database follows, cold keys are served
 //! from what others read, and nothing that stands in Redis is believed that was not sealed there.
 
+mod named;
 mod propagated;
+mod unheard;
 mod whole;
 
 use std::time::Duration;
@@ -18,7 +20,8 @@ use tokio::time::Instant;
 
 use crate::support::redis::{OwnRedis, patient_link};
 use crate::support::{
-    Backend, Client, Fault, Home, Proxy, Server, metric, run, signal, tables, text, until,
+    Backend, Client, Fault, Home, MASTER_KEY, Proxy, Server, metric, run, signal, tables, text,
+    until,
 };
 
 /// What the contract gives a change to reach a node that Redis alone connects.

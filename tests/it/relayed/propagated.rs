@@ -74,15 +74,52 @@ fn nodes_without_redis_tell_through_the_database() {
 /// A node that only the database knows, and that knows of nothing. It may decide for so long when Redis
 /// alone reaches it.
 fn another(home: &Home, stale_max: Span) -> cache::Nodes {
+    another_that_knows(home, cache::Changes::new(), stale_max)
+}
+
+fn another_that_knows(home: &Home, changes: cache::Changes, stale_max: Span) -> cache::Nodes {
     cache::Nodes::new(
         home.db(),
         Clock::System,
-        cache::Changes::new(),
+        changes,
         Reach::default(),
         None,
         stale_max,
         "another".to_owned(),
     )
+}
+
+#[test]
+fn all_know_also_of_a_change_that_another_node_made_just_before() {
+    run(Backend::Postgres, async |home| {
+        let (a, b) = (home.serve().await, home.serve().await);
+        let owner = a.owner();
+        let owner_b = owner.at(&b);
+        owner_b.get("/v1/tenants").send().await.expect(200);
+        let changes = cache::Changes::new();
+        let other = another_that_knows(&home, changes.clone(), Span::seconds(0));
+        let knows_all = async || {
+            changes.set_position(a.app.changes.highest());
+            other.join().await.unwrap();
+        };
+        for slug in ["acme", "umbrella"] {
+            owner.create("/v1/consumers", json!({"slug": slug})).await;
+            let head = a.app.changes.highest();
+            until(SPREADS, "they know what was before", async || {
+                a.app.changes.position() >= head && b.app.changes.position() >= head
+            })
+            .await;
+            knows_all().await;
+            let path = format!("/v1/consumers/{slug}/disable");
+            owner.post(&path).send().await.expect(200);
+            // There is nothing to do for this one any more, and it has not heard of it.
+            let told = owner_b.post(&format!("{path}?wait=3s")).send().await;
+            assert_eq!(told.expect(200)["propagated"], false);
+            knows_all().await;
+            let told = owner_b.post(&format!("{path}?wait=5s")).send().await;
+            assert_eq!(told.expect(200)["propagated"], true);
+        }
+    });
 }
 
 #[test]

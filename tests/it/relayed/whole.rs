@@ -1,13 +1,43 @@
 //! A change is followed whole, however many entities it touched: what waits while Redis is away is left out
 //! by whole changes, and who lacks one gives up what it remembers.
 
+use keystead::cache::Changes;
+use keystead::cache::follow::{Follower, Reach};
 use keystead::db::feed::{self, Kind};
 use keystead::db::{self, Conn};
+use keystead::entropy::Entropy;
+use keystead::time::Timestamp;
 
 use super::*;
 use crate::support::both;
 
-both!(a_change_that_is_all_that_is_read_at_once_is_followed_and_so_is_the_next);
+both!(
+    a_change_that_is_all_that_is_read_at_once_is_followed_and_so_is_the_next,
+    a_start_that_is_tried_again_finds_the_history_as_it_was,
+    a_change_after_a_long_time_is_followed_where_what_was_before_is_cut_at_once,
+);
+
+/// One that no node asks.
+fn follower(home: &Home, changes: &Changes) -> Follower {
+    let changes = changes.clone();
+    let stale_max = Duration::from_secs(900);
+    Follower::new(
+        home.db(),
+        changes,
+        Reach::default(),
+        None,
+        Entropy::System,
+        stale_max,
+    )
+}
+
+async fn step(home: &Home, touched: Vec<(Kind, String)>, at: Timestamp) -> i64 {
+    let stepped: db::Result<i64> = home
+        .eyes()
+        .write_to_end(async move |conn: &mut Conn| feed::step(conn, &touched, at).await)
+        .await;
+    stepped.unwrap()
+}
 
 /// A change of the first of these keys, if there is one, and of others that nobody knows; answers its number.
 async fn change(home: &Home, key: Option<&str>, count: usize) -> i64 {
@@ -15,13 +45,7 @@ async fn change(home: &Home, key: Option<&str>, count: usize) -> i64 {
     let others = (0..).map(|number| format!("zzz-{number:05}"));
     let ids = key.map(str::to_owned).into_iter().chain(others);
     let touched: Vec<_> = ids.take(count).map(|id| (Kind::Key, id)).collect();
-    let stepped: db::Result<i64> = home
-        .eyes()
-        .write_to_end(async move |conn: &mut Conn| {
-            feed::step(conn, &touched, Clock::System.now()).await
-        })
-        .await;
-    stepped.unwrap()
+    step(home, touched, Clock::System.now()).await
 }
 
 async fn until_known(server: &Server, number: i64) {
@@ -38,6 +62,43 @@ async fn a_change_that_is_all_that_is_read_at_once_is_followed_and_so_is_the_nex
         let number = change(&home, None, count).await;
         until_known(&server, number).await;
         assert_eq!(server.app.changes.epoch(), epoch, "{count}");
+    }
+}
+
+async fn a_start_that_is_tried_again_finds_the_history_as_it_was(home: Home) {
+    for _ in 0..3 {
+        change(&home, None, 2).await;
+    }
+    let changes = Changes::new();
+    let follower = follower(&home, &changes);
+    for _ in 0..3 {
+        follower.begin("a database").await.unwrap();
+        let number = change(&home, None, 1).await;
+        follower.look(false).await.unwrap();
+        assert_eq!((changes.position(), changes.epoch()), (number, 0));
+    }
+}
+
+async fn a_change_after_a_long_time_is_followed_where_what_was_before_is_cut_at_once(home: Home) {
+    let now = Clock::System.now();
+    let of_one = || vec![(Kind::Key, "a-key".to_owned())];
+    for _ in 0..3 {
+        step(&home, of_one(), now.minus(Span::hours(50))).await;
+    }
+    let changes = Changes::new();
+    let follower = follower(&home, &changes);
+    follower.begin("a database").await.unwrap();
+    let cut = async || -> db::Result<usize> {
+        let before = now.minus(Span::hours(48));
+        let cut = async move |conn: &mut Conn| feed::cut(conn, before).await;
+        home.eyes().write(cut).await
+    };
+    assert_eq!(cut().await.unwrap(), 2);
+    for _ in 0..2 {
+        let number = step(&home, of_one(), now).await;
+        assert_eq!(cut().await.unwrap(), 0);
+        follower.look(false).await.unwrap();
+        assert_eq!((changes.position(), changes.epoch()), (number, 0));
     }
 }
 

@@ -259,6 +259,36 @@ fn a_database_that_refuses_is_named_without_its_password() {
     });
 }
 
+/// An emoji in a path would be a use that no ledger takes.
+#[test]
+fn a_database_that_cannot_hold_every_text_ends_the_start_and_nothing_is_made_there() {
+    run(Backend::Postgres, async |home| {
+        let mut url = url::Url::parse(&home.database_url).unwrap();
+        let name = format!("{}_latin", url.path().trim_start_matches('/'));
+        let make = format!(
+            "CREATE DATABASE {name} ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+        );
+        home.session().await.run(&make).await;
+        url.set_path(&name);
+        let dir = tempfile::tempdir().unwrap();
+        let settings = [
+            ("SERVER__LISTEN", "127.0.0.1:0"),
+            ("DATABASE__URL", url.as_str()),
+            ("SECRETS__MASTER_KEY", MASTER_KEY),
+        ];
+        let (code, line) = refused(dir.path(), &settings).await;
+        assert_eq!(code, 2, "{line}");
+        let told = "database.url is refused: the database is encoded in LATIN1; make one with \
+                    ENCODING 'UTF8' TEMPLATE template0";
+        assert_eq!(line, told);
+        assert_eq!(names(dir.path()), ["keystead-data/keystead.lock"]);
+        let mut latin = home.empty().await;
+        latin.database_url = url.to_string();
+        let tables = "SELECT count(*) AS count FROM pg_tables WHERE schemaname = 'public'";
+        assert_eq!(count(&latin, tables).await, 0);
+    });
+}
+
 /// `keystead migrate` has run as somebody who may.
 #[test]
 fn a_database_user_without_the_right_to_change_the_schema_is_enough_to_serve() {

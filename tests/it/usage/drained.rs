@@ -12,19 +12,27 @@ use keystead::usage::codec::{Use, UsedKey, UsedToken};
 use keystead::usage::{Events, Ledger, Operation, Recorder, Room, Rules};
 
 use super::{HOUR, lines, number};
+use crate::support::tables::lines_of;
 use crate::support::{Home, both};
 
 both!(
     blocks_of_one_transaction_are_batches_of_their_own_in_their_order,
     blocks_that_were_stored_and_are_still_in_the_journal_count_once,
     a_block_that_the_ledger_does_not_take_holds_up_no_other,
+    no_number_of_blocks_that_the_ledger_does_not_take_holds_up_others,
+    what_waits_behind_many_blocks_that_are_not_taken_is_reached,
+    blocks_that_take_the_ledger_too_long_hold_up_no_others,
+    a_block_that_was_not_taken_is_told_of_whatever_ended_the_round,
     a_ledger_that_takes_nothing_sets_nothing_aside,
+    a_ledger_that_takes_nothing_any_more_sets_little_aside,
     work_that_panics_is_a_defect_and_no_sign_of_a_ledger_that_is_away,
     a_block_that_cannot_be_read_is_given_up_and_the_others_are_stored,
     a_block_of_a_later_version_waits_for_it,
     the_log_of_the_journal_stays_small,
     no_commit_into_the_journal_waits_for_the_disk,
     a_journal_without_room_keeps_counts_and_then_nothing_and_says_so,
+    a_journal_without_room_has_counts_within_a_second_and_puts_them_together,
+    what_a_journal_does_not_take_is_told_now_and_then_and_kept_when_it_does,
 );
 
 const EVENTS: &str = "SELECT COUNT(*) FROM usage_event";
@@ -63,6 +71,11 @@ impl Node {
 
     /// With more bytes in each.
     async fn keep_with(&self, caller: &str, uses: i64, more: &str) {
+        self.record(caller, uses, more);
+        self.ledger.flush().await.expect("it is kept");
+    }
+
+    fn record(&self, caller: &str, uses: i64, more: &str) {
         let scopes = ["invoice:read".to_owned()];
         for number in 0..uses {
             self.recorder.record(&Use {
@@ -93,7 +106,6 @@ impl Node {
                 token: UsedToken::default(),
             });
         }
-        self.ledger.flush().await.expect("it is kept");
     }
 
     async fn store(&self) -> db::Result<usize> {
@@ -203,6 +215,146 @@ async fn a_block_that_the_ledger_does_not_take_holds_up_no_other(home: Home) {
     let numbers = "SELECT number || ' ' || seq AS line FROM usage_batch ORDER BY seq";
     let expected = ["1 1", "3 2", "4 3", "5 4", "2 5"];
     assert_eq!(lines(&home, numbers).await, expected);
+}
+
+async fn no_number_of_blocks_that_the_ledger_does_not_take_holds_up_others(home: Home) {
+    let node = Node::new(&home, &home.dir().join("journal.db"), "a").await;
+    refuse(&home, "= 'poison'").await;
+    for _ in 0..9 {
+        node.keep("poison", 10).await;
+    }
+    assert!(node.store().await.is_err(), "none is taken");
+    for block in 1..=3 {
+        node.keep(&format!("caller-{block}"), 10).await;
+        assert!(node.store().await.unwrap() > 0);
+        assert_eq!(number(&home, USES).await, block * 10);
+    }
+    let mut aside = node.ledger.aside();
+    for _ in 0..9 {
+        node.store().await.unwrap_or_default();
+        aside = aside.max(node.ledger.aside());
+    }
+    assert_eq!(aside, 9);
+    // Nor when it is their turn again.
+    for block in 4..=6 {
+        node.moved_ms.fetch_add(61_000, Ordering::SeqCst);
+        node.keep(&format!("caller-{block}"), 10).await;
+        assert_eq!(node.store().await.unwrap(), 1);
+    }
+    assert_eq!(number(&home, USES).await, 60);
+
+    refuse_no_more(&home).await;
+    for _ in 0..3 {
+        node.moved_ms.fetch_add(61_000, Ordering::SeqCst);
+        node.store().await.unwrap();
+    }
+    assert!(!node.ledger.is_waiting());
+    assert_eq!((node.ledger.aside(), node.ledger.lost()), (0, 0));
+    assert_eq!(number(&home, USES).await, 150);
+    assert_eq!(number(&home, EVENTS).await, 150);
+}
+
+async fn what_waits_behind_many_blocks_that_are_not_taken_is_reached(home: Home) {
+    let node = Node::new(&home, &home.dir().join("journal.db"), "a").await;
+    refuse(&home, "= 'poison'").await;
+    let callers = ["poison"; 9].into_iter().chain(["good"; 20]);
+    for caller in callers.chain(["poison"; 9]) {
+        node.keep(caller, 10).await;
+    }
+    // Nothing else comes meanwhile.
+    for _ in 0..9 {
+        node.store().await.unwrap_or_default();
+    }
+    assert_eq!(number(&home, USES).await, 200);
+    assert!(node.ledger.is_waiting());
+}
+
+/// As one that is too large for the patience of the database.
+async fn blocks_that_take_the_ledger_too_long_hold_up_no_others(home: Home) {
+    let node = Node::new(&home, &home.dir().join("journal.db"), "a").await;
+    let slow = "canceling statement due to statement timeout";
+    refuse_saying(&home, &[("slow", slow)]).await;
+    for caller in [
+        "slow", "slow", "good", "slow", "slow", "slow", "slow", "slow", "good",
+    ] {
+        node.keep(caller, 10).await;
+    }
+    for round in 0..20 {
+        node.keep(&format!("caller-{round}"), 10).await;
+        node.store().await.unwrap_or_default();
+        node.moved_ms.fetch_add(10_000, Ordering::SeqCst);
+    }
+    node.store().await.unwrap_or_default();
+    assert_eq!(number(&home, USES).await, 220);
+    say_no_more(&home).await;
+    for _ in 0..3 {
+        node.moved_ms.fetch_add(61_000, Ordering::SeqCst);
+        node.store().await.unwrap();
+    }
+    assert!(!node.ledger.is_waiting());
+    assert_eq!(number(&home, USES).await, 290);
+}
+
+async fn a_block_that_was_not_taken_is_told_of_whatever_ended_the_round(home: Home) {
+    let node = Node::new(&home, &home.dir().join("journal.db"), "a").await;
+    let away = "the database system is shutting down";
+    refuse_saying(&home, &[("poison", "refused"), ("away", away)]).await;
+    for caller in ["first", "poison", "away", "last"] {
+        node.keep(caller, 10).await;
+    }
+    let ended = node.store().await;
+    assert!(matches!(ended, Err(db::Error::Unavailable(_))), "{ended:?}");
+    assert_eq!(number(&home, USES).await, 10);
+    assert_eq!(node.ledger.aside(), 1);
+}
+
+/// From now on the ledger says this of events that these callers asked for.
+async fn refuse_saying(home: &Home, answers: &[(&str, &str)]) {
+    for (caller, answer) in answers {
+        let sqlite = format!(
+            "CREATE TRIGGER say_{caller} BEFORE INSERT ON usage_event WHEN NEW.caller = '{caller}' \
+             BEGIN SELECT RAISE(ABORT, '{answer}'); END"
+        );
+        let postgres = format!(
+            "CREATE FUNCTION say_{caller}() RETURNS trigger LANGUAGE plpgsql AS \
+             $$ BEGIN RAISE EXCEPTION '{answer}'; END $$"
+        );
+        change(&home.usage_db(), sqlite, postgres).await;
+        if home.usage_db().is_sqlite() {
+            continue;
+        }
+        let trigger = format!(
+            "CREATE TRIGGER say_{caller} BEFORE INSERT ON usage_event FOR EACH ROW \
+             WHEN (NEW.caller = '{caller}') EXECUTE FUNCTION say_{caller}()"
+        );
+        change(&home.usage_db(), String::new(), trigger).await;
+    }
+}
+
+async fn say_no_more(home: &Home) {
+    let sqlite = "DROP TRIGGER say_slow".to_owned();
+    let postgres = "DROP TRIGGER say_slow ON usage_event".to_owned();
+    change(&home.usage_db(), sqlite, postgres).await;
+}
+
+async fn a_ledger_that_takes_nothing_any_more_sets_little_aside(home: Home) {
+    let node = Node::new(&home, &home.dir().join("journal.db"), "a").await;
+    refuse(&home, "<> 'first'").await;
+    for caller in ["first"].into_iter().chain(["other"; 40]) {
+        node.keep(caller, 10).await;
+    }
+    node.store().await.unwrap_or_default();
+    assert_eq!(number(&home, USES).await, 10);
+    for _ in 0..5 {
+        node.store().await.unwrap_or_default();
+    }
+    assert!(node.ledger.aside() <= 8, "{}", node.ledger.aside());
+    refuse_no_more(&home).await;
+    for _ in 0..2 {
+        node.store().await.unwrap();
+    }
+    assert!(!node.ledger.is_waiting());
+    assert_eq!(number(&home, USES).await, 410);
 }
 
 async fn a_ledger_that_takes_nothing_sets_nothing_aside(home: Home) {
@@ -331,10 +483,9 @@ async fn a_journal_without_room_keeps_counts_and_then_nothing_and_says_so(home: 
     node.keep("second", 10).await;
     let with_counts = waiting();
     assert!(with_counts > with_events);
-    // Those of ten seconds are written down together, and at the end.
+    // Those of a second are written down together, and at the end.
     node.keep("second", 10).await;
-    assert_eq!(waiting(), with_counts);
-    node.moved_ms.fetch_add(10_000, Ordering::Relaxed);
+    node.moved_ms.fetch_add(800, Ordering::Relaxed);
     node.keep("second", 10).await;
     let written = waiting() - with_counts;
     assert!(written < with_events, "one line: {written}");
@@ -363,4 +514,77 @@ async fn a_journal_without_room_keeps_counts_and_then_nothing_and_says_so(home: 
     node.store().await.unwrap();
     assert_eq!(number(&home, EVENTS).await, 20);
     assert_eq!(node.ledger.uses_lost(), 10);
+}
+
+async fn a_journal_without_room_has_counts_within_a_second_and_puts_them_together(home: Home) {
+    let journal = home.dir().join("journal.db");
+    let node = Node::new(&home, &journal, "a").await;
+    let node = Node {
+        ledger: node.ledger.within(Room {
+            events: 1,
+            counts: 1024 * 1024,
+        }),
+        ..node
+    };
+    node.keep("first", 10).await;
+    let mut waiting = node.ledger.waiting_bytes();
+    for _ in 0..9 {
+        node.keep("second", 10).await;
+        let more = node.ledger.waiting_bytes();
+        assert!(more > waiting, "it is in memory alone");
+        waiting = more;
+        node.moved_ms.fetch_add(800, Ordering::Relaxed);
+    }
+    // A kill now loses nothing.
+    let copy = home.dir().join("copy.db");
+    for end in ["", "-wal"] {
+        let named = |path: &Path| format!("{}{end}", path.display());
+        std::fs::copy(named(&journal), named(&copy)).unwrap();
+    }
+    let file = Db::open_journal(copy).unwrap();
+    assert_eq!(blocks(&file).await, 10);
+    // Nothing is sent before it is put together.
+    assert_eq!(node.store().await.unwrap(), 1);
+    assert_eq!(number(&home, USES).await, 10);
+    assert!(node.ledger.waiting_bytes() > 1);
+
+    node.moved_ms.fetch_add(10_000, Ordering::Relaxed);
+    node.keep("second", 10).await;
+    let file = Db::open_journal(journal).unwrap();
+    assert_eq!(blocks(&file).await, 1);
+    assert!(node.ledger.waiting_bytes() < waiting / 4, "{waiting}");
+    assert_eq!(node.store().await.unwrap(), 1);
+    assert_eq!(number(&home, USES).await, 110);
+    assert_eq!(node.ledger.waiting_bytes(), 0);
+    assert_eq!((node.ledger.shed(), node.ledger.uses_lost()), (100, 0));
+}
+
+async fn what_a_journal_does_not_take_is_told_now_and_then_and_kept_when_it_does(home: Home) {
+    let journal = home.dir().join("journal.db");
+    let node = Node::new(&home, &journal, "a").await;
+    let file = Db::open_journal(journal).unwrap();
+    let full = "CREATE TRIGGER full BEFORE INSERT ON usage_journal \
+                BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END";
+    change(&file, full.to_owned(), String::new()).await;
+    let mut told = 0;
+    for number in 0..100 {
+        node.record(&format!("caller-{number}"), 10, "");
+        told += i32::from(node.ledger.flush().await.is_err());
+        node.moved_ms.fetch_add(200, Ordering::Relaxed);
+    }
+    assert!((1..=4).contains(&told), "{told}");
+    // Who must know is told.
+    assert!(node.ledger.finish().await.is_err());
+    change(&file, "DROP TRIGGER full".to_owned(), String::new()).await;
+    node.moved_ms.fetch_add(800, Ordering::Relaxed);
+    node.ledger.flush().await.unwrap();
+    assert_eq!(node.store().await.unwrap(), 1);
+    assert_eq!(number(&home, EVENTS).await, 1_000);
+    assert_eq!((node.ledger.shed(), node.ledger.uses_lost()), (0, 0));
+}
+
+async fn blocks(journal: &Db) -> i64 {
+    let count = "SELECT CAST(COUNT(*) AS TEXT) AS line FROM usage_journal";
+    let lines = lines_of(journal, count.to_owned()).await;
+    lines[0].parse().expect("a number")
 }

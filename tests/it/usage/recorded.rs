@@ -366,6 +366,37 @@ async fn a_kill_does_not_lose_when_a_key_was_last_used(home: Home) {
     stop(node).await;
 }
 
+#[test]
+fn when_a_key_was_last_used_is_known_though_no_node_starts_after_a_kill() {
+    run(Backend::Postgres, async |home: Home| {
+        let mut node = home.spawn(&[]).await;
+        let owner = node.owner();
+        let asker = Asker::new(&owner).await;
+        let other = home.serve().await;
+        let unused = async || {
+            let path = "/v1/keys?service=invoicing&never_used=true";
+            let page = owner.at(&other).get(path).send().await.expect(200);
+            page["items"].as_array().unwrap().len()
+        };
+        let body = json!({
+            "name": "other", "consumer": "acme",
+            "grants": [{"service": "invoicing", "scopes": ["invoice:read"]}],
+        });
+        let key = text(&owner.create("/v1/keys", body).await, "/api_key");
+        // The next writing is ten seconds away then.
+        assert!(asker.ask(&asker.key, "first").await.is_some());
+        until(BOUND, "the first is written", async || unused().await == 1).await;
+        assert!(asker.ask(&key, "stored").await.is_some());
+        let stored = async || counted(&home).await == 2;
+        until(BOUND, "it is in the ledger", stored).await;
+        node.signal("KILL");
+        node.ended(BOUND).await;
+        assert_eq!(unused().await, 1);
+        other.clock.advance(Span::minutes(5));
+        until(BOUND, "it is known", async || unused().await == 0).await;
+    });
+}
+
 async fn keys_are_found_by_when_they_were_last_used(home: Home) {
     let server = home.serve().await;
     let owner = server.owner();

@@ -1,14 +1,15 @@
 //! Hours of counts are sealed in the chain, and what is changed in them afterwards is named.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
-use keystead::audit::{Audit, Chains, TenantRef};
+use keystead::audit::{Actor, Attribution, Audit, Chains, TenantRef};
 use keystead::clock::Clock;
 use keystead::db::Conn;
 use keystead::entropy::Entropy;
 use keystead::id::TenantId;
 use keystead::master::{MasterKey, MasterKeys};
+use keystead::metrics::Metrics;
 use keystead::text::Slug;
 use keystead::time::{Span, Timestamp};
 use keystead::usage::proof::{self, HourFault, HoursReport};
@@ -27,6 +28,8 @@ both!(
     what_was_changed_is_not_sealed_with_what_comes_late,
     what_is_said_to_take_uses_away_explains_nothing,
     a_mark_that_lies_far_ahead_keeps_no_hour_from_its_seal,
+    a_clock_that_jumps_ahead_moves_the_mark_no_further_than_uses_go,
+    what_comes_late_for_an_hour_whose_seal_was_cut_is_no_fault,
     counts_that_are_no_longer_kept_leave_a_line_that_says_so,
     a_node_that_ended_between_the_databases_seals_once,
     a_sealed_ledger_is_verified_by_the_command,
@@ -35,8 +38,12 @@ both!(
 
 const HOUR_MS: i64 = 3_600_000;
 
+/// The clock of a test is so far behind that it is never ahead of that of the database.
+const BEHIND_HOURS: i64 = 6;
+
 struct Sealing {
     home: Home,
+    metrics: Arc<Metrics>,
     clock: Clock,
     audit: Audit,
     tenant: TenantRef,
@@ -46,12 +53,15 @@ struct Sealing {
 
 impl Sealing {
     async fn new(home: &Home) -> Self {
-        let (clock, db) = (Clock::shifted(), home.eyes().clone());
+        let moved_ms = Arc::new(AtomicI64::new(-BEHIND_HOURS * HOUR_MS));
+        let (clock, db) = (Clock::Shifted(moved_ms), home.eyes().clone());
+        let metrics = Arc::new(Metrics::new(&[]));
         let master = MasterKeys {
             first: MasterKey::new([7; 32]),
             others: Vec::new(),
         };
-        let audit = Audit::new(db.clone(), clock.clone(), Entropy::System, &master);
+        let audit = Audit::new(db.clone(), clock.clone(), Entropy::System, &master)
+            .counted(Arc::clone(&metrics));
         let tenant = TenantRef {
             id: TenantId::new(&clock, &Entropy::System),
             slug: Slug::parse("default").unwrap(),
@@ -69,6 +79,7 @@ impl Sealing {
         let seals = Seals::new(db, home.usage_eyes().clone(), audit.clone(), clock.clone());
         Self {
             home: home.clone(),
+            metrics,
             clock,
             audit,
             tenant,
@@ -142,6 +153,18 @@ impl Sealing {
         assert_eq!(report.bad, 1, "{report}");
         let bad = &report.faults[0];
         assert_eq!((bad.hour.millis(), bad.fault), (hour, fault), "{report}");
+    }
+}
+
+fn system(tenant: &TenantRef) -> Attribution {
+    Attribution {
+        tenant: tenant.clone(),
+        actor: Actor::System,
+        via: None,
+        home: None,
+        reason: None,
+        request_id: None,
+        ip: None,
     }
 }
 
@@ -347,6 +370,61 @@ async fn a_mark_that_lies_far_ahead_keeps_no_hour_from_its_seal(home: Home) {
     assert!(sealing.report().await.valid);
 }
 
+async fn a_clock_that_jumps_ahead_moves_the_mark_no_further_than_uses_go(home: Home) {
+    let mut sealing = Sealing::new(&home).await;
+    let (first, current) = (sealing.hour(3), sealing.hour(0));
+    sealing.uses(first, &["key_1"], 3).await;
+    sealing.uses(current, &["key_1"], 1).await;
+    let Clock::Shifted(moved_ms) = sealing.clock.clone() else {
+        panic!("a clock of a test");
+    };
+    let right = moved_ms.load(Ordering::SeqCst);
+    moved_ms.store(right + 1000 * 24 * HOUR_MS, Ordering::SeqCst);
+    sealing.seals.seal_due().await.unwrap();
+    moved_ms.store(right, Ordering::SeqCst);
+    let mark = number(&home, "SELECT sealed_to FROM usage_seal").await;
+    assert!(mark <= current + 2 * HOUR_MS, "{mark} {current}");
+    // What comes after that is not late, and the same node seals it.
+    let next = current + 2 * HOUR_MS;
+    sealing.clock.advance(Span::hours(4));
+    sealing.uses(next, &["key_1"], 2).await;
+    let late = format!("SELECT COUNT(*) FROM usage_late WHERE start = {next}");
+    assert_eq!(number(&home, &late).await, 0);
+    assert_eq!(sealing.seals.seal_due().await.unwrap(), 1);
+    assert_eq!(sealing.sealed().await.pop(), Some((next, 2, 0)));
+    assert_eq!(sealing.seals.seal_due().await.unwrap(), 0);
+    assert!(sealing.report().await.valid);
+}
+
+async fn what_comes_late_for_an_hour_whose_seal_was_cut_is_no_fault(home: Home) {
+    let mut sealing = Sealing::new(&home).await;
+    let hour = sealing.hour(5);
+    sealing.uses(hour, &["key_1"], 3).await;
+    sealing.seals.seal_due().await.unwrap();
+    let (by, later) = (
+        system(&sealing.tenant),
+        sealing.clock.now().plus(Span::days(1)),
+    );
+    sealing.audit.begin_key(by.clone()).await.unwrap();
+    sealing.audit.checkpoint_all(&Chains::All).await.unwrap();
+    sealing.audit.cut(&Chains::All, later, &by).await.unwrap();
+    assert!(sealing.sealed().await.is_empty());
+    // Some are late for it, and all that there are for the hour before.
+    sealing.uses(hour, &["key_2"], 2).await;
+    let before = hour - HOUR_MS;
+    sealing.uses(before, &["key_1"], 1).await;
+    assert_eq!(sealing.seals.take_in_late().await.unwrap(), 1);
+    assert_eq!(sealing.sealed().await, [(before, 1, 1)]);
+    let told = || sealing.metrics.security_events.value("usage_broken");
+    assert_eq!(
+        (sealing.seals.take_in_late().await.unwrap(), told()),
+        (0, 0)
+    );
+    assert_eq!(number(&home, "SELECT COUNT(*) FROM usage_late").await, 0);
+    let report = sealing.report().await;
+    assert!(report.valid && report.unproved_hours == 1, "{report}");
+}
+
 async fn counts_that_are_no_longer_kept_leave_a_line_that_says_so(home: Home) {
     let mut sealing = Sealing::new(&home).await;
     let usage = Usage::new(home.usage_eyes().clone(), sealing.clock.clone());
@@ -537,6 +615,66 @@ fn sealing_waits_for_batches_and_they_for_it() {
         sealing.seals.take_in_late().await.unwrap();
         let told = sealing.sealed().await;
         assert_eq!(told.last().unwrap().1, 6 * 40 * 20, "{told:?}");
+        assert!(sealing.report().await.valid);
+    });
+}
+
+/// In SQLite a value may be of any type, and counts for something else than it reads as.
+#[test]
+fn a_count_of_another_type_is_named() {
+    run(Backend::Sqlite, |home: Home| async move {
+        let mut sealing = Sealing::new(&home).await;
+        let hour = sealing.hour(5);
+        sealing.uses(hour, &["key_1", "key_2"], 3).await;
+        sealing.seals.seal_due().await.unwrap();
+        let row = "tenant_id, start, key_id, secret_id, superseded, service, outcome, operation, caller, \
+                   consumer_id";
+        let late = |seq: i64, uses: &str| {
+            format!(
+                "INSERT INTO usage_late SELECT {seq}, {row}, {uses}, 0 FROM usage_hour \
+                 WHERE key_id = 'key_1'"
+            )
+        };
+        let steal = "UPDATE usage_hour SET uses = uses - 2 WHERE key_id = 'key_1'".to_owned();
+        let parts = (99..103).map(|seq| late(seq, "-0.5"));
+        let change = |what: &str| {
+            vec![format!(
+                "UPDATE usage_hour SET {what} WHERE key_id = 'key_1'"
+            )]
+        };
+        for changes in [
+            vec![steal.clone(), late(99, "CAST('-2' AS BLOB)")],
+            [steal].into_iter().chain(parts).collect(),
+            change("uses = CAST('3e-1' AS BLOB)"),
+            change("cost = cost + 0.5"),
+            change("outcome = CAST(outcome AS BLOB)"),
+            vec![format!(
+                "INSERT INTO usage_hour SELECT {}, 7, 7 FROM usage_hour WHERE key_id = 'key_1'",
+                row.replace("start", "start + 0.5")
+            )],
+        ] {
+            execute_on(
+                home.usage_eyes(),
+                "CREATE TABLE kept AS SELECT * FROM usage_hour",
+            )
+            .await;
+            assert!(sealing.report().await.valid, "{changes:?}");
+            for change in &changes {
+                execute_on(home.usage_eyes(), change).await;
+            }
+            sealing.assert_bad(hour, HourFault::Altered).await;
+            sealing.seals.take_in_late().await.unwrap();
+            assert_eq!(sealing.sealed().await.len(), 1, "{changes:?}");
+            sealing.assert_bad(hour, HourFault::Altered).await;
+            for undo in [
+                "DELETE FROM usage_hour",
+                "INSERT INTO usage_hour SELECT * FROM kept",
+                "DROP TABLE kept",
+                "DELETE FROM usage_late",
+            ] {
+                execute_on(home.usage_eyes(), undo).await;
+            }
+        }
         assert!(sealing.report().await.valid);
     });
 }
