@@ -250,12 +250,21 @@ impl Audit {
         }
     }
 
-    /// A chain that does not verify is told wherever that is found; not what a reseal may have accepted.
+    /// A chain that does not verify is told wherever that is found. What a reseal may have accepted is no alarm,
+    /// but is not passed over in silence: nobody has verified yet that there is such a reseal.
     pub fn note_fault(&self, report: &Report) {
         if report.bad > report.undecided {
             // Without an id if the tenant is gone.
             let told = report.to_string();
             self.note(SecurityEvent::AuditBroken, &report.tenant_id, told);
+        } else if report.bad > 0 {
+            tracing::warn!(
+                target: "security",
+                tenant = %report.tenant_id,
+                faults = report.bad,
+                "a part of an audit chain has faults that a reseal further on may have accepted: look with \
+                 keystead audit verify"
+            );
         }
     }
 

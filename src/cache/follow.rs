@@ -21,6 +21,7 @@ use crate::clock::Clock;
 use crate::db::feed::{self, Changed, Kind};
 use crate::db::{self, Conn, Db};
 use crate::entropy::Entropy;
+use crate::redis_link::RedisAway;
 
 /// How often the database is asked.
 const EVERY: Duration = Duration::from_secs(1);
@@ -53,9 +54,9 @@ const REDIS_SEEN_US: u64 = 3_000_000;
 /// So many rows are read at once, or as many as one change has.
 const ROWS: i64 = 10_000;
 
-/// A beat that is older is that of nodes which ended before this one began, if nobody put it back: they are not asked
-/// what they called the history. Longer than a node takes to be started again, and shorter than a database to be put
-/// back to an old copy.
+/// A beat that is older was written by nodes which ended before this one began, or somebody put it back: only if
+/// somebody else still follows its history it is asked for the name. Longer than a node takes to be started again, and
+/// shorter than a database to be put back to an old copy.
 const BEAT_LIVES_US: u64 = 60_000_000;
 
 /// So many changes are read at a start; entries that others keep from before are not used.
@@ -452,7 +453,9 @@ impl Follower {
     /// Tells other nodes what this one knows from the database.
     async fn relay_on(&self, relay: &Relay, reading: &Reading, wakes: bool) -> db::Result<()> {
         let seq = self.changes.position();
-        let name = self.agree(relay, reading, seq).await?;
+        let Some(name) = self.agree(relay, reading, seq).await? else {
+            return Ok(());
+        };
         let now = Clock::uptime_us();
         let (beat, untold) = {
             let at = self.at();
@@ -480,30 +483,39 @@ impl Follower {
         Ok(())
     }
 
-    /// The name of the history that the database has: the one that the nodes know, if this is it.
-    async fn agree(&self, relay: &Relay, reading: &Reading, seq: i64) -> db::Result<u64> {
+    /// The name of the history that the database has: the one that the nodes know, if this is it. `None` if that cannot
+    /// be said now.
+    async fn agree(&self, relay: &Relay, reading: &Reading, seq: i64) -> db::Result<Option<u64>> {
         let (known, former) = (relay.history().name(), self.at().former);
-        let lives = |beat: &Beat| reading.now_us.abs_diff(beat.at_us) <= BEAT_LIVES_US;
-        match &reading.beat {
-            // It was written before we looked, so the database has lost what it had committed.
-            Some(beat) if beat.seq > seq || beat.history == former => {}
-            Some(beat) if beat.history == known => return Ok(known),
-            Some(beat) if lives(beat) => {
-                let number = beat.seq;
-                let there = self
-                    .db
-                    .look(LOOK_MAX, async move |conn: &mut Conn| {
-                        feed::at(conn, number).await
-                    })
-                    .await?;
-                if mark(&there) == beat.mark {
-                    return Ok(beat.history);
-                }
-            }
-            Some(_) | None if known != 0 => return Ok(known),
-            Some(_) | None => {}
+        let new = || Some(u64::from_be_bytes(self.entropy.nonce()).max(1));
+        let own = || Some(known).filter(|known| *known != 0).or_else(new);
+        let Some(beat) = &reading.beat else {
+            return Ok(own());
+        };
+        // It was written before we looked, so the database has lost what it had committed.
+        if beat.seq > seq || beat.history == former {
+            return Ok(new());
         }
-        Ok(u64::from_be_bytes(self.entropy.nonce()).max(1))
+        if beat.history == known {
+            return Ok(Some(known));
+        }
+        match is_followed(relay, beat, reading.now_us).await {
+            Err(RedisAway) => return Ok(None),
+            Ok(false) => return Ok(own()),
+            Ok(true) => {}
+        }
+        let number = beat.seq;
+        let there = self
+            .db
+            .look(LOOK_MAX, async move |conn: &mut Conn| {
+                feed::at(conn, number).await
+            })
+            .await?;
+        Ok(if mark(&there) == beat.mark {
+            Some(beat.history)
+        } else {
+            new()
+        })
     }
 
     /// Learns from what other nodes relay, while the database is away.
@@ -578,6 +590,16 @@ impl Follower {
     fn at(&self) -> MutexGuard<'_, At> {
         self.at.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether there are nodes that follow the history of this beat. Those that Redis alone reaches write none.
+async fn is_followed(relay: &Relay, beat: &Beat, now_us: u64) -> Result<bool, RedisAway> {
+    if now_us.abs_diff(beat.at_us) <= BEAT_LIVES_US {
+        return Ok(true);
+    }
+    let (now_us, acks) = relay.acks().await?;
+    let follows = |ack: &Ack| ack.history == beat.history && ack.is_fresh(now_us);
+    Ok(acks.values().any(follows))
 }
 
 /// Leaves out what is too much to wait, whole changes of it: a follower finds that a change is missing, but

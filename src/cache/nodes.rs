@@ -57,7 +57,7 @@ const ASK_MAX: Duration = Duration::from_millis(50);
 
 impl Ack {
     /// Nor is one that is ahead of Redis's clock: that was set back.
-    fn is_fresh(&self, now_us: u64) -> bool {
+    pub(super) fn is_fresh(&self, now_us: u64) -> bool {
         now_us.abs_diff(self.at_us) <= ACK_FRESH_US
     }
 

@@ -10,6 +10,7 @@ use crate::error::Violation;
 use crate::id::{ConsumerId, KeyId, SecretId};
 use crate::keys::key::{Key, KeyStatus};
 use crate::keys::lookup_id::LookupId;
+use crate::rights;
 use crate::scope::{Catalogue, RequiredScope, Scope};
 use crate::text::{Environment, ExternalId, Name, Slug, Tag};
 use crate::time::{Span, Timestamp};
@@ -168,7 +169,8 @@ pub struct FrozenConsumer {
 pub struct FrozenGrant {
     pub service: Slug,
     pub scopes: Vec<Scope>,
-    /// Those that no use needed for `scopes_unused_for`.
+    /// Those that no use needed for `scopes_unused_for`. None of Keystead's own service: what was done with them is in
+    /// the audit trail, and no use of a key.
     pub unused_scopes: Vec<Scope>,
 }
 
@@ -194,7 +196,11 @@ pub fn freeze(key: &Key, known: Known<'_>, thresholds: &Thresholds, now: Timesta
             FrozenGrant {
                 service: grant.service.clone(),
                 scopes: grant.scopes.clone(),
-                unused_scopes: unused(&grant.scopes, *catalogue, required),
+                unused_scopes: if grant.service.as_str() == rights::SERVICE {
+                    Vec::new()
+                } else {
+                    unused(&grant.scopes, *catalogue, required)
+                },
             }
         })
         .collect();
@@ -396,6 +402,18 @@ mod tests {
         assert!(find(days_ago(2), NOW));
         assert!(!find(days_ago(6), NOW), "used before the rotation");
         assert!(!find(days_ago(2), days_ago(2)), "ended");
+    }
+
+    #[test]
+    fn what_administers_is_not_said_to_be_unused() {
+        let mut key = key();
+        let unused_of = |key: &Key| {
+            let frozen = freeze(key, Known::default(), &Thresholds::default(), NOW);
+            frozen.key.grants[0].unused_scopes.len()
+        };
+        assert_eq!(unused_of(&key), 1);
+        key.grants[0].service = Slug::parse(rights::SERVICE).unwrap();
+        assert_eq!(unused_of(&key), 0);
     }
 
     #[test]

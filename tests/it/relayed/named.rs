@@ -1,7 +1,7 @@
 //! The name of a history is taken from who follows it, and not from what was left in Redis, or put back there.
 
 use keystead::cache::History;
-use keystead::cache::relay::Beat;
+use keystead::cache::relay::{Ack, Beat};
 
 use super::*;
 
@@ -50,13 +50,30 @@ fn a_history_keeps_its_name_when_a_node_is_started_again_and_takes_none_from_an_
         };
         let old = minutes_ago(second.at_us);
         relay.tell(&old, &[], false).await.unwrap();
-        let _c = serve().await;
+        let c = serve().await;
         let third = beat_after(old.at_us).await;
         assert_ne!(third.history, first.history);
 
         // Nor does a node that has a name follow it.
         let old = minutes_ago(third.at_us);
         relay.tell(&old, &[], false).await.unwrap();
+        assert_eq!(beat_after(old.at_us).await.history, third.history);
+        drop(c);
+
+        // Nobody beats any more, but somebody who only reads in Redis follows it all the same.
+        let beat_us = beat().await.at_us;
+        let old = Beat {
+            at_us: beat_us - 120_000_000,
+            ..third.clone()
+        };
+        relay.tell(&old, &[], false).await.unwrap();
+        let follows = Ack {
+            history: third.history,
+            position: third.seq,
+            at_us: beat_us,
+        };
+        relay.acknowledge(follows).await.unwrap();
+        let _d = serve().await;
         assert_eq!(beat_after(old.at_us).await.history, third.history);
     });
 }

@@ -140,9 +140,13 @@ fn of_changes_that_waited_for_redis_none_is_followed_in_part() {
             redis.set(Fault::None).await;
             until_known(&b, last).await;
             assert_ne!(code(&owner_b, &key).await, "valid", "it has changed");
-            // It is still remembered if it is known what has changed.
-            let remembers = code(&owner_b, &other).await == "valid";
-            assert_eq!(remembers, are_all_told);
+            // It is still remembered if it is known what has changed. On a busy machine the node may be late to say so
+            // to itself; what is forgotten nobody decides while the database is away.
+            if are_all_told {
+                assert_eq!(settled(&owner_b, &other).await, "valid");
+            } else {
+                assert_ne!(code(&owner_b, &other).await, "valid");
+            }
 
             b_database.set(Fault::None).await;
             until(SPREADS, "the database is back", async || {
