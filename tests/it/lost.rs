@@ -22,7 +22,7 @@ use keystead::text::Slug;
 use serde_json::json;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::support::{Backend, Client, Fault, Home, MASTER_KEY, Proxy, run, tables, text, until};
+use crate::support::{Backend, Client, Fault, Home, MASTER_KEY, Proxy, run, tables, until};
 
 /// What a look has.
 const LOOK_MAX: Duration = Duration::from_secs(1);
@@ -280,31 +280,20 @@ fn a_node_goes_on_with_the_database_that_took_the_place_of_one_that_is_gone() {
     run(Backend::Postgres, async |home| {
         let a = home.serve().await;
         let owner = a.owner();
-        for slug in ["acme", "managers"] {
-            owner.create("/v1/consumers", json!({"slug": slug})).await;
-        }
-        let scopes = json!([{"name": "invoice:read"}]);
-        let service = json!({"slug": "invoicing", "scopes": scopes});
-        owner.create("/v1/services", service).await;
-        let issue = async |consumer: &str, service: &str| {
-            let grants = json!([{"service": service, "scopes": ["*"]}]);
-            let new = json!({"name": "worker", "consumer": consumer, "grants": grants});
-            let issued = owner.create("/v1/keys", new).await;
-            (text(&issued, "/key/id"), text(&issued, "/api_key"))
-        };
+        owner.create_world().await;
         let proxy = Proxy::before(home.database_address()).await;
         let url = home.database_url_at(proxy.address);
         let b = home.serve_with(&[("DATABASE__URL", &url)]).await;
-        let (_, manager) = issue("managers", "keystead").await;
+        let (_, manager) = owner.issue("managers", "keystead").await;
         let owner_b = b.client().with_key(&manager);
-        let (id, warm) = issue("acme", "invoicing").await;
+        let (id, warm) = owner.issue("acme", "invoicing").await;
         until(SOON, "it is known", async || {
             code(&owner_b, &warm).await == "valid"
         })
         .await;
         let mut cold = Vec::new();
         for _ in 0..5 {
-            cold.push(issue("acme", "invoicing").await.1);
+            cold.push(owner.issue("acme", "invoicing").await.1);
         }
 
         proxy.lose_open();

@@ -139,27 +139,16 @@ fn a_node_goes_on_that_is_far_from_its_database() {
     run(Backend::Postgres, async |home: Home| {
         let a = home.serve().await;
         let owner = a.owner();
-        for slug in ["acme", "managers"] {
-            owner.create("/v1/consumers", json!({"slug": slug})).await;
-        }
-        let scopes = json!([{"name": "invoice:read"}]);
-        let service = json!({"slug": "invoicing", "scopes": scopes});
-        owner.create("/v1/services", service).await;
-        let issue = async |consumer: &str, service: &str| {
-            let grants = json!([{"service": service, "scopes": ["*"]}]);
-            let new = json!({"name": "worker", "consumer": consumer, "grants": grants});
-            let issued = owner.create("/v1/keys", new).await;
-            (text(&issued, "/key/id"), text(&issued, "/api_key"))
-        };
+        owner.create_world().await;
         let mut proxy = Proxy::before(home.database_address()).await;
         let url = home.database_url_at(proxy.address);
         let settings = [("DATABASE__URL", url.as_str()), ("CACHE__STALE_MAX", "5s")];
         let far = home.serve_with(&settings).await;
-        let (_, manager) = issue("managers", "keystead").await;
+        let (_, manager) = owner.issue("managers", "keystead").await;
         let caller = far.client().with_key(&manager);
         for is_cut in [false, true] {
-            let (id, warm) = issue("acme", "invoicing").await;
-            let (_, cold) = issue("acme", "invoicing").await;
+            let (id, warm) = owner.issue("acme", "invoicing").await;
+            let (_, cold) = owner.issue("acme", "invoicing").await;
             until(REACHED_WITHIN, "it is known", async || {
                 code(&caller, &warm).await == "valid"
             })

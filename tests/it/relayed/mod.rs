@@ -46,12 +46,7 @@ impl Nodes {
         let url = redis.url();
         let a = home.serve_with(&[("REDIS__URL", &url)]).await;
         let owner = a.owner();
-        for slug in ["acme", "managers"] {
-            owner.create("/v1/consumers", json!({"slug": slug})).await;
-        }
-        let scopes = json!([{"name": "invoice:read"}]);
-        let service = json!({"slug": "invoicing", "scopes": scopes});
-        owner.create("/v1/services", service).await;
+        owner.create_world().await;
         let b_database = Proxy::before(home.database_address()).await;
         let (b_redis, b_redis_url) = redis.behind_proxy().await;
         let b_database_url = home.database_url_at(b_database.address);
@@ -61,10 +56,7 @@ impl Nodes {
         ];
         settings.extend(settings_of_b);
         let b = home.serve_with(&settings).await;
-        let grants = json!([{"service": "keystead", "scopes": ["*"]}]);
-        let new = json!({"name": "b", "consumer": "managers", "grants": grants});
-        let key = owner.create("/v1/keys", new).await;
-        let manager = text(&key, "/api_key");
+        let (_, manager) = owner.issue("managers", "keystead").await;
         let owner_b = b.client().with_key(&manager);
         Self {
             redis,

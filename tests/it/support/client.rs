@@ -4,9 +4,9 @@ use std::fmt;
 
 use reqwest::Method;
 use reqwest::header::HeaderMap;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::Server;
+use super::{Server, text};
 
 /// Speaks to one server, as the holder of one credential or as nobody.
 #[derive(Clone, Debug)]
@@ -128,6 +128,24 @@ impl Client {
     /// Posts and expects what a create answers.
     pub async fn create(&self, path: &str, body: Value) -> Value {
         self.post(path).json(body).send().await.expect(201)
+    }
+
+    /// Two consumers, `acme` and `managers`, and a service with one scope, `invoicing`.
+    pub async fn create_world(&self) {
+        for slug in ["acme", "managers"] {
+            self.create("/v1/consumers", json!({"slug": slug})).await;
+        }
+        let scopes = json!([{"name": "invoice:read"}]);
+        let service = json!({"slug": "invoicing", "scopes": scopes});
+        self.create("/v1/services", service).await;
+    }
+
+    /// A key of the consumer for all scopes of the service: its id, and the key itself.
+    pub async fn issue(&self, consumer: &str, service: &str) -> (String, String) {
+        let grants = json!([{"service": service, "scopes": ["*"]}]);
+        let new = json!({"name": "worker", "consumer": consumer, "grants": grants});
+        let issued = self.create("/v1/keys", new).await;
+        (text(&issued, "/key/id"), text(&issued, "/api_key"))
     }
 }
 
