@@ -239,7 +239,8 @@ impl Follower {
         // A start that is tried again stands behind where it stood.
         self.at().mark = None;
         self.changes.forget(back.max(first.saturating_sub(1)));
-        self.look_at_database().await?;
+        // Others were told of what was there before us.
+        self.look_at_database(&mut Vec::new()).await?;
         self.look(false).await?;
         self.renew();
         Ok(())
@@ -327,25 +328,29 @@ impl Follower {
             Some(relay) => relay.read().await.ok(),
             None => None,
         };
-        let learned = self.look_at_database().await?;
+        let mut learned = Vec::new();
+        let looked = self.look_at_database(&mut learned).await;
+        if self.relay.is_some() {
+            // Also where the look failed: the next one begins behind it.
+            self.keep_untold(learned);
+        }
+        looked?;
         if self.reach.set_database_away(false) {
             tracing::info!("the database is back");
         }
         self.reach.prove(began);
-        if let Some(relay) = &self.relay {
-            let wakes = !learned.is_empty() && !was_told;
-            self.keep_untold(learned);
-            if let Some(reading) = reading {
-                self.reach.see_redis(began);
-                self.relay_on(relay, &reading, wakes).await?;
-            }
+        if let Some(relay) = &self.relay
+            && let Some(reading) = reading
+        {
+            self.reach.see_redis(began);
+            self.relay_on(relay, &reading, !was_told).await?;
         }
         Ok(())
     }
 
-    /// What was learned.
-    async fn look_at_database(&self) -> db::Result<Vec<Changed>> {
-        let (mut learned, mut rows) = (Vec::new(), ROWS);
+    /// What is learned is added, as far as it is not too much to be relayed.
+    async fn look_at_database(&self, learned: &mut Vec<Changed>) -> db::Result<()> {
+        let mut rows = ROWS;
         loop {
             let (position, highest) = (self.changes.position(), self.changes.highest());
             // From the change that we know on, to see that it is still the same.
@@ -363,13 +368,14 @@ impl Follower {
             let (known, changed) = found.split_at(known);
             if !self.continues(position, highest, head, known, changed) {
                 self.begin_anew(position, head);
-                return Ok(Vec::new());
+                learned.clear();
+                return Ok(());
             }
             let at = self.advance(position, known, changed);
             learned.extend_from_slice(changed);
-            leave_out_oldest(&mut learned);
+            leave_out_oldest(learned);
             if at >= head {
-                return Ok(learned);
+                return Ok(());
             }
         }
     }
@@ -450,7 +456,7 @@ impl Follower {
         leave_out_oldest(&mut at.untold);
     }
 
-    /// Tells other nodes what this one knows from the database.
+    /// Tells other nodes what this one knows from the database, and `wakes` them if it is something new.
     async fn relay_on(&self, relay: &Relay, reading: &Reading, wakes: bool) -> db::Result<()> {
         let seq = self.changes.position();
         let Some(name) = self.agree(relay, reading, seq).await? else {
@@ -475,6 +481,7 @@ impl Follower {
             };
             (beat, at.untold.clone())
         };
+        let wakes = wakes && !untold.is_empty();
         if relay.tell(&beat, &untold, wakes).await.is_ok() {
             let mut at = self.at();
             at.told_us = now;

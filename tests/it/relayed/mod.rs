@@ -8,6 +8,7 @@ mod whole;
 
 use std::time::Duration;
 
+use keystead::cache::History;
 use keystead::cache::relay::Relay;
 use keystead::cache::seal::Seal;
 use keystead::clock::Clock;
@@ -97,6 +98,17 @@ impl Nodes {
     fn link(&self) -> RedisLink {
         patient_link(&self.redis.url(), Duration::from_secs(2))
     }
+}
+
+/// The way of this node of the test to those that share the database and [`MASTER_KEY`].
+fn relay(link: RedisLink, database: &str, node: &str) -> Relay {
+    let master = MasterKeys {
+        first: MasterKey::parse(MASTER_KEY).unwrap(),
+        others: Vec::new(),
+    };
+    let history = History::default();
+    history.begin(database);
+    Relay::new(link, Seal::new(&master), history, node.to_owned())
 }
 
 /// The counter of what was asked and could not be decided.

@@ -1,6 +1,5 @@
 //! The name of a history is taken from who follows it, and not from what was left in Redis, or put back there.
 
-use keystead::cache::History;
 use keystead::cache::relay::{Ack, Beat};
 
 use super::*;
@@ -20,13 +19,7 @@ fn a_history_keeps_its_name_when_a_node_is_started_again_and_takes_none_from_an_
         })
         .await;
         let database = beats[0].split(['{', '}']).nth(1).unwrap();
-        let master = MasterKeys {
-            first: MasterKey::parse(MASTER_KEY).unwrap(),
-            others: Vec::new(),
-        };
-        let history = History::default();
-        history.begin(database);
-        let relay = Relay::new(link, Seal::new(&master), history, "a test".to_owned());
+        let relay = relay(link, database, "a test");
         let beat = async || relay.read().await.unwrap().beat.unwrap();
         let beat_after = async |at_us: u64| -> Beat {
             until(SPREADS, "there is a new beat", async || {

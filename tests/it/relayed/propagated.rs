@@ -339,13 +339,7 @@ fn a_node_that_leaves_takes_back_what_it_said_before_its_row_goes() {
     run(Backend::Postgres, async |home| {
         let redis = OwnRedis::start();
         let link = patient_link(&redis.url(), Duration::from_secs(2));
-        let master = MasterKeys {
-            first: MasterKey::new([7; 32]),
-            others: Vec::new(),
-        };
-        let history = cache::History::default();
-        history.begin("a database");
-        let relay = Relay::new(link, Seal::new(&master), history, "leaving".to_owned());
+        let relay = relay(link, "a database", "leaving");
         let leaving = cache::Nodes::new(
             home.db(),
             Clock::System,

@@ -90,7 +90,7 @@ pub async fn rows_of(home: &Home, tenant: &str) -> Vec<String> {
 }
 
 /// Changes the database past every server.
-pub async fn execute(home: &Home, statement: &'static str) {
+pub async fn execute(home: &Home, statement: &str) {
     execute_on(&home.db(), statement).await;
 }
 
