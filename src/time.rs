@@ -88,10 +88,19 @@ impl FromStr for Timestamp {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         const SHAPE: &str = "must be an RFC 3339 time, such as 2027-01-31T12:00:00Z";
+        // A query's `+` stands for a space.
+        const SPACE: &str =
+            "must be an RFC 3339 time, such as 2027-01-31T12:00:00Z; in a query write %2B for +";
         if text.len() > 40 {
             return Err(SHAPE);
         }
-        let at = DateTime::parse_from_rfc3339(text).map_err(|_bad_shape| SHAPE)?;
+        let at = DateTime::parse_from_rfc3339(text).map_err(|_bad_shape| {
+            let is_offset = |after: &str| after.len() == "01:00".len();
+            match text.rsplit_once(' ') {
+                Some((_, after)) if is_offset(after) => SPACE,
+                Some(_) | None => SHAPE,
+            }
+        })?;
         let millis = at.timestamp_millis();
         if !(0..=MILLIS_MAX).contains(&millis) {
             return Err("must lie between the years 1970 and 9999");
@@ -281,8 +290,11 @@ mod tests {
             "tomorrow",
             "1969-12-31T23:59:59Z",
         ] {
-            assert!(text.parse::<Timestamp>().is_err(), "{text}");
+            let refused = text.parse::<Timestamp>().unwrap_err();
+            assert!(!refused.contains("%2B"), "{text}");
         }
+        let spaced = "2026-11-22T06:00:00 01:00".parse::<Timestamp>();
+        assert!(spaced.unwrap_err().ends_with("write %2B for +"));
         assert_eq!(Timestamp::MAX.plus(Span::days(36_525)), Timestamp::MAX);
     }
 }

@@ -36,7 +36,7 @@ pub(super) fn run(command: AuditCommand, sources: &Sources) -> Result<(), Failur
                 export: _,
                 keys: _,
             } => {
-                let mut found = read_all(&checkpoints)?;
+                let mut found = read_given(&checkpoints)?;
                 found.extend(own_files(&maintenance)?);
                 let chains = chains(&maintenance, tenant).await?;
                 let (db, master) = (&maintenance.db, &maintenance.master);
@@ -83,7 +83,7 @@ pub(super) fn run(command: AuditCommand, sources: &Sources) -> Result<(), Failur
             } => {
                 let by = maintenance.attribution(Some(&reason)).await?;
                 require_unknown(&maintenance, &adopt_key).await?;
-                let mut found = read_all(&checkpoints)?;
+                let mut found = read_given(&checkpoints)?;
                 found.extend(own_files(&maintenance)?);
                 let chains = chains(&maintenance, tenant).await?;
                 let reports = maintenance
@@ -145,7 +145,7 @@ fn verify_export(export: &Path, keys: &Path, checkpoints: &[PathBuf]) -> Result<
     let text = read(keys)?;
     let keys = offline::read_keys(&text)
         .map_err(|what| Failure::Usage(format!("--keys {}: {what}", keys.display())))?;
-    let found = read_all(checkpoints)?;
+    let found = read_given(checkpoints)?;
     let report = offline::verify(export, &found, &keys)
         .map_err(|error| Failure::Usage(format!("{} cannot be read: {error}", export.display())))?;
     print(&lines(&report.to_string()))?;
@@ -170,6 +170,23 @@ fn read_all(paths: &[PathBuf]) -> Result<Vec<Found>, Failure> {
     let mut found = Vec::new();
     for path in paths {
         found.extend(outside::read(&path.display().to_string(), &read(path)?));
+    }
+    Ok(found)
+}
+
+/// Those of `--checkpoints`: a file without any is the wrong one, which says nothing about the trail.
+fn read_given(paths: &[PathBuf]) -> Result<Vec<Found>, Failure> {
+    let mut found = Vec::new();
+    for path in paths {
+        let these = read_all(std::slice::from_ref(path))?;
+        if !these.is_empty() && these.iter().all(|one| one.statement.is_err()) {
+            return Err(Failure::Usage(format!(
+                "--checkpoints {}: none of its lines is a checkpoint, as keystead audit checkpoint and \
+                 GET /v1/audit/checkpoints give them",
+                path.display()
+            )));
+        }
+        found.extend(these);
     }
     Ok(found)
 }

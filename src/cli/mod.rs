@@ -117,7 +117,7 @@ pub enum AuditCommand {
         keystead audit verify --export audit.ndjson --checkpoints checkpoints.ndjson --keys keys.json\n\n\
         Works beside a running server, and against the checkpoints in its files if they are there.\n\
         With --export it needs neither database nor master key: the file is what\n\
-        GET /v1/audit/export answers, the keys what GET /v1/audit/keys answers.\n\
+        GET /v1/audit/export answers without a filter, the keys what GET /v1/audit/keys answers.\n\
         Ends with 1 if a chain does not verify, and then names each fault on a line of its own, or if\n\
         no checkpoint vouches for an export.")]
     Verify {

@@ -234,17 +234,21 @@ fn secret_in(table: &toml::Table) -> Option<(&'static str, String)> {
         .then(|| ("redis.url", own_file("redis.url")))
 }
 
-/// A setting's name with single underscores is a typo. Others that begin so may be somebody else's:
-/// Kubernetes sets `KEYSTEAD_PORT` for a service called keystead.
+/// A setting's name with a single underscore for two, or two for one, is a typo. Others that begin so may be
+/// somebody else's: Kubernetes sets `KEYSTEAD_PORT` for a service called keystead.
 fn refuse_mistyped(variables: &[(OsString, OsString)]) -> Result<(), ConfigError> {
-    let right = SETTINGS
+    let single = |name: &str| name.replace("__", "_");
+    let rights = SETTINGS
         .iter()
         .flat_map(|setting| [setting.variable(), setting.file_variable()]);
-    for right in right {
-        let mistyped = right.replace("__", "_");
-        if variables.iter().any(|(name, _)| *name == *mistyped) {
+    for right in rights {
+        let mistyped = variables
+            .iter()
+            .filter_map(|(name, _)| name.to_str())
+            .find(|name| *name != right && single(name) == single(&right));
+        if let Some(mistyped) = mistyped {
             let problem = format!("is not a setting; write two underscores: {right}");
-            return Err(ConfigError::new(&mistyped, "", problem));
+            return Err(ConfigError::new(mistyped, "", problem));
         }
     }
     Ok(())

@@ -409,6 +409,8 @@ fn a_bad_variable_or_flag_is_named() {
             refused(&variables(&[("KEYSTEAD__SERVER__PORT", "80")])),
             refused(&variables(&[("KEYSTEAD__LISTEN", "80")])),
             refused(&variables(&[("KEYSTEAD_SERVER_LISTEN", "127.0.0.1:80")])),
+            refused(&variables(&[("KEYSTEAD_SERVER__LISTEN", "127.0.0.1:80")])),
+            refused(&variables(&[("KEYSTEAD__SERVER_LISTEN", "127.0.0.1:80")])),
             refused(&variables(&[("KEYSTEAD__SERVER__LISTEN_FILE", "/x")])),
             refused(&variables(&[("KEYSTEAD__SECRETS__MASTER_KEY_FILE", "/dev/null/x")])),
             refused(&flag),
@@ -421,6 +423,8 @@ fn a_bad_variable_or_flag_is_named() {
         KEYSTEAD__SERVER__PORT: is not a setting; [server] has: listen, public_url, trusted_proxies, dangerous_plain_http, drain_delay, operations, operations_listen, cors_origins, workers
         KEYSTEAD__LISTEN: is not a setting; there are: data_dir, server, database, redis, secrets, cache, audit, usage, oauth, argon2, log, issuers, upstreams
         KEYSTEAD_SERVER_LISTEN: is not a setting; write two underscores: KEYSTEAD__SERVER__LISTEN
+        KEYSTEAD_SERVER__LISTEN: is not a setting; write two underscores: KEYSTEAD__SERVER__LISTEN
+        KEYSTEAD__SERVER_LISTEN: is not a setting; write two underscores: KEYSTEAD__SERVER__LISTEN
         KEYSTEAD__SERVER__LISTEN_FILE: is not a setting; [server] has: listen, public_url, trusted_proxies, dangerous_plain_http, drain_delay, operations, operations_listen, cors_origins, workers
         KEYSTEAD__SECRETS__MASTER_KEY_FILE: secrets.master_key names /dev/null/x, which cannot be read: Not a directory (os error 20)
         --listen: server.listen must be an IP address and a port, such as "127.0.0.1:8080"

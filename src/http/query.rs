@@ -146,6 +146,16 @@ impl<'a> Params<'a> {
                 .detail
                 .replace("a known field; known here", "a known parameter; known here")
                 .replace("a known field; none is", "a known parameter; none is");
+            if let Some((name, _place)) = violation.pointer.split_once('/')
+                && self
+                    .0
+                    .iter()
+                    .any(|(n, value)| n == name && value.contains(','))
+            {
+                violation
+                    .detail
+                    .push_str("; several values are the parameter several times");
+            }
             violation
         })
     }
@@ -264,6 +274,8 @@ mod tests {
         tag: Vec<Tag>,
         environment: Option<Environment>,
         state: Option<State>,
+        #[serde(default)]
+        group_by: Vec<State>,
         dry_run: Option<bool>,
         days: Option<u32>,
     }
@@ -298,7 +310,7 @@ mod tests {
             (
                 "stat=active",
                 "stat",
-                "is not a known parameter; known here: tag, environment, state, dry_run, days",
+                "is not a known parameter; known here: tag, environment, state, group_by, dry_run, days",
             ),
             (
                 "state=active&state=active",
@@ -306,6 +318,16 @@ mod tests {
                 "is given more than once",
             ),
             ("state=ACTIVE", "state", "must be active or not_yet_valid"),
+            (
+                "group_by=active,expired",
+                "group_by/0",
+                "must be active or not_yet_valid; several values are the parameter several times",
+            ),
+            (
+                "group_by=active&group_by=expired",
+                "group_by/1",
+                "must be active or not_yet_valid",
+            ),
             ("dry_run=1", "dry_run", "must be true or false"),
             ("days=-1", "days", "must be a whole number, not negative"),
             ("days=1e3", "days", "must be a whole number, not negative"),

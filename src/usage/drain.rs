@@ -6,7 +6,8 @@
 //!    others pass it by. After some in a row it may be the ledger: then the rest is passed by untried, so that
 //!    what comes next never waits for them.
 //! 2. What was passed by is sent again, each minute and never before what is new. After some in a row that are
-//!    not taken it is left there too, and goes on behind them the next time.
+//!    not taken it is left there too, and goes on behind them the next time; so it does after a few groups, because
+//!    what is new comes meanwhile.
 //!
 //! So a ledger that takes nothing is asked a few times and no more, however much waits; and no number of blocks
 //! that it does not take stops one that it does. Nothing of them is given up: what is wrong may be the ledger.
@@ -46,6 +47,9 @@ const ASIDE_FOR: Duration = Duration::from_mins(1);
 
 /// When so many blocks in a row are not taken, it may not be the blocks.
 const REFUSED_MAX: usize = 4;
+
+/// So many groups of what was passed by are sent at a time.
+const AGAIN_MAX: usize = 4;
 
 /// So many appended bytes are left in the journal's log.
 const LOG_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -193,7 +197,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Answers whether all of them were tried.
+    /// Answers whether all of them were tried; of what is sent again it may be the first few groups.
     async fn send(
         &self,
         run: &mut Run,
@@ -204,7 +208,12 @@ impl Ledger {
         let mut next = self
             .ready(run, progress.wanted(stretch, stretch.after))
             .await?;
+        let mut groups = 0;
         while let Some(ready) = next {
+            if stretch.is_again && groups == AGAIN_MAX {
+                return Ok(false);
+            }
+            groups += 1;
             let last = ready.sent.numbers.last().copied().unwrap_or(i64::MAX);
             let mut wanted = progress.wanted(stretch, last);
             wanted.refusals = ready.refusals.clone();

@@ -95,6 +95,13 @@ async fn an_auditor_proves_an_export_with_public_keys_alone(home: Home) {
         "{output:?}"
     );
 
+    // The wrong file says nothing about the trail.
+    let wrong = ["--checkpoints", "audit.ndjson", "--keys", "keys.json"];
+    let output = offline(&home, &[&alone, &wrong[..]].concat());
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.contains("none of its lines is a checkpoint"), "{told}");
+
     file("empty.ndjson", "");
     let nothing = ["verify", "--export", "empty.ndjson"];
     let output = offline(&home, &[&nothing, &files[..]].concat());

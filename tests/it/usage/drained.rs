@@ -21,6 +21,7 @@ both!(
     a_block_that_the_ledger_does_not_take_holds_up_no_other,
     no_number_of_blocks_that_the_ledger_does_not_take_holds_up_others,
     what_waits_behind_many_blocks_that_are_not_taken_is_reached,
+    what_was_passed_by_is_sent_in_turn_with_what_is_new,
     blocks_that_take_the_ledger_too_long_hold_up_no_others,
     a_block_that_was_not_taken_is_told_of_whatever_ended_the_round,
     a_ledger_that_takes_nothing_sets_nothing_aside,
@@ -267,6 +268,28 @@ async fn what_waits_behind_many_blocks_that_are_not_taken_is_reached(home: Home)
     }
     assert_eq!(number(&home, USES).await, 200);
     assert!(node.ledger.is_waiting());
+}
+
+async fn what_was_passed_by_is_sent_in_turn_with_what_is_new(home: Home) {
+    let node = Node::new(&home, &home.dir().join("journal.db"), "a").await;
+    refuse(&home, "= 'poison'").await;
+    for _ in 0..100 {
+        node.keep("poison", 1).await;
+    }
+    assert!(node.store().await.is_err(), "none is taken");
+    node.keep("good", 1).await;
+    assert_eq!(node.store().await.unwrap(), 1);
+    refuse_no_more(&home).await;
+    node.moved_ms.fetch_add(61_000, Ordering::SeqCst);
+    let mut stored = Vec::new();
+    while node.ledger.is_waiting() {
+        node.keep("good", 1).await;
+        stored.push(node.store().await.unwrap());
+    }
+    assert!(stored.len() > 1, "{stored:?}");
+    let all = 101 + i64::try_from(stored.len()).unwrap();
+    assert_eq!(number(&home, USES).await, all);
+    assert_eq!(number(&home, EVENTS).await, all);
 }
 
 /// As one that is too large for the patience of the database.
