@@ -8,14 +8,14 @@
 //! A node that reaches Redis but not the database follows through what the others relay: see
 //! [`relay`](super::relay).
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use super::changes::{Changes, Lease};
+use super::reach::Reach;
 use super::relay::{Ack, Beat, Reading, Relay, mark};
 use crate::clock::Clock;
 use crate::db::feed::{self, Changed, Kind};
@@ -48,9 +48,6 @@ const RESUBSCRIBE: Duration = Duration::from_millis(200);
 /// How long entries may be used by a node that reaches nobody who could tell it of changes.
 const ALONE_US: u64 = 30_000_000;
 
-/// Redis is reached if it answered within so long.
-const REDIS_SEEN_US: u64 = 3_000_000;
-
 /// So many rows are read at once, or as many as one change has.
 const ROWS: i64 = 10_000;
 
@@ -65,84 +62,6 @@ const CHANGES_AT_START: i64 = 20_000;
 /// So many changed entities wait to be relayed while Redis is away, and what the oldest change has beyond
 /// them.
 const UNTOLD_MAX: usize = 10_000;
-
-/// Whether the database answers, and since when the knowledge of changes is complete.
-#[derive(Clone, Debug, Default)]
-pub struct Reach(Arc<Reached>);
-
-#[derive(Debug, Default)]
-struct Reached {
-    database_away: AtomicBool,
-    proved_us: AtomicU64,
-    redis_us: AtomicU64,
-    /// For who asks the database.
-    woken: Notify,
-    /// Whether it was woken by a message, which all have heard.
-    is_told: AtomicBool,
-}
-
-impl Reach {
-    pub fn is_database_away(&self) -> bool {
-        self.0.database_away.load(Ordering::Relaxed)
-    }
-
-    fn set_database_away(&self, away: bool) -> bool {
-        self.0.database_away.swap(away, Ordering::Relaxed)
-    }
-
-    /// When the last look began that found the knowledge of changes complete, see
-    /// [`Clock::uptime_us`]; 0 for never.
-    pub fn proved_us(&self) -> u64 {
-        self.0.proved_us.load(Ordering::Acquire)
-    }
-
-    /// Has the database asked at once, by who follows it.
-    pub fn look_soon(&self) {
-        self.0.woken.notify_one();
-    }
-
-    /// The same because of a message: what it finds others look for too.
-    fn look_as_told(&self) {
-        self.0.is_told.store(true, Ordering::Relaxed);
-        self.look_soon();
-    }
-
-    fn prove(&self, began_us: u64) {
-        // Who sees it sees the changes that were learned.
-        self.0.proved_us.fetch_max(began_us, Ordering::Release);
-    }
-
-    /// Whether Redis could have told us of what another node relays.
-    fn sees_redis(&self) -> bool {
-        let seen = self.0.redis_us.load(Ordering::Relaxed);
-        seen > 0 && Clock::uptime_us().saturating_sub(seen) < REDIS_SEEN_US
-    }
-
-    /// Whether the database answered, and has not failed to since. False before it answered at all.
-    pub fn reaches_database(&self) -> bool {
-        self.proved_us() > 0 && !self.is_database_away()
-    }
-
-    /// Who tells this node of changes.
-    pub fn teller(&self) -> &'static str {
-        if self.reaches_database() {
-            "database"
-        } else if self.sees_redis() {
-            "redis"
-        } else {
-            "nobody"
-        }
-    }
-
-    /// How long ago the knowledge of changes was proved complete.
-    pub fn proof_age(&self) -> Duration {
-        Duration::from_micros(Clock::uptime_us().saturating_sub(self.proved_us()))
-    }
-
-    fn see_redis(&self, began_us: u64) {
-        self.0.redis_us.fetch_max(began_us, Ordering::Relaxed);
-    }
-}
 
 /// Keeps [`Changes`] complete.
 #[derive(Clone)]
@@ -297,7 +216,6 @@ impl Follower {
     }
 
     async fn ask(&self) {
-        let Reached { woken, is_told, .. } = &*self.reach.0;
         let mut was_told = false;
         loop {
             let pause = match self.look(was_told).await {
@@ -315,8 +233,7 @@ impl Follower {
             self.renew();
             // However many messages come, there is a least time between two looks.
             tokio::time::sleep(LEAST_PAUSE).await;
-            let was_woken = tokio::time::timeout(pause, woken.notified()).await.is_ok();
-            was_told = was_woken && is_told.swap(false, Ordering::Relaxed);
+            was_told = self.reach.woken_as_told(pause).await;
         }
     }
 

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::Changes;
-use super::follow::Reach;
+use super::reach::Reach;
 use super::relay::{Ack, Relay};
 use crate::clock::Clock;
 use crate::db::nodes::STALE_MAX_LONGEST;

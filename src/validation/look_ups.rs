@@ -7,7 +7,7 @@ use futures_util::FutureExt as _;
 
 use super::source::{LOAD_MAX, LoadError, reachable};
 use super::store::{self, Hit, Seen};
-use crate::cache::follow::Reach;
+use crate::cache::Reach;
 use crate::cache::{Asking, Together};
 use crate::db::{self, Conn, Db};
 use crate::keys::fingerprint::Fingerprint;

@@ -5,7 +5,8 @@
 use std::time::Duration;
 
 use keystead::cache::Changes;
-use keystead::cache::follow::{Follower, Reach};
+use keystead::cache::Reach;
+use keystead::cache::follow::Follower;
 use keystead::db::{Db, Target};
 use keystead::entropy::Entropy;
 use serde_json::json;

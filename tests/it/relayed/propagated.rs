@@ -3,7 +3,7 @@
 
 use futures_util::future::join_all;
 use keystead::cache;
-use keystead::cache::follow::Reach;
+use keystead::cache::Reach;
 use keystead::cache::relay::Ack;
 use keystead::db::{self, Conn, nodes};
 

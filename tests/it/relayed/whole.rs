@@ -2,7 +2,8 @@
 //! by whole changes, and who lacks one gives up what it remembers.
 
 use keystead::cache::Changes;
-use keystead::cache::follow::{Follower, Reach};
+use keystead::cache::Reach;
+use keystead::cache::follow::Follower;
 use keystead::db::feed::{self, Kind};
 use keystead::db::{self, Conn};
 use keystead::entropy::Entropy;
