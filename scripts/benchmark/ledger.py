@@ -181,7 +181,8 @@ def cut(node, scratch, rate, seconds, events):
     # More than the generator made, so that nothing is old.
     ready = again(node, EVENTS_RETENTION=f"{DAYS + 10}d")
     time.sleep(SWEEP_AFTER + 2)
-    before = load(node, path, rate, seconds)
+    # The quieter of two: a stall of the machine in the only one would hide what the deletion costs.
+    before = min((load(node, path, rate, seconds) for _ in range(2)), key=lambda told: told["p99_us"])
 
     again(node, EVENTS_RETENTION=f"{DAYS - 1}d")
     started = time.monotonic()

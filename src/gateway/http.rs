@@ -201,7 +201,10 @@ async fn gateway(
                 not_allowed("the limits of the key in X-Keystead-Caller are used up")
                     .retry_after_of(&problem)
             }
-            _ => not_allowed("the key in X-Keystead-Caller is not good"),
+            _ => not_allowed(
+                "the key in X-Keystead-Caller is not good: it must be live and have a grant on keystead, with \
+                 the scope verify of this service",
+            ),
         }),
     }
 }
