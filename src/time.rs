@@ -95,10 +95,12 @@ impl FromStr for Timestamp {
             return Err(SHAPE);
         }
         let at = DateTime::parse_from_rfc3339(text).map_err(|_bad_shape| {
-            let is_offset = |after: &str| after.len() == "01:00".len();
-            match text.rsplit_once(' ') {
-                Some((_, after)) if is_offset(after) => SPACE,
-                Some(_) | None => SHAPE,
+            let is_time =
+                |(at, offset)| DateTime::parse_from_rfc3339(&format!("{at}+{offset}")).is_ok();
+            if text.rsplit_once(' ').is_some_and(is_time) {
+                SPACE
+            } else {
+                SHAPE
             }
         })?;
         let millis = at.timestamp_millis();
@@ -288,6 +290,7 @@ mod tests {
             "0000-01-01T00:00:00Z",
             "300000-01-01T00:00:00Z",
             "tomorrow",
+            "2026-11-22 06:00",
             "1969-12-31T23:59:59Z",
         ] {
             let refused = text.parse::<Timestamp>().unwrap_err();

@@ -96,6 +96,13 @@ struct At {
 }
 
 impl At {
+    /// It is not known any more which change stands at our position: what came before it, and was not told, may be of
+    /// another history than what comes.
+    fn lose_place(&mut self) {
+        self.mark = None;
+        self.untold.clear();
+    }
+
     /// Whether a beat of this time, by Redis's clock like `now_us`, proves something: one that was there before does
     /// not.
     fn is_news(&mut self, beat_us: u64, now_us: u64) -> bool {
@@ -156,7 +163,7 @@ impl Follower {
         let first = oldest.unwrap_or(head.saturating_add(1));
         let back = head.saturating_sub(CHANGES_AT_START);
         // A start that is tried again stands behind where it stood.
-        self.at().mark = None;
+        self.at().lose_place();
         self.changes.forget(back.max(first.saturating_sub(1)));
         // Others were told of what was there before us.
         self.look_at_database(&mut Vec::new()).await?;
@@ -247,6 +254,7 @@ impl Follower {
         };
         let mut learned = Vec::new();
         let looked = self.look_at_database(&mut learned).await;
+        let wakes = !learned.is_empty() && !was_told;
         if self.relay.is_some() {
             // Also where the look failed: the next one begins behind it.
             self.keep_untold(learned);
@@ -260,7 +268,7 @@ impl Follower {
             && let Some(reading) = reading
         {
             self.reach.see_redis(began);
-            self.relay_on(relay, &reading, !was_told).await?;
+            self.relay_on(relay, &reading, wakes).await?;
         }
         Ok(())
     }
@@ -326,8 +334,7 @@ impl Follower {
             "lost the feed of changes: loading everything anew"
         );
         let mut at = self.at();
-        at.mark = None;
-        at.untold.clear();
+        at.lose_place();
         if let Some(relay) = &self.relay {
             at.former = relay.history().name();
             // First: who notes the new epoch, and then the name, never has the old name.
@@ -373,7 +380,7 @@ impl Follower {
         leave_out_oldest(&mut at.untold);
     }
 
-    /// Tells other nodes what this one knows from the database, and `wakes` them if it is something new.
+    /// Tells other nodes what this one knows from the database.
     async fn relay_on(&self, relay: &Relay, reading: &Reading, wakes: bool) -> db::Result<()> {
         let seq = self.changes.position();
         let Some(name) = self.agree(relay, reading, seq).await? else {
@@ -398,7 +405,6 @@ impl Follower {
             };
             (beat, at.untold.clone())
         };
-        let wakes = wakes && !untold.is_empty();
         if relay.tell(&beat, &untold, wakes).await.is_ok() {
             let mut at = self.at();
             at.told_us = now;
@@ -489,7 +495,7 @@ impl Follower {
                     seq = beat.seq,
                     "changes were relayed that are lost: giving up what is remembered"
                 );
-                self.at().mark = None;
+                self.at().lose_place();
                 self.changes.see(beat.seq);
                 self.changes.forget(beat.seq);
                 break;

@@ -36,11 +36,11 @@ pub(super) fn run(command: AuditCommand, sources: &Sources) -> Result<(), Failur
                 export: _,
                 keys: _,
             } => {
-                let mut found = read_given(&checkpoints)?;
-                found.extend(own_files(&maintenance)?);
+                let mut given = Given::read(&checkpoints)?;
+                given.found.extend(own_files(&maintenance)?);
                 let chains = chains(&maintenance, tenant).await?;
                 let (db, master) = (&maintenance.db, &maintenance.master);
-                let reports = verify_against(db, master, &chains, &found).await?;
+                let reports = verify_against(db, master, &chains, &given.found).await?;
                 show(&reports, json)?;
                 let hours = proof::verify(db, maintenance.usage_db()?.as_ref(), &chains).await?;
                 show_hours(&hours, json)?;
@@ -48,7 +48,7 @@ pub(super) fn run(command: AuditCommand, sources: &Sources) -> Result<(), Failur
                     0 if hours.iter().any(|report| !report.valid) => Err(Failure::Failed(
                         "counts of uses are not what was sealed".to_owned(),
                     )),
-                    0 => Ok(()),
+                    0 => given.require_all(),
                     1 => Err(Failure::Failed("a chain does not verify".to_owned())),
                     bad => Err(Failure::Failed(format!("{bad} chains do not verify"))),
                 }
@@ -83,12 +83,13 @@ pub(super) fn run(command: AuditCommand, sources: &Sources) -> Result<(), Failur
             } => {
                 let by = maintenance.attribution(Some(&reason)).await?;
                 require_unknown(&maintenance, &adopt_key).await?;
-                let mut found = read_given(&checkpoints)?;
-                found.extend(own_files(&maintenance)?);
+                let mut given = Given::read(&checkpoints)?;
+                given.require_all()?;
+                given.found.extend(own_files(&maintenance)?);
                 let chains = chains(&maintenance, tenant).await?;
                 let reports = maintenance
                     .audit
-                    .reseal_against(&chains, &by, &found)
+                    .reseal_against(&chains, &by, &given.found)
                     .await?;
                 show(&reports, false)?;
                 for kid in maintenance.audit.adopt_keys(by, &adopt_key).await? {
@@ -145,17 +146,53 @@ fn verify_export(export: &Path, keys: &Path, checkpoints: &[PathBuf]) -> Result<
     let text = read(keys)?;
     let keys = offline::read_keys(&text)
         .map_err(|what| Failure::Usage(format!("--keys {}: {what}", keys.display())))?;
-    let found = read_given(checkpoints)?;
-    let report = offline::verify(export, &found, &keys)
+    let given = Given::read(checkpoints)?;
+    let report = offline::verify(export, &given.found, &keys)
         .map_err(|error| Failure::Usage(format!("{} cannot be read: {error}", export.display())))?;
     print(&lines(&report.to_string()))?;
     match report.bad {
-        0 if report.is_proved() => Ok(()),
+        0 if report.is_proved() => given.require_all(),
         0 => Err(Failure::Failed(
             "no checkpoint fits, so nothing is proved: take one, and give its file with --checkpoints"
                 .to_owned(),
         )),
         _ => Err(Failure::Failed("the export does not verify".to_owned())),
+    }
+}
+
+/// The files of `--checkpoints`.
+struct Given {
+    found: Vec<Found>,
+    /// The first that holds no checkpoint. It is the wrong one or was emptied: nothing was held against it, which says
+    /// nothing of the trail.
+    without: Option<PathBuf>,
+}
+
+impl Given {
+    fn read(paths: &[PathBuf]) -> Result<Self, Failure> {
+        let (mut found, mut without) = (Vec::new(), None);
+        for path in paths {
+            let these = read_all(std::slice::from_ref(path))?;
+            if these.iter().any(|one| one.statement.is_ok()) {
+                found.extend(these);
+            } else {
+                without.get_or_insert_with(|| path.clone());
+            }
+        }
+        Ok(Self { found, without })
+    }
+
+    /// # Errors
+    /// One of the files holds no checkpoint.
+    fn require_all(&self) -> Result<(), Failure> {
+        match &self.without {
+            None => Ok(()),
+            Some(path) => Err(Failure::Usage(format!(
+                "--checkpoints {}: holds no checkpoint, as keystead audit checkpoint and GET \
+                 /v1/audit/checkpoints give them: nothing was held against it",
+                path.display()
+            ))),
+        }
     }
 }
 
@@ -170,23 +207,6 @@ fn read_all(paths: &[PathBuf]) -> Result<Vec<Found>, Failure> {
     let mut found = Vec::new();
     for path in paths {
         found.extend(outside::read(&path.display().to_string(), &read(path)?));
-    }
-    Ok(found)
-}
-
-/// Those of `--checkpoints`: a file without any is the wrong one, which says nothing about the trail.
-fn read_given(paths: &[PathBuf]) -> Result<Vec<Found>, Failure> {
-    let mut found = Vec::new();
-    for path in paths {
-        let these = read_all(std::slice::from_ref(path))?;
-        if !these.is_empty() && these.iter().all(|one| one.statement.is_err()) {
-            return Err(Failure::Usage(format!(
-                "--checkpoints {}: none of its lines is a checkpoint, as keystead audit checkpoint and \
-                 GET /v1/audit/checkpoints give them",
-                path.display()
-            )));
-        }
-        found.extend(these);
     }
     Ok(found)
 }

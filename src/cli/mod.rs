@@ -119,7 +119,7 @@ pub enum AuditCommand {
         With --export it needs neither database nor master key: the file is what\n\
         GET /v1/audit/export answers without a filter, the keys what GET /v1/audit/keys answers.\n\
         Ends with 1 if a chain does not verify, and then names each fault on a line of its own, or if\n\
-        no checkpoint vouches for an export.")]
+        no checkpoint vouches for an export; else with 2 if a file of --checkpoints holds none.")]
     Verify {
         /// The slug of one tenant, instead of all
         #[arg(long, value_name = "SLUG", conflicts_with = "export")]

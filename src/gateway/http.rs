@@ -202,8 +202,8 @@ async fn gateway(
                     .retry_after_of(&problem)
             }
             _ => not_allowed(
-                "the key in X-Keystead-Caller is not good: it must be live and have a grant on keystead, with \
-                 the scope verify of this service",
+                "the key in X-Keystead-Caller is not good: it must be live, and have a grant on keystead with a \
+                 scope such as verify:invoicing",
             ),
         }),
     }

@@ -126,6 +126,15 @@ impl<'a> Params<'a> {
         pairs
     }
 
+    /// The value at `group_by/0`.
+    fn of_list(&self, pointer: &str) -> Option<&str> {
+        let (name, place) = pointer.split_once('/')?;
+        let mut values = self.0.iter().filter(|(this, _)| this == name);
+        values
+            .nth(place.parse().ok()?)
+            .map(|(_, value)| value.as_ref())
+    }
+
     /// # Errors
     /// The first parameter that is unknown, missing or wrong.
     pub fn deserialize<T: DeserializeOwned>(&self) -> Result<T, Violation> {
@@ -146,11 +155,9 @@ impl<'a> Params<'a> {
                 .detail
                 .replace("a known field; known here", "a known parameter; known here")
                 .replace("a known field; none is", "a known parameter; none is");
-            if let Some((name, _place)) = violation.pointer.split_once('/')
-                && self
-                    .0
-                    .iter()
-                    .any(|(n, value)| n == name && value.contains(','))
+            if self
+                .of_list(&violation.pointer)
+                .is_some_and(|value| value.contains(','))
             {
                 violation
                     .detail
@@ -322,6 +329,11 @@ mod tests {
                 "group_by=active,expired",
                 "group_by/0",
                 "must be active or not_yet_valid; several values are the parameter several times",
+            ),
+            (
+                "group_by=expired&group_by=active,expired",
+                "group_by/0",
+                "must be active or not_yet_valid",
             ),
             (
                 "group_by=active&group_by=expired",

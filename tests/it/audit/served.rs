@@ -95,12 +95,24 @@ async fn an_auditor_proves_an_export_with_public_keys_alone(home: Home) {
         "{output:?}"
     );
 
-    // The wrong file says nothing about the trail.
-    let wrong = ["--checkpoints", "audit.ndjson", "--keys", "keys.json"];
-    let output = offline(&home, &[&alone, &wrong[..]].concat());
-    assert_eq!(output.status.code(), Some(2), "{output:?}");
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert!(told.contains("none of its lines is a checkpoint"), "{told}");
+    // The wrong file, or one that was emptied, says nothing about the trail, and does not pass for one that fits.
+    for wrong in ["audit.ndjson", "none.ndjson"] {
+        let good = ["--checkpoints", "checkpoints.ndjson", "--keys", "keys.json"];
+        let files = [&["--checkpoints", wrong], &good[..]].concat();
+        let output = offline(&home, &[&alone, &files[..]].concat());
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert!(shown(&output).contains(": whole, "), "{output:?}");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            told.contains(&format!("{wrong}: holds no checkpoint")),
+            "{told}"
+        );
+        // Nor does it hide what is wrong.
+        let bad = ["verify", "--export", "bad.ndjson"];
+        let output = offline(&home, &[&bad, &files[..]].concat());
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(shown(&output).contains("first bad record: number 2 ("));
+    }
 
     file("empty.ndjson", "");
     let nothing = ["verify", "--export", "empty.ndjson"];

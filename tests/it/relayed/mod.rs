@@ -73,12 +73,7 @@ impl Nodes {
 
     /// A key's id and plaintext.
     async fn issue(&self) -> (String, String) {
-        let new = json!({
-            "name": "worker", "consumer": "acme",
-            "grants": [{"service": "invoicing", "scopes": ["invoice:read"]}],
-        });
-        let issued = self.owner.create("/v1/keys", new).await;
-        (text(&issued, "/key/id"), text(&issued, "/api_key"))
+        self.owner.issue("acme", "invoicing").await
     }
 
     async fn revoke(&self, id: &str) {

@@ -37,28 +37,25 @@ fn a_history_keeps_its_name_when_a_node_is_started_again_and_takes_none_from_an_
         drop(b);
 
         // What it says is true of the database, and it may have been put back to that.
-        let minutes_ago = |at_us: u64| Beat {
+        let minutes_ago = |beat: &Beat, at_us: u64| Beat {
             at_us: at_us - 120_000_000,
-            ..first.clone()
+            ..beat.clone()
         };
-        let old = minutes_ago(second.at_us);
+        let old = minutes_ago(&first, second.at_us);
         relay.tell(&old, &[], false).await.unwrap();
         let c = serve().await;
         let third = beat_after(old.at_us).await;
         assert_ne!(third.history, first.history);
 
         // Nor does a node that has a name follow it.
-        let old = minutes_ago(third.at_us);
+        let old = minutes_ago(&first, third.at_us);
         relay.tell(&old, &[], false).await.unwrap();
         assert_eq!(beat_after(old.at_us).await.history, third.history);
         drop(c);
 
         // Nobody beats any more, but somebody who only reads in Redis follows it all the same.
         let beat_us = beat().await.at_us;
-        let old = Beat {
-            at_us: beat_us - 120_000_000,
-            ..third.clone()
-        };
+        let old = minutes_ago(&third, beat_us);
         relay.tell(&old, &[], false).await.unwrap();
         let follows = Ack {
             history: third.history,
