@@ -17,6 +17,8 @@ PAIRS, PAIR_SECONDS = 9, 15
 RATIO_MAX, GUARD_BYTES = 2.0, 20 * 1024 ** 3
 # A node tidies up so long after its start.
 SWEEP_AFTER = 10
+# Of a day; its last may not be over.
+HOURS_CUT = 23
 
 
 def sustained(programs, scratch, rate, seconds):
@@ -191,7 +193,7 @@ def cut(node, scratch, rate, seconds, events):
     def watch():
         leave_the_servers_core()
         while not ended:
-            if node.metric("keystead_usage_hours_cut_total ") > 0:
+            if node.metric("keystead_usage_hours_cut_total ") >= HOURS_CUT:
                 ended.append(time.monotonic() - started)
             time.sleep(0.25)
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tokio::time::{Interval, MissedTickBehavior};
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use super::{App, start};
 use crate::audit::verify::tenants_of;
@@ -41,6 +41,9 @@ const SWEEP_EVERY: Duration = Duration::from_hours(1);
 
 /// A node that has just started has other things to do than to tidy up.
 const FIRST_SWEEP_AFTER: Duration = Duration::from_secs(10);
+
+/// Uses that are cut go slowly at first, and what is left then as fast as it can: the next sweep comes soon.
+const CUT_GENTLY: Duration = Duration::from_mins(30);
 
 /// How often it is looked whether an hour of uses can be sealed.
 const SEAL_LOOK_EVERY: Duration = Duration::from_mins(1);
@@ -380,14 +383,20 @@ impl App {
             events: settings.events_retention,
             bytes_max: settings.events_bytes_max,
             counts_since,
+            gently_until: Instant::now() + CUT_GENTLY,
         };
-        let (cut, ended) = match self.usage.cut(keep).await {
-            Ok(cut) => (cut, Ok(())),
-            Err(EndedEarly { cut, error }) => (cut, Err(error)),
-        };
-        let told = self.tell_cut(cut).await;
-        report("the audit trail does not say which uses were cut", told);
-        ended
+        loop {
+            let (cut, ended) = match self.usage.cut(keep).await {
+                Ok(cut) => (cut, Ok(())),
+                Err(EndedEarly { cut, error }) => (cut, Err(error)),
+            };
+            let told = self.tell_cut(cut).await;
+            report("the audit trail does not say which uses were cut", told);
+            ended?;
+            if !cut.is_part {
+                return Ok(());
+            }
+        }
     }
 
     async fn tell_cut(&self, cut: Cut) -> db::Result<()> {

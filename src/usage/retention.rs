@@ -3,7 +3,12 @@
 //! What is old is judged by the newest use that is stored, by the clocks of this node and of the database,
 //! whichever is earliest, and only if uses speak for that time (`audit::age`).
 
+use std::time::Duration;
+
+use tokio::time::Instant;
+
 use super::Usage;
+use super::store::retention::{Part, ROWS_MAX};
 use super::store::{partition, retention};
 use crate::audit::age;
 use crate::db::{self, Conn};
@@ -22,6 +27,14 @@ pub(super) fn minutes_from(now: Timestamp) -> i64 {
     counts::start(now.minus(MINUTES_KEPT), counts::MINUTE_MS) - counts::MINUTE_MS
 }
 
+/// In `SQLite` one thread deletes and the node's others answer, on the same core if there is only one: rows that
+/// go at once delay whoever asks meanwhile by some 0.3 ms, and after each part there is time for others.
+const ROWS_GENTLY: i64 = 20;
+const REST: Duration = Duration::from_millis(1);
+
+/// A cut that takes longer is told part by part, so that the trail has what a stop ended.
+const TOLD_AFTER: Duration = Duration::from_mins(1);
+
 /// Hours for which `PostgreSQL` has a partition before there is an event.
 const HOURS_AHEAD: i64 = 24;
 
@@ -36,6 +49,8 @@ pub struct Cut {
     pub until: Option<Timestamp>,
     /// There is something that seems to be old, but nothing speaks for the time: it was kept.
     pub is_held: bool,
+    /// It goes on with another.
+    pub is_part: bool,
 }
 
 /// A cut that ended early: what it took until then is gone.
@@ -65,6 +80,8 @@ pub struct Keep {
     pub bytes_max: u64,
     /// Counts from this time on, however old they are: the audit trail does not say of them that they went.
     pub counts_since: Timestamp,
+    /// Until then what goes from `SQLite` goes slowly, beside those who ask; then as fast as it can.
+    pub gently_until: Instant,
 }
 
 impl Usage {
@@ -100,24 +117,29 @@ impl Usage {
         let Some(Judged { now, is_believed }) = self.judged().await? else {
             return Ok(());
         };
+        let begun = Instant::now();
+        let is_long = || begun.elapsed() > TOLD_AFTER;
         let old = now.minus(keep.events).millis();
-        while let Some(hour) = self.oldest_hour(old).await? {
+        while !is_long()
+            && let Some(hour) = self.oldest_hour(old).await?
+        {
             if !is_believed {
                 cut.is_held = true;
                 break;
             }
-            self.drop_hour(hour, cut).await?;
+            self.drop_hour(hour, cut, keep).await?;
         }
-        while self.bytes().await? > keep.bytes_max {
+        while !is_long() && self.bytes().await? > keep.bytes_max {
             let Some(hour) = self.oldest_hour(now.millis()).await? else {
                 break;
             };
-            self.drop_hour(hour, cut).await?;
+            self.drop_hour(hour, cut, keep).await?;
             cut.hours_for_room += 1;
         }
         if is_believed {
             self.cut_counts(now, keep).await?;
         }
+        cut.is_part = is_long();
         Ok(())
     }
 
@@ -128,12 +150,22 @@ impl Usage {
         let counts = counts_from(now).min(keep.counts_since.millis());
         for table in retention::COUNTS {
             let before = if table.is_by_minute { minutes } else { counts };
-            let cut = async move |conn: &mut Conn| retention::cut_counts(conn, table, before).await;
-            while self.db.write(cut).await? {}
+            let mut from = Some(String::new());
+            while let Some(tenant) = from {
+                let part = self.part(tenant, keep).await;
+                let cut = async move |conn: &mut Conn| {
+                    retention::cut_counts(conn, table, before, part).await
+                };
+                from = self.db.write(cut).await?;
+            }
         }
         let before = now.minus(keep.events).millis().min(minutes);
-        let cut = async move |conn: &mut Conn| retention::cut_batches(conn, before).await;
-        while self.db.write(cut).await? {}
+        let mut is_more = true;
+        while is_more {
+            let rows = self.part(String::new(), keep).await.rows;
+            let cut = async move |conn: &mut Conn| retention::cut_batches(conn, before, rows).await;
+            is_more = self.db.write(cut).await?;
+        }
         Ok(())
     }
 
@@ -163,14 +195,28 @@ impl Usage {
         Ok(hours.first().copied())
     }
 
-    async fn drop_hour(&self, hour: i64, cut: &mut Cut) -> db::Result<()> {
-        let drop = async move |conn: &mut Conn| retention::drop_hour(conn, hour).await;
-        // To the end: what is dropped after all must be counted.
-        while self.db.write_to_end(drop).await? {}
+    async fn drop_hour(&self, hour: i64, cut: &mut Cut, keep: Keep) -> db::Result<()> {
+        let mut from = Some(String::new());
+        while let Some(tenant) = from {
+            let part = self.part(tenant, keep).await;
+            let drop = async move |conn: &mut Conn| retention::drop_hour(conn, hour, part).await;
+            // To the end: what is dropped after all must be counted.
+            from = self.db.write_to_end(drop).await?;
+        }
         cut.hours += 1;
         let end = (hour + 1).saturating_mul(HOUR_MS);
         cut.until = cut.until.max(Some(Timestamp::from_millis(end)));
         Ok(())
+    }
+
+    /// The next part to go, when its time has come.
+    async fn part(&self, from: String, keep: Keep) -> Part {
+        let is_gentle = self.db.is_sqlite() && Instant::now() < keep.gently_until;
+        if is_gentle {
+            tokio::time::sleep(REST).await;
+        }
+        let rows = if is_gentle { ROWS_GENTLY } else { ROWS_MAX };
+        Part { from, rows }
     }
 
     async fn bytes(&self) -> db::Result<u64> {

@@ -11,13 +11,28 @@ use crate::usage::counts::HOUR_MS;
 
 use super::{partition, stored};
 
-/// So many rows go in one transaction, so that no batch waits long, and none runs into a time limit.
-pub const CHUNK: i64 = 5_000;
+/// So many rows go in one transaction at most, so that no batch waits long, and none runs into a time limit.
+pub const ROWS_MAX: i64 = 5_000;
+
+/// One part of what goes.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// The tenant to begin with: those before it have nothing left. Empty for the first of all.
+    pub from: String,
+    /// At most so many.
+    pub rows: i64,
+}
 
 #[derive(diesel::QueryableByName)]
 struct Number {
     #[diesel(sql_type = BigInt)]
     number: i64,
+}
+
+#[derive(diesel::QueryableByName)]
+struct Deleted {
+    #[diesel(sql_type = Text)]
+    tenant_id: String,
 }
 
 #[derive(diesel::QueryableByName)]
@@ -28,12 +43,12 @@ struct Batch {
     number: i64,
 }
 
-/// `tenant(id)`: those that have rows in a table, each found by one look into its index. There is none by
-/// time alone.
+/// `tenant(id)`: those from `$1` on that have rows in a table, each found by one look into its index. There is
+/// none by time alone.
 fn tenants_in(table: &str) -> String {
     format!(
         "WITH RECURSIVE tenant(id) AS ( \
-         SELECT MIN(tenant_id) FROM {table} UNION ALL \
+         SELECT MIN(tenant_id) FROM {table} WHERE tenant_id >= $1 UNION ALL \
          SELECT (SELECT MIN(tenant_id) FROM {table} WHERE tenant_id > tenant.id) \
          FROM tenant WHERE tenant.id IS NOT NULL)"
     )
@@ -91,7 +106,10 @@ pub async fn hours_before(conn: &mut Conn, before_ms: i64) -> db::Result<Vec<i64
                  WHERE tenant_id = tenant.id)) AS at FROM tenant",
                 tenants_in("usage_event")
             );
-            let oldest: Oldest = diesel::sql_query(query).get_result(&mut **c).await?;
+            let oldest: Oldest = diesel::sql_query(query)
+                .bind::<Text, _>("")
+                .get_result(&mut **c)
+                .await?;
             let hour = oldest.at.map(|at| at.div_euclid(HOUR_MS));
             Ok(hour.into_iter().filter(|hour| *hour < limit).collect())
         }
@@ -108,21 +126,20 @@ pub async fn hours_before(conn: &mut Conn, before_ms: i64) -> db::Result<Vec<i64
     }
 }
 
-/// Deletes the events of an hour, in `SQLite` at most [`CHUNK`] of them; answers whether there may be
-/// more.
-pub async fn drop_hour(conn: &mut Conn, hour: i64) -> db::Result<bool> {
+/// Deletes the events of an hour, in `SQLite` a part of them; answers whom to go on from if there may be more.
+pub async fn drop_hour(conn: &mut Conn, hour: i64, part: Part) -> db::Result<Option<String>> {
     if matches!(conn, Conn::Postgres(_)) {
         partition::drop(conn, hour).await?;
-        return Ok(false);
+        return Ok(None);
     }
     let end = (hour + 1).saturating_mul(HOUR_MS);
     let query = format!(
         "{} DELETE FROM usage_event WHERE rowid IN \
          (SELECT usage_event.rowid FROM tenant CROSS JOIN usage_event \
-          WHERE tenant_id = tenant.id AND at < $1 LIMIT $2)",
+          WHERE tenant_id = tenant.id AND at < $2 LIMIT $3)",
         tenants_in("usage_event")
     );
-    Ok(deleted(conn, query, end).await? >= CHUNK)
+    delete(conn, query, end, part).await
 }
 
 /// Tables of counts, each with the column of its time and with its primary key.
@@ -183,8 +200,13 @@ pub struct Counted {
     pub is_by_minute: bool,
 }
 
-/// Deletes at most [`CHUNK`] counts that begin before `before`; answers whether there may be more.
-pub async fn cut_counts(conn: &mut Conn, what: Counted, before: i64) -> db::Result<bool> {
+/// Deletes a part of the counts that begin before `before`; answers whom to go on from if there may be more.
+pub async fn cut_counts(
+    conn: &mut Conn,
+    what: Counted,
+    before: i64,
+    part: Part,
+) -> db::Result<Option<String>> {
     let Counted {
         table, time, key, ..
     } = what;
@@ -192,7 +214,7 @@ pub async fn cut_counts(conn: &mut Conn, what: Counted, before: i64) -> db::Resu
     let old = |key: &str| {
         format!(
             "{tenants} SELECT {key} FROM tenant CROSS JOIN {table} \
-             WHERE tenant_id = tenant.id AND {time} < $1 LIMIT $2"
+             WHERE tenant_id = tenant.id AND {time} < $2 LIMIT $3"
         )
     };
     let query = match conn {
@@ -207,12 +229,12 @@ pub async fn cut_counts(conn: &mut Conn, what: Counted, before: i64) -> db::Resu
             )
         }
     };
-    Ok(deleted(conn, query, before).await? >= CHUNK)
+    delete(conn, query, before, part).await
 }
 
-/// Deletes batches whose events ended before `before`, of at most [`CHUNK`] that were stored first, and
+/// Deletes batches whose events ended before `before`, of at most `rows` that were stored first, and
 /// remembers that they were stored; answers whether there may be more.
-pub async fn cut_batches(conn: &mut Conn, before: i64) -> db::Result<bool> {
+pub async fn cut_batches(conn: &mut Conn, before: i64, rows: i64) -> db::Result<bool> {
     // They were stored about in the order of their events: the first that are left are read, not all.
     let query = "DELETE FROM usage_batch WHERE last_at < $1 AND seq IN ( \
                  SELECT seq FROM usage_batch WHERE seq IS NOT NULL ORDER BY seq LIMIT $2) \
@@ -220,7 +242,7 @@ pub async fn cut_batches(conn: &mut Conn, before: i64) -> db::Result<bool> {
     stored::hold(conn).await?;
     let gone: Vec<Batch> = each!(&mut *conn, c => diesel::sql_query(query)
         .bind::<BigInt, _>(before)
-        .bind::<BigInt, _>(CHUNK)
+        .bind::<BigInt, _>(rows)
         .load(c)
         .await)?;
     let gone: Vec<stored::Name> = gone
@@ -231,13 +253,26 @@ pub async fn cut_batches(conn: &mut Conn, before: i64) -> db::Result<bool> {
     Ok(!gone.is_empty())
 }
 
-/// `$1` is `before` and `$2` is [`CHUNK`], and the text has them in this order: to `SQLite` they are the
-/// names of the first and the second that it meets.
-async fn deleted(conn: &mut Conn, query: String, before: i64) -> db::Result<i64> {
-    let deleted = each!(conn, c => diesel::sql_query(query)
+/// `$1` is whom the part begins with, `$2` is `before` and `$3` the rows, and the text has them in this order: to
+/// `SQLite` they are the names of the first, the second and the third that it meets.
+async fn delete(
+    conn: &mut Conn,
+    query: String,
+    before: i64,
+    part: Part,
+) -> db::Result<Option<String>> {
+    let rows = part.rows;
+    let deleted: Vec<Deleted> = each!(&mut *conn, c => diesel::sql_query(query + " RETURNING tenant_id")
+        .bind::<Text, _>(part.from)
         .bind::<BigInt, _>(before)
-        .bind::<BigInt, _>(CHUNK)
-        .execute(c)
+        .bind::<BigInt, _>(rows)
+        .load(c)
         .await)?;
-    Ok(i64::try_from(deleted).unwrap_or(i64::MAX))
+    if i64::try_from(deleted.len()).unwrap_or(i64::MAX) < rows {
+        return Ok(None);
+    }
+    // PostgreSQL orders by rules of its own, and begins anew with each part.
+    let last =
+        matches!(conn, Conn::Sqlite(_)).then(|| deleted.into_iter().map(|one| one.tenant_id).max());
+    Ok(Some(last.flatten().unwrap_or_default()))
 }

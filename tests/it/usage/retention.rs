@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use keystead::clock::Clock;
@@ -9,8 +10,9 @@ use keystead::db::{self, Conn};
 use keystead::time::{Span, Timestamp};
 use keystead::usage::retention::Keep;
 use keystead::usage::store::batch::{Group, Written};
-use keystead::usage::store::retention::CHUNK;
+use keystead::usage::store::retention::ROWS_MAX;
 use keystead::usage::{Record, Rules, Usage};
+use tokio::time::Instant;
 
 use super::{DAY_MS, batch, lines, number, record, speak_for, store};
 use crate::support::tables::execute_on;
@@ -18,6 +20,7 @@ use crate::support::{Backend, Home, both, run};
 
 both!(
     old_hours_go_and_counts_stay,
+    gently_as_much_goes_of_each_tenant,
     old_counts_go_to_the_last_however_many_they_are,
     the_oldest_minute_that_is_kept_is_whole,
     beyond_its_bytes_the_oldest_hours_go,
@@ -56,6 +59,7 @@ fn keep(events: Span, bytes_max: u64) -> Keep {
         events,
         bytes_max,
         counts_since: Timestamp::MAX,
+        gently_until: Instant::now(),
     }
 }
 
@@ -83,6 +87,49 @@ async fn old_hours_go_and_counts_stay(home: Home) {
     );
 }
 
+/// Hours with more events than go at once, of tenants that have some in each of them or in one.
+async fn gently_as_much_goes_of_each_tenant(home: Home) {
+    let (clock, db) = (Clock::System, home.usage_eyes().clone());
+    let usage = Usage::new(db.clone(), clock.clone());
+    usage.prepare_hours().await.unwrap();
+    let now = clock.now().millis();
+    for (number, hours, count) in [(1, 402 * 24, 150), (2, 6, 150), (3, 5, 1_000), (4, 0, 90)] {
+        let records = (0..count).map(|n| Record {
+            tenant_id: format!("ten_{}", n % (3 + number)),
+            ..record(now - hours * HOUR_MS - n % 7, &format!("key_{n}"))
+        });
+        store(
+            &db,
+            &batch("a", number, records.collect()),
+            &Rules::default(),
+        )
+        .await;
+    }
+    speak_for(&home, clock.now()).await;
+    let gently = Keep {
+        gently_until: Instant::now() + Duration::from_mins(10),
+        ..keep(Span::hours(3), u64::MAX)
+    };
+    let mut seen = Vec::new();
+    let mut cut = std::pin::pin!(usage.cut(gently));
+    let cut = loop {
+        tokio::select! {
+            cut = &mut cut => break cut.unwrap(),
+            left = events(&home) => seen.push(left),
+        }
+    };
+    assert!(cut.hours >= 3 && !cut.is_part, "{cut:?}");
+    assert_eq!(events(&home).await, 90);
+    let counted = "SELECT SUM(uses) FROM usage_hour WHERE key_id <> ''";
+    assert_eq!(number(&home, counted).await, 1_240);
+    // Whoever looks meanwhile finds it going.
+    seen.dedup();
+    assert!(
+        home.backend == Backend::Postgres || seen.len() > 10,
+        "{seen:?}"
+    );
+}
+
 async fn the_oldest_minute_that_is_kept_is_whole(home: Home) {
     let (clock, db) = (Clock::System, home.usage_eyes().clone());
     let usage = Usage::new(db.clone(), clock.clone());
@@ -103,7 +150,7 @@ async fn old_counts_go_to_the_last_however_many_they_are(home: Home) {
     let (clock, db) = (Clock::System, home.usage_eyes().clone());
     let usage = Usage::new(db.clone(), clock.clone());
     let (now, count) = (clock.now().millis(), 6_000);
-    assert!(i64::from(count) > CHUNK);
+    assert!(i64::from(count) > ROWS_MAX);
     for (number, days) in [(1, 402), (2, 0)] {
         let records = (0..count).map(|n| Record {
             tenant_id: format!("ten_{}", n % 2),

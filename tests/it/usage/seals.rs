@@ -439,6 +439,7 @@ async fn counts_that_are_no_longer_kept_leave_a_line_that_says_so(home: Home) {
         events: Span::days(30),
         bytes_max: u64::MAX,
         counts_since,
+        gently_until: tokio::time::Instant::now(),
     };
     usage.cut(keep).await.unwrap();
     let report = sealing.report().await;
