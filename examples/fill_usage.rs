@@ -29,12 +29,14 @@ use keystead::each;
 use keystead::entropy::Entropy;
 use keystead::id::{self, ConsumerId, KeyId, SecretId};
 use keystead::tenants;
-use keystead::time::Timestamp;
+use keystead::time::{Span, Timestamp};
+use keystead::usage::retention::Keep;
 use keystead::usage::store::batch;
-use keystead::usage::{Batch, Identified, Operation, Record, Rules};
+use keystead::usage::{Batch, Identified, Operation, Record, Rules, Usage};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use serde_json::json;
+use tokio::time::Instant;
 
 const DAY_MS: i64 = 86_400_000;
 
@@ -112,6 +114,7 @@ fn main() -> anyhow::Result<()> {
             "bytes_with_events": sizes_of_events,
             "bytes": sizes(&app).await?,
         });
+        cut_old_counts(&app, days).await?;
         writeln!(std::io::stdout(), "{made}")?;
         Ok(())
     })
@@ -285,6 +288,18 @@ async fn fill_counts(app: &App, days: i64, count_days: i64) -> anyhow::Result<()
         app.usage_db.write(analyze).await?;
     }
     Ok(())
+}
+
+/// As a server would have long ago.
+async fn cut_old_counts(app: &App, days: i64) -> db::Result<()> {
+    let keep = Keep {
+        events: Span::days(days as u64 + 1),
+        bytes_max: u64::MAX,
+        counts_since: Timestamp::from_millis(0),
+        gently_until: Instant::now(),
+    };
+    let usage = Usage::new(app.usage_db.clone(), app.clock.clone());
+    usage.cut_counts(keep).await
 }
 
 /// The columns of each table of counts, with that of its time first.

@@ -42,8 +42,8 @@ const SWEEP_EVERY: Duration = Duration::from_hours(1);
 /// A node that has just started has other things to do than to tidy up.
 const FIRST_SWEEP_AFTER: Duration = Duration::from_secs(10);
 
-/// Uses that are cut go slowly at first, and what is left then as fast as it can: the next sweep comes soon.
-const CUT_GENTLY: Duration = Duration::from_mins(30);
+/// Uses that are cut go slowly, and what is left then as fast as it can: the next sweep comes soon.
+const CUT_GENTLY: Duration = Duration::from_mins(35);
 
 /// How often it is looked whether an hour of uses can be sealed.
 const SEAL_LOOK_EVERY: Duration = Duration::from_mins(1);
@@ -385,18 +385,18 @@ impl App {
             counts_since,
             gently_until: Instant::now() + CUT_GENTLY,
         };
-        loop {
-            let (cut, ended) = match self.usage.cut(keep).await {
+        let mut is_more = true;
+        while is_more {
+            let (cut, ended) = match self.usage.cut_events(keep).await {
                 Ok(cut) => (cut, Ok(())),
                 Err(EndedEarly { cut, error }) => (cut, Err(error)),
             };
             let told = self.tell_cut(cut).await;
             report("the audit trail does not say which uses were cut", told);
             ended?;
-            if !cut.is_part {
-                return Ok(());
-            }
+            is_more = cut.is_part;
         }
+        self.usage.cut_counts(keep).await
     }
 
     async fn tell_cut(&self, cut: Cut) -> db::Result<()> {

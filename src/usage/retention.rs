@@ -27,12 +27,17 @@ pub(super) fn minutes_from(now: Timestamp) -> i64 {
     counts::start(now.minus(MINUTES_KEPT), counts::MINUTE_MS) - counts::MINUTE_MS
 }
 
-/// In `SQLite` one thread deletes and the node's others answer, on the same core if there is only one: rows that
-/// go at once delay whoever asks meanwhile by some 0.3 ms, and after each part there is time for others.
+/// In `SQLite` what goes is deleted by a thread of the node, on the core of those that answer if there is only
+/// one: so few rows delay whoever asks meanwhile by half a millisecond at most.
 const ROWS_GENTLY: i64 = 20;
-const REST: Duration = Duration::from_millis(1);
 
-/// A cut that takes longer is told part by part, so that the trail has what a stop ended.
+/// The wait before such rows when the time to be gentle is almost over: double that with five minutes left, and
+/// so on, so that few notice what is done soon, and much is done in time.
+const WAIT: Duration = Duration::from_millis(1);
+const WAIT_DOUBLED_EACH: Duration = Duration::from_mins(5);
+const WAIT_DOUBLED_MAX: u64 = 6;
+
+/// Hours that take longer are told part by part, so that the trail has those that went before a stop.
 const TOLD_AFTER: Duration = Duration::from_mins(1);
 
 /// Hours for which `PostgreSQL` has a partition before there is an event.
@@ -80,7 +85,7 @@ pub struct Keep {
     pub bytes_max: u64,
     /// Counts from this time on, however old they are: the audit trail does not say of them that they went.
     pub counts_since: Timestamp,
-    /// Until then what goes from `SQLite` goes slowly, beside those who ask; then as fast as it can.
+    /// Until then what goes from `SQLite` goes slowly, and faster and faster; then as fast as it can.
     pub gently_until: Instant,
 }
 
@@ -101,11 +106,11 @@ impl Usage {
             .await
     }
 
-    /// Deletes what is old, or more than there is room for. The hour at hand stays.
+    /// Deletes events that are old, or more than there is room for. The hour at hand stays.
     ///
     /// # Errors
     /// The database's, with what was cut until then.
-    pub async fn cut(&self, keep: Keep) -> Result<Cut, EndedEarly> {
+    pub async fn cut_events(&self, keep: Keep) -> Result<Cut, EndedEarly> {
         let mut cut = Cut::default();
         match self.cut_into(&mut cut, keep).await {
             Ok(()) => Ok(cut),
@@ -120,32 +125,41 @@ impl Usage {
         let begun = Instant::now();
         let is_long = || begun.elapsed() > TOLD_AFTER;
         let old = now.minus(keep.events).millis();
-        while !is_long()
-            && let Some(hour) = self.oldest_hour(old).await?
-        {
+        while let Some(hour) = self.oldest_hour(old).await? {
             if !is_believed {
                 cut.is_held = true;
                 break;
             }
+            if is_long() {
+                cut.is_part = true;
+                return Ok(());
+            }
             self.drop_hour(hour, cut, keep).await?;
         }
-        while !is_long() && self.bytes().await? > keep.bytes_max {
+        while self.bytes().await? > keep.bytes_max {
             let Some(hour) = self.oldest_hour(now.millis()).await? else {
                 break;
             };
+            if is_long() {
+                cut.is_part = true;
+                return Ok(());
+            }
             self.drop_hour(hour, cut, keep).await?;
             cut.hours_for_room += 1;
         }
-        if is_believed {
-            self.cut_counts(now, keep).await?;
-        }
-        cut.is_part = is_long();
         Ok(())
     }
 
     /// Deletes counts that are old, and batches whose events are; each part by itself, so that what is
     /// stored meanwhile waits for one part alone.
-    async fn cut_counts(&self, now: Timestamp, keep: Keep) -> db::Result<()> {
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn cut_counts(&self, keep: Keep) -> db::Result<()> {
+        let judged = self.judged().await?;
+        let Some(Judged { now, .. }) = judged.filter(|judged| judged.is_believed) else {
+            return Ok(());
+        };
         let minutes = minutes_from(now);
         let counts = counts_from(now).min(keep.counts_since.millis());
         for table in retention::COUNTS {
@@ -211,11 +225,14 @@ impl Usage {
 
     /// The next part to go, when its time has come.
     async fn part(&self, from: String, keep: Keep) -> Part {
-        let is_gentle = self.db.is_sqlite() && Instant::now() < keep.gently_until;
-        if is_gentle {
-            tokio::time::sleep(REST).await;
+        let left = keep.gently_until.saturating_duration_since(Instant::now());
+        if !self.db.is_sqlite() || left.is_zero() {
+            let rows = ROWS_MAX;
+            return Part { from, rows };
         }
-        let rows = if is_gentle { ROWS_GENTLY } else { ROWS_MAX };
+        let doubled = left.as_secs() / WAIT_DOUBLED_EACH.as_secs();
+        tokio::time::sleep(WAIT * (1 << doubled.min(WAIT_DOUBLED_MAX))).await;
+        let rows = ROWS_GENTLY;
         Part { from, rows }
     }
 

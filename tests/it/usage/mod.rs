@@ -14,8 +14,9 @@ use std::collections::BTreeMap;
 
 use keystead::db::{Conn, Db};
 use keystead::time::Timestamp;
+use keystead::usage::retention::{Cut, Keep};
 use keystead::usage::store::batch::{self as stored, Written};
-use keystead::usage::{Batch, Identified, Operation, Record, Rules};
+use keystead::usage::{Batch, Identified, Operation, Record, Rules, Usage};
 
 use crate::support::Home;
 use crate::support::tables::{execute_on, lines_of};
@@ -89,6 +90,13 @@ pub async fn speak_for(home: &Home, now: Timestamp) {
         day - day.rem_euclid(DAY_MS)
     );
     execute_on(home.usage_eyes(), &sql).await;
+}
+
+/// Events and then counts, as a node cuts them.
+pub async fn cut_old(usage: &Usage, keep: Keep) -> Cut {
+    let cut = usage.cut_events(keep).await.expect("the events are cut");
+    usage.cut_counts(keep).await.expect("the counts are cut");
+    cut
 }
 
 /// The lines that `query` answers in its column `line`.

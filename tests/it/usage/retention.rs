@@ -14,7 +14,7 @@ use keystead::usage::store::retention::ROWS_MAX;
 use keystead::usage::{Record, Rules, Usage};
 use tokio::time::Instant;
 
-use super::{DAY_MS, batch, lines, number, record, speak_for, store};
+use super::{DAY_MS, batch, cut_old, lines, number, record, speak_for, store};
 use crate::support::tables::execute_on;
 use crate::support::{Backend, Home, both, run};
 
@@ -68,7 +68,7 @@ async fn old_hours_go_and_counts_stay(home: Home) {
     let usage = Usage::new(db, clock.clone());
     usage.prepare_hours().await.unwrap();
     fill(&home, clock.now(), 6).await;
-    let cut = usage.cut(keep(Span::hours(3), u64::MAX)).await.unwrap();
+    let cut = cut_old(&usage, keep(Span::hours(3), u64::MAX)).await;
     assert!(cut.hours >= 2 && cut.hours_for_room == 0, "{cut:?}");
     let left = events(&home).await;
     assert!((9..=15).contains(&left), "{left}");
@@ -78,11 +78,7 @@ async fn old_hours_go_and_counts_stay(home: Home) {
     let counted = "SELECT SUM(uses) FROM usage_hour";
     assert_eq!(number(&home, counted).await, 18);
     assert_eq!(
-        usage
-            .cut(keep(Span::hours(3), u64::MAX))
-            .await
-            .unwrap()
-            .hours,
+        cut_old(&usage, keep(Span::hours(3), u64::MAX)).await.hours,
         0
     );
 }
@@ -111,10 +107,10 @@ async fn gently_as_much_goes_of_each_tenant(home: Home) {
         ..keep(Span::hours(3), u64::MAX)
     };
     let mut seen = Vec::new();
-    let mut cut = std::pin::pin!(usage.cut(gently));
+    let mut cutting = std::pin::pin!(cut_old(&usage, gently));
     let cut = loop {
         tokio::select! {
-            cut = &mut cut => break cut.unwrap(),
+            cut = &mut cutting => break cut,
             left = events(&home) => seen.push(left),
         }
     };
@@ -139,7 +135,7 @@ async fn the_oldest_minute_that_is_kept_is_whole(home: Home) {
     let records = [oldest - 1, oldest, now.millis()].map(|at| record(at, "key_1"));
     store(&db, &batch("a", 1, records.into()), &Rules::default()).await;
     speak_for(&home, now).await;
-    usage.cut(keep(Span::days(30), u64::MAX)).await.unwrap();
+    cut_old(&usage, keep(Span::days(30), u64::MAX)).await;
     let left = "SELECT CAST(start AS TEXT) AS line FROM usage_minute ORDER BY start";
     let kept = [oldest, minute(now.millis())].map(|start| start.to_string());
     assert_eq!(lines(&home, left).await, kept);
@@ -184,10 +180,10 @@ async fn old_counts_go_to_the_last_however_many_they_are(home: Home) {
         counts_since: Timestamp::from_millis(0),
         ..keep(Span::days(30), u64::MAX)
     };
-    usage.cut(unsaid).await.unwrap();
+    cut_old(&usage, unsaid).await;
     let hours = "SELECT COUNT(*) FROM usage_hour";
     assert_eq!(number(&home, hours).await, before[1]);
-    usage.cut(keep(Span::days(30), u64::MAX)).await.unwrap();
+    cut_old(&usage, keep(Span::days(30), u64::MAX)).await;
     let speaks = "DELETE FROM usage_day WHERE tenant_id = 'ten_of_time'";
     execute_on(home.usage_eyes(), speaks).await;
     for (table, before) in tables.into_iter().zip(before) {
@@ -202,7 +198,7 @@ async fn beyond_its_bytes_the_oldest_hours_go(home: Home) {
     let (clock, db) = (Clock::System, home.usage_eyes().clone());
     let usage = Usage::new(db, clock.clone());
     fill(&home, clock.now(), 5).await;
-    let cut = usage.cut(keep(Span::days(30), 1)).await.unwrap();
+    let cut = cut_old(&usage, keep(Span::days(30), 1)).await;
     // The hour of the newest use stays, however little room there is.
     assert!(cut.hours_for_room >= 4, "{cut:?}");
     let left = events(&home).await;
@@ -218,7 +214,7 @@ async fn a_clock_that_jumps_deletes_nothing(home: Home) {
             offset.store(days * 24 * HOUR_MS, std::sync::atomic::Ordering::SeqCst);
         }
         let usage = Usage::new(db.clone(), clock);
-        let cut = usage.cut(keep(Span::days(2), u64::MAX)).await.unwrap();
+        let cut = cut_old(&usage, keep(Span::days(2), u64::MAX)).await;
         assert_eq!(cut.hours, 0, "{days}");
         assert_eq!(events(&home).await, 9, "{days}");
         assert_eq!(
@@ -243,7 +239,7 @@ async fn a_node_whose_clock_is_ahead_takes_nothing_with_it(home: Home) {
         store(&db, &batch("b", number, vec![used]), &Rules::default()).await;
     }
     let wrong = Usage::new(db.clone(), clock);
-    let cut = wrong.cut(keep(Span::days(30), u64::MAX)).await.unwrap();
+    let cut = cut_old(&wrong, keep(Span::days(30), u64::MAX)).await;
     // PostgreSQL knows the time; with SQLite all that is known is that this cannot be it.
     let knows = home.backend == Backend::Postgres;
     assert_eq!((cut.hours, cut.is_held), (u64::from(knows), !knows));
@@ -254,14 +250,14 @@ async fn a_node_whose_clock_is_ahead_takes_nothing_with_it(home: Home) {
         assert_eq!(counted(table).await, 6, "{table}");
     }
     // What there is no room for goes all the same.
-    let cut = wrong.cut(keep(Span::days(30), 1)).await.unwrap();
+    let cut = cut_old(&wrong, keep(Span::days(30), 1)).await;
     assert!(cut.hours_for_room > 0, "{cut:?}");
 
     // By a clock that is right what is old goes as ever.
     let records = vec![record(now - 59 * DAY_MS, "key_1"), record(now, "key_1")];
     store(&db, &batch("a", 2, records), &Rules::default()).await;
     let right = Usage::new(db, Clock::System);
-    let cut = right.cut(keep(Span::days(30), u64::MAX)).await.unwrap();
+    let cut = cut_old(&right, keep(Span::days(30), u64::MAX)).await;
     assert_eq!((cut.hours, cut.is_held), (1, false));
 }
 
@@ -285,14 +281,14 @@ fn old_counts_that_somebody_writes_are_left_to_the_next_time() {
             .run("BEGIN; SELECT 1 FROM usage_hour WHERE key_id = 'key_1' FOR UPDATE")
             .await;
         let usage = Usage::new(db.clone(), clock.clone());
-        usage.cut(keep(Span::days(30), u64::MAX)).await.unwrap();
+        cut_old(&usage, keep(Span::days(30), u64::MAX)).await;
         let left = format!(
             "SELECT key_id AS line FROM usage_hour WHERE start < {}",
             old + DAY_MS
         );
         assert_eq!(lines(&home, &left).await, ["key_1"]);
         session.run("COMMIT").await;
-        usage.cut(keep(Span::days(30), u64::MAX)).await.unwrap();
+        cut_old(&usage, keep(Span::days(30), u64::MAX)).await;
         assert_eq!(lines(&home, &left).await, Vec::<String>::new());
     });
 }
@@ -314,7 +310,7 @@ async fn a_batch_that_is_sent_again_after_years_counts_once(home: Home) {
     speak_for(&home, Clock::System.now()).await;
     let cut = async || {
         let usage = Usage::new(db.clone(), Clock::System);
-        usage.cut(keep(Span::days(30), u64::MAX)).await.unwrap();
+        cut_old(&usage, keep(Span::days(30), u64::MAX)).await;
     };
     let uses = async || number(&home, "SELECT SUM(uses) FROM usage_hour").await;
     let batches = async || number(&home, "SELECT COUNT(*) FROM usage_batch").await;

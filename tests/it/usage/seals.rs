@@ -16,7 +16,7 @@ use keystead::usage::proof::{self, HourFault, HoursReport};
 use keystead::usage::retention::Keep;
 use keystead::usage::{Record, Rules, Seals, Usage};
 
-use super::{batch, number, record, speak_for, store};
+use super::{batch, cut_old, number, record, speak_for, store};
 use crate::support::tables::{execute_on, lines_of};
 use crate::support::{Backend, Home, both, run};
 
@@ -441,7 +441,7 @@ async fn counts_that_are_no_longer_kept_leave_a_line_that_says_so(home: Home) {
         counts_since,
         gently_until: tokio::time::Instant::now(),
     };
-    usage.cut(keep).await.unwrap();
+    cut_old(&usage, keep).await;
     let report = sealing.report().await;
     assert!(report.valid, "{report}");
     assert_eq!((report.sealed_hours, report.dropped_hours), (1, 1));
