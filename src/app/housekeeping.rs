@@ -171,13 +171,14 @@ async fn sweep(app: App) {
         report("nodes that ended are swept later", app.nodes.sweep().await);
         let swept = app.reviews.sweep().await;
         report("reviews without their keys are swept later", swept);
-        report("old uses are cut later", app.cut_uses().await);
         if let Some(retention) = app.config.audit.retention {
             let cut = app.audit.cut_due(retention).await;
             report("old audit lines are cut later", cut.map(drop));
         }
         let taken = app.seals.take_in_late().await;
         report("what came late is sealed later", taken.map(drop));
+        // Last, because it may take long.
+        report("old uses are cut later", app.cut_uses().await);
     }
 }
 
