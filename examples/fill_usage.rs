@@ -297,6 +297,7 @@ async fn cut_old_counts(app: &App, days: i64) -> db::Result<()> {
         bytes_max: u64::MAX,
         counts_since: Timestamp::from_millis(0),
         gently_until: Instant::now(),
+        told_after: Duration::MAX,
     };
     let usage = Usage::new(app.usage_db.clone(), app.clock.clone());
     usage.cut_counts(keep).await

@@ -215,6 +215,7 @@ def cut(node, scratch, rate, seconds, events):
     return {
         "made": {"events": made["events"], "days": DAYS}, "rate": rate, "ready_after_seconds": ready,
         "hours_cut": node.metric("keystead_usage_hours_cut_total "), "cut_seconds": ended[0] - SWEEP_AFTER,
+        "measured_seconds": min(ended[0] - SWEEP_AFTER, seconds),
         "without": before, "with": told, "p99_ratio": told["p99_us"] / before["p99_us"],
     }
 
@@ -243,8 +244,8 @@ def tell_sustained(name, events, one):
 
 def tell_retention(name, one):
     print(f"\n  {name}: {one['hours_cut']:.0f} hours of {one['made']['events']:,} events over"
-          f" {one['made']['days']} days deleted in {one['cut_seconds']:.1f} s beside {one['rate']:,}"
-          f" validations a second")
+          f" {one['made']['days']} days deleted in {one['cut_seconds']:.1f} s, of which"
+          f" {one['measured_seconds']:.0f} s are measured, beside {one['rate']:,} validations a second")
     print(f"    p99 {one['with']['p99_us'] / 1000:.2f} ms meanwhile, {one['without']['p99_us'] / 1000:.2f} ms"
           f" without: {one['p99_ratio']:.2f} times, {verdict(one['p99_ratio'] <= RATIO_MAX)};"
           f" max {one['with']['max_us'] / 1000:.1f} and {one['without']['max_us'] / 1000:.1f} ms", flush=True)

@@ -45,6 +45,9 @@ const FIRST_SWEEP_AFTER: Duration = Duration::from_secs(10);
 /// Uses that are cut go slowly, and what is left then as fast as it can: the next sweep comes soon.
 const CUT_GENTLY: Duration = Duration::from_mins(35);
 
+/// So the trail has a line of the hours that went before a stop.
+const CUT_TOLD_AFTER: Duration = Duration::from_mins(1);
+
 /// How often it is looked whether an hour of uses can be sealed.
 const SEAL_LOOK_EVERY: Duration = Duration::from_mins(1);
 
@@ -175,10 +178,11 @@ async fn sweep(app: App) {
             let cut = app.audit.cut_due(retention).await;
             report("old audit lines are cut later", cut.map(drop));
         }
+        // It may take long.
+        report("old uses are cut later", app.cut_uses().await);
+        // After that: what is no longer kept is not sealed.
         let taken = app.seals.take_in_late().await;
         report("what came late is sealed later", taken.map(drop));
-        // Last, because it may take long.
-        report("old uses are cut later", app.cut_uses().await);
     }
 }
 
@@ -385,6 +389,7 @@ impl App {
             bytes_max: settings.events_bytes_max,
             counts_since,
             gently_until: Instant::now() + CUT_GENTLY,
+            told_after: CUT_TOLD_AFTER,
         };
         let mut is_more = true;
         while is_more {

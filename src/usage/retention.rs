@@ -28,7 +28,7 @@ pub(super) fn minutes_from(now: Timestamp) -> i64 {
 }
 
 /// In `SQLite` what goes is deleted by a thread of the node, on the core of those that answer if there is only
-/// one: so few rows delay whoever asks meanwhile by half a millisecond at most.
+/// one: so few rows delay whoever asks meanwhile by half a millisecond as a rule.
 const ROWS_GENTLY: i64 = 20;
 
 /// The wait before such rows when the time to be gentle is almost over: double that with five minutes left, and
@@ -37,8 +37,8 @@ const WAIT: Duration = Duration::from_millis(1);
 const WAIT_DOUBLED_EACH: Duration = Duration::from_mins(5);
 const WAIT_DOUBLED_MAX: u64 = 6;
 
-/// Hours that take longer are told part by part, so that the trail has those that went before a stop.
-const TOLD_AFTER: Duration = Duration::from_mins(1);
+/// Beyond the room that there is by this share of it, hours go as fast as they can.
+const ROOM_SHARE: u64 = 20;
 
 /// Hours for which `PostgreSQL` has a partition before there is an event.
 const HOURS_AHEAD: i64 = 24;
@@ -54,7 +54,7 @@ pub struct Cut {
     pub until: Option<Timestamp>,
     /// There is something that seems to be old, but nothing speaks for the time: it was kept.
     pub is_held: bool,
-    /// It goes on with another.
+    /// There is more to go: this was told after a while.
     pub is_part: bool,
 }
 
@@ -87,6 +87,8 @@ pub struct Keep {
     pub counts_since: Timestamp,
     /// Until then what goes from `SQLite` goes slowly, and faster and faster; then as fast as it can.
     pub gently_until: Instant,
+    /// A cut that takes longer ends when a whole hour is gone, so that it can be told.
+    pub told_after: Duration,
 }
 
 impl Usage {
@@ -123,30 +125,35 @@ impl Usage {
             return Ok(());
         };
         let begun = Instant::now();
-        let is_long = || begun.elapsed() > TOLD_AFTER;
         let old = now.minus(keep.events).millis();
+        let mut is_held = false;
         while let Some(hour) = self.oldest_hour(old).await? {
             if !is_believed {
-                cut.is_held = true;
+                is_held = true;
                 break;
             }
-            if is_long() {
-                cut.is_part = true;
+            if !self.drop_hour(hour, cut, keep, begun).await? {
                 return Ok(());
             }
-            self.drop_hour(hour, cut, keep).await?;
         }
-        while self.bytes().await? > keep.bytes_max {
+        loop {
+            let bytes = self.bytes().await?;
+            if bytes <= keep.bytes_max {
+                break;
+            }
             let Some(hour) = self.oldest_hour(now.millis()).await? else {
                 break;
             };
-            if is_long() {
-                cut.is_part = true;
+            let mut keep = keep;
+            if bytes - keep.bytes_max > keep.bytes_max / ROOM_SHARE {
+                keep.gently_until = begun;
+            }
+            if !self.drop_hour(hour, cut, keep, begun).await? {
                 return Ok(());
             }
-            self.drop_hour(hour, cut, keep).await?;
             cut.hours_for_room += 1;
         }
+        cut.is_held = is_held;
         Ok(())
     }
 
@@ -164,23 +171,20 @@ impl Usage {
         let counts = counts_from(now).min(keep.counts_since.millis());
         for table in retention::COUNTS {
             let before = if table.is_by_minute { minutes } else { counts };
-            let mut from = Some(String::new());
-            while let Some(tenant) = from {
-                let part = self.part(tenant, keep).await;
-                let cut = async move |conn: &mut Conn| {
+            let part = |part| {
+                self.db.write(async move |conn: &mut Conn| {
                     retention::cut_counts(conn, table, before, part).await
-                };
-                from = self.db.write(cut).await?;
-            }
+                })
+            };
+            self.delete(keep, || false, part).await?;
         }
         let before = now.minus(keep.events).millis().min(minutes);
-        let mut is_more = true;
-        while is_more {
-            let rows = self.part(String::new(), keep).await.rows;
-            let cut = async move |conn: &mut Conn| retention::cut_batches(conn, before, rows).await;
-            is_more = self.db.write(cut).await?;
-        }
-        Ok(())
+        let part = |part: Part| {
+            self.db.write(async move |conn: &mut Conn| {
+                retention::cut_batches(conn, before, part.rows).await
+            })
+        };
+        self.delete(keep, || false, part).await.map(drop)
     }
 
     /// `None` for an empty ledger.
@@ -209,31 +213,72 @@ impl Usage {
         Ok(hours.first().copied())
     }
 
-    async fn drop_hour(&self, hour: i64, cut: &mut Cut, keep: Keep) -> db::Result<()> {
-        let mut from = Some(String::new());
-        while let Some(tenant) = from {
-            let part = self.part(tenant, keep).await;
-            let drop = async move |conn: &mut Conn| retention::drop_hour(conn, hour, part).await;
-            // To the end: what is dropped after all must be counted.
-            from = self.db.write_to_end(drop).await?;
+    /// Answers whether all of it went: not if it is time to tell of those before it.
+    async fn drop_hour(
+        &self,
+        hour: i64,
+        cut: &mut Cut,
+        keep: Keep,
+        begun: Instant,
+    ) -> db::Result<bool> {
+        let has_some = cut.hours > 0;
+        let is_time_to_tell = || has_some && begun.elapsed() > keep.told_after;
+        // To the end: what is dropped after all must be counted.
+        let part = |part| {
+            self.db.write_to_end(async move |conn: &mut Conn| {
+                retention::drop_hour(conn, hour, part).await
+            })
+        };
+        if !self.delete(keep, is_time_to_tell, part).await? {
+            cut.is_part = true;
+            return Ok(false);
         }
         cut.hours += 1;
         let end = (hour + 1).saturating_mul(HOUR_MS);
         cut.until = cut.until.max(Some(Timestamp::from_millis(end)));
-        Ok(())
+        Ok(true)
     }
 
-    /// The next part to go, when its time has come.
-    async fn part(&self, from: String, keep: Keep) -> Part {
-        let left = keep.gently_until.saturating_duration_since(Instant::now());
-        if !self.db.is_sqlite() || left.is_zero() {
-            let rows = ROWS_MAX;
-            return Part { from, rows };
+    /// Deletes part after part, and answers whether nothing is left: not if `is_over` ended it.
+    async fn delete<F>(
+        &self,
+        keep: Keep,
+        is_over: impl Fn() -> bool,
+        part: impl Fn(Part) -> F,
+    ) -> db::Result<bool>
+    where
+        F: Future<Output = db::Result<Option<String>>>,
+    {
+        let mut from = String::new();
+        while !is_over() {
+            let left = self.gently_for(keep);
+            let rows = match left {
+                Some(left) => {
+                    let doubled = left.as_secs() / WAIT_DOUBLED_EACH.as_secs();
+                    tokio::time::sleep(WAIT * (1 << doubled.min(WAIT_DOUBLED_MAX))).await;
+                    ROWS_GENTLY
+                }
+                None => ROWS_MAX,
+            };
+            let deleted = part(Part {
+                from: from.clone(),
+                rows,
+            });
+            match deleted.await {
+                Ok(Some(next)) => from = next,
+                Ok(None) => return Ok(true),
+                // There is time to wait for whoever has the only writer.
+                Err(db::Error::Busy) if left.is_some() => {}
+                Err(error) => return Err(error),
+            }
         }
-        let doubled = left.as_secs() / WAIT_DOUBLED_EACH.as_secs();
-        tokio::time::sleep(WAIT * (1 << doubled.min(WAIT_DOUBLED_MAX))).await;
-        let rows = ROWS_GENTLY;
-        Part { from, rows }
+        Ok(false)
+    }
+
+    /// How long what goes is to go slowly, if at all.
+    fn gently_for(&self, keep: Keep) -> Option<Duration> {
+        let left = keep.gently_until.saturating_duration_since(Instant::now());
+        (self.db.is_sqlite() && !left.is_zero()).then_some(left)
     }
 
     async fn bytes(&self) -> db::Result<u64> {

@@ -430,7 +430,7 @@ impl Seals {
         Ok(is_new)
     }
 
-    /// Step 4, to be called before [`Usage::cut`]: answers since when counts must be kept, because nothing
+    /// Step 4, to be called before [`Usage::cut_counts`]: answers since when counts must be kept, because nothing
     /// says that they go. It is said once, however often what was said is tried.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ pub const ROWS_MAX: i64 = 5_000;
 /// One part of what goes.
 #[derive(Clone, Debug)]
 pub struct Part {
-    /// The tenant to begin with: those before it have nothing left. Empty for the first of all.
+    /// The tenant to begin with: those before it had nothing left. Empty for the first of all.
     pub from: String,
     /// At most so many.
     pub rows: i64,
@@ -232,15 +232,17 @@ pub async fn cut_counts(
     delete(conn, query, before, part).await
 }
 
-/// Deletes batches whose events ended before `before`, of at most `rows` that were stored first, and
-/// remembers that they were stored; answers whether there may be more.
-pub async fn cut_batches(conn: &mut Conn, before: i64, rows: i64) -> db::Result<bool> {
-    // They were stored about in the order of their events: the first that are left are read, not all.
-    let query = "DELETE FROM usage_batch WHERE last_at < $1 AND seq IN ( \
-                 SELECT seq FROM usage_batch WHERE seq IS NOT NULL ORDER BY seq LIMIT $2) \
-                 RETURNING node, number";
+/// Deletes at most `rows` batches whose events ended before `before`, of those that were stored first, and
+/// remembers that they were stored; answers as for counts.
+pub async fn cut_batches(conn: &mut Conn, before: i64, rows: i64) -> db::Result<Option<String>> {
+    // They were stored about in the order of their events: the first that are left are read, not all. Some of
+    // them may be of a time that has not come.
+    let query = "DELETE FROM usage_batch WHERE seq IN (SELECT seq FROM ( \
+                 SELECT seq, last_at FROM usage_batch WHERE seq IS NOT NULL ORDER BY seq LIMIT $1) first \
+                 WHERE last_at < $2 LIMIT $3) RETURNING node, number";
     stored::hold(conn).await?;
     let gone: Vec<Batch> = each!(&mut *conn, c => diesel::sql_query(query)
+        .bind::<BigInt, _>(ROWS_MAX)
         .bind::<BigInt, _>(before)
         .bind::<BigInt, _>(rows)
         .load(c)
@@ -250,7 +252,7 @@ pub async fn cut_batches(conn: &mut Conn, before: i64, rows: i64) -> db::Result<
         .map(|batch| (batch.node, batch.number))
         .collect();
     stored::remember(conn, &gone).await?;
-    Ok(!gone.is_empty())
+    Ok((!gone.is_empty()).then(String::new))
 }
 
 /// `$1` is whom the part begins with, `$2` is `before` and `$3` the rows, and the text has them in this order: to

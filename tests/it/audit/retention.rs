@@ -200,12 +200,41 @@ async fn what_was_cut_before_a_failure_is_told(home: Home) {
     let server = home.serve().await;
     let default = server.app.tenants.default().await.unwrap().id;
     old_uses(&home, &server.clock, &[default.as_str()]).await;
+    let later = server.clock.now().millis() - 401 * DAY_MS;
     let eyes = home.usage_eyes();
-    execute_on(eyes, "ALTER TABLE usage_stranger RENAME TO away").await;
-    let cut = server.app.cut_uses().await;
-    execute_on(eyes, "ALTER TABLE away RENAME TO usage_stranger").await;
-    cut.unwrap_err();
-    assert_eq!(number(&home, "SELECT COUNT(*) FROM usage_event").await, 1);
-    assert_eq!(server.app.metrics.usage.hours_cut.get(), 1);
-    assert_eq!(count(&home, "usage.cut").await, "1");
+    let used = Record {
+        tenant_id: default.to_string(),
+        ..record(later, "key_1")
+    };
+    store(eyes, &batch("a", 3, vec![used]), &Rules::default()).await;
+    // The second of two hours can't go.
+    let (keep, let_go) = match home.backend {
+        Backend::Sqlite => (
+            format!(
+                "CREATE TRIGGER stays BEFORE DELETE ON usage_event WHEN OLD.at = {later} \
+                 BEGIN SELECT RAISE(ABORT, 'it stays'); END"
+            ),
+            "DROP TRIGGER stays",
+        ),
+        Backend::Postgres => (
+            format!(
+                "CREATE VIEW stays AS SELECT * FROM usage_event_h{}",
+                later.div_euclid(3_600_000)
+            ),
+            "DROP VIEW stays",
+        ),
+    };
+    execute_on(eyes, &keep).await;
+    server.app.cut_uses().await.unwrap_err();
+    execute_on(eyes, let_go).await;
+    let events = async || number(&home, "SELECT COUNT(*) FROM usage_event").await;
+    let told = async || {
+        (
+            server.app.metrics.usage.hours_cut.get(),
+            count(&home, "usage.cut").await,
+        )
+    };
+    assert_eq!((events().await, told().await), (2, (1, "1".to_owned())));
+    server.app.cut_uses().await.unwrap();
+    assert_eq!((events().await, told().await), (1, (2, "2".to_owned())));
 }

@@ -21,6 +21,8 @@ use crate::support::{Backend, Home, both, run};
 both!(
     old_hours_go_and_counts_stay,
     gently_as_much_goes_of_each_tenant,
+    a_cut_that_takes_long_is_told_hour_by_hour,
+    batches_of_a_time_that_has_not_come_keep_no_others,
     old_counts_go_to_the_last_however_many_they_are,
     the_oldest_minute_that_is_kept_is_whole,
     beyond_its_bytes_the_oldest_hours_go,
@@ -60,6 +62,7 @@ fn keep(events: Span, bytes_max: u64) -> Keep {
         bytes_max,
         counts_since: Timestamp::MAX,
         gently_until: Instant::now(),
+        told_after: Duration::MAX,
     }
 }
 
@@ -89,17 +92,14 @@ async fn gently_as_much_goes_of_each_tenant(home: Home) {
     let usage = Usage::new(db.clone(), clock.clone());
     usage.prepare_hours().await.unwrap();
     let now = clock.now().millis();
+    let hour = now - now.rem_euclid(HOUR_MS);
     for (number, hours, count) in [(1, 402 * 24, 150), (2, 6, 150), (3, 5, 1_000), (4, 0, 90)] {
         let records = (0..count).map(|n| Record {
             tenant_id: format!("ten_{}", n % (3 + number)),
-            ..record(now - hours * HOUR_MS - n % 7, &format!("key_{n}"))
+            ..record(hour - hours * HOUR_MS + n % 7, &format!("key_{n}"))
         });
-        store(
-            &db,
-            &batch("a", number, records.collect()),
-            &Rules::default(),
-        )
-        .await;
+        let batch = batch("a", number, records.collect());
+        store(&db, &batch, &Rules::default()).await;
     }
     speak_for(&home, clock.now()).await;
     let gently = Keep {
@@ -114,7 +114,7 @@ async fn gently_as_much_goes_of_each_tenant(home: Home) {
             left = events(&home) => seen.push(left),
         }
     };
-    assert!(cut.hours >= 3 && !cut.is_part, "{cut:?}");
+    assert!(cut.hours == 3 && !cut.is_part, "{cut:?}");
     assert_eq!(events(&home).await, 90);
     let counted = "SELECT SUM(uses) FROM usage_hour WHERE key_id <> ''";
     assert_eq!(number(&home, counted).await, 1_240);
@@ -124,6 +124,50 @@ async fn gently_as_much_goes_of_each_tenant(home: Home) {
         home.backend == Backend::Postgres || seen.len() > 10,
         "{seen:?}"
     );
+}
+
+async fn a_cut_that_takes_long_is_told_hour_by_hour(home: Home) {
+    let (clock, db) = (Clock::System, home.usage_eyes().clone());
+    let usage = Usage::new(db, clock.clone());
+    fill(&home, clock.now(), 6).await;
+    let long = Keep {
+        told_after: Duration::ZERO,
+        ..keep(Span::hours(3), u64::MAX)
+    };
+    let mut left = vec![events(&home).await];
+    loop {
+        let cut = usage.cut_events(long).await.unwrap();
+        left.push(events(&home).await);
+        if !cut.is_part {
+            assert_eq!(cut.hours, 1, "the last hour: {left:?}");
+            break;
+        }
+        assert!(cut.hours == 1 && cut.until.is_some(), "{cut:?}");
+    }
+    assert!(
+        left.len() > 2 && left.is_sorted_by(|a, b| a > b),
+        "{left:?}"
+    );
+    assert_eq!(usage.cut_events(long).await.unwrap().hours, 0);
+}
+
+/// A node whose clock was ahead for a moment stored batches first that are old last.
+async fn batches_of_a_time_that_has_not_come_keep_no_others(home: Home) {
+    let (clock, db) = (Clock::System, home.usage_eyes().clone());
+    let usage = Usage::new(db.clone(), clock.clone());
+    let now = clock.now().millis();
+    for number in 0..50 {
+        let days = if number < 25 { 1 } else { 60 };
+        let old = record(now - days * DAY_MS, "key_1");
+        store(&db, &batch("a", number, vec![old]), &Rules::default()).await;
+    }
+    speak_for(&home, clock.now()).await;
+    let gently = Keep {
+        gently_until: Instant::now() + Duration::from_mins(4),
+        ..keep(Span::days(30), u64::MAX)
+    };
+    cut_old(&usage, gently).await;
+    assert_eq!(number(&home, "SELECT COUNT(*) FROM usage_batch").await, 25);
 }
 
 async fn the_oldest_minute_that_is_kept_is_whole(home: Home) {

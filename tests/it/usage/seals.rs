@@ -440,6 +440,7 @@ async fn counts_that_are_no_longer_kept_leave_a_line_that_says_so(home: Home) {
         bytes_max: u64::MAX,
         counts_since,
         gently_until: tokio::time::Instant::now(),
+        told_after: std::time::Duration::MAX,
     };
     cut_old(&usage, keep).await;
     let report = sealing.report().await;
