@@ -66,7 +66,7 @@ fn of_several_nodes_one_sweeps_and_the_others_do_not_wait() {
         let now = Clock::System.now();
         let (one, other) = (home.db(), home.db());
         let sweeping = tokio::spawn(async move { idempotency::sweep(&one, now).await });
-        session.until_somebody_waits().await;
+        session.until_waited_for().await;
         assert_eq!(idempotency::sweep(&other, now).await.unwrap(), 0);
         session.run("COMMIT").await;
         assert_eq!(sweeping.await.unwrap().unwrap(), 3);
@@ -91,7 +91,7 @@ fn rows_of_nodes_are_swept_in_the_order_that_they_are_kept_in() {
             })
             .await
         });
-        session.until_somebody_waits().await;
+        session.until_waited_for().await;
         session
             .run("SELECT 1 FROM node WHERE id > 'a' FOR UPDATE NOWAIT; COMMIT")
             .await;
@@ -121,7 +121,7 @@ fn whoever_waits_for_a_pepper_has_not_stepped_the_feed() {
         server.clock.advance(Span::minutes(5));
         let app = server.app.clone();
         let tending = tokio::spawn(async move { app.tend_peppers().await });
-        session.until_somebody_waits().await;
+        session.until_waited_for().await;
         session
             .run("SELECT 1 FROM change_head FOR UPDATE NOWAIT; COMMIT")
             .await;

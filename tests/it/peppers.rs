@@ -476,7 +476,7 @@ fn who_promotes_has_nothing_before_the_older_version() {
             .run("BEGIN; SELECT 1 FROM pepper WHERE version = 1 FOR UPDATE")
             .await;
         let promoting = tokio::spawn(async move { node.promote().await });
-        session.until_somebody_waits().await;
+        session.until_waited_for().await;
         session
             .run("SELECT 1 FROM pepper WHERE version = 2 FOR UPDATE NOWAIT; COMMIT")
             .await;

@@ -181,7 +181,7 @@ fn counts_are_written_in_one_order() {
         spend().await;
         let writer = limiter.clone();
         let writing = tokio::spawn(async move { writer.write_back().await });
-        session.until_somebody_waits().await;
+        session.until_waited_for().await;
         // It waits for the first, and has no other.
         session
             .run("SELECT 1 FROM quota_count FOR UPDATE NOWAIT; COMMIT")

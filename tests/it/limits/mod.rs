@@ -297,7 +297,7 @@ fn counts_that_cannot_be_read_leave_connections_for_keys() {
                 tokio::spawn(async move { key.spend(&limiter, &[], Some(quota(3, "month"))).await })
             })
             .collect();
-        session.until_somebody_waits().await;
+        session.until_waited_for().await;
         for _ in 0..5 {
             load().await.unwrap();
         }

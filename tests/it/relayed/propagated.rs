@@ -324,7 +324,7 @@ fn a_row_that_is_fresh_is_not_written_by_another() {
             )
             .await;
         let keeping = tokio::spawn(keep_for("a", 7));
-        session.until_somebody_waits().await;
+        session.until_waited_for().await;
         session.run("COMMIT").await;
         keeping.await.unwrap().unwrap();
         assert_eq!(row("a").await, ["9 900000"]);
@@ -360,7 +360,7 @@ fn a_node_that_leaves_takes_back_what_it_said_before_its_row_goes() {
         let session = home.session().await;
         session.run("BEGIN; SELECT 1 FROM node FOR UPDATE").await;
         let left = tokio::spawn(async move { leaving.leave().await });
-        session.until_somebody_waits().await;
+        session.until_waited_for().await;
         // Whoever looks now finds nobody to keep the row for.
         assert!(relay.acks().await.unwrap().1.is_empty());
         session.run("COMMIT").await;

@@ -78,7 +78,7 @@ async fn create_meanwhile_held(home: &Home, owner: &Client, held: Duration) -> A
         .run("BEGIN; LOCK TABLE review_item IN SHARE MODE")
         .await;
     let hold = async {
-        items.until_somebody_waits().await;
+        items.until_waited_for().await;
         head.run("BEGIN; SELECT 1 FROM audit_head FOR UPDATE").await;
         items.run("COMMIT").await;
         sleep(held).await;
@@ -158,7 +158,7 @@ fn a_review_that_has_lost_keys_to_a_sweep_is_not_opened() {
         owner.create("/v1/keys/batch", batch).await;
         let [head, item] = [home.session().await, home.session().await];
         let sweep = async {
-            item.until_somebody_waits().await;
+            head.until_waited_for().await;
             let last = "BEGIN; SELECT 1 FROM review_item ORDER BY key_id DESC LIMIT 1 FOR UPDATE";
             item.run(last).await;
             let go_on = async {
@@ -207,7 +207,7 @@ fn a_review_whose_node_does_not_hear_that_it_is_open_stays() {
         held.run(slow).await;
         held.run("BEGIN; SELECT pg_advisory_xact_lock(1)").await;
         let lose = async {
-            held.until_somebody_waits().await;
+            held.until_waited_for().await;
             proxy.set(Fault::Reset).await;
             proxy.set(Fault::None).await;
             held.run("COMMIT").await;

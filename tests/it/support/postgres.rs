@@ -82,11 +82,11 @@ impl Session {
         self.0.batch_execute(statements).await
     }
 
-    /// Waits until somebody waits for a lock in this database.
-    pub async fn until_somebody_waits(&self) {
+    /// Waits until another session waits for a lock that this one has.
+    pub async fn until_waited_for(&self) {
         let waiting = "SELECT count(*) FROM pg_stat_activity
-             WHERE datname = current_database() AND wait_event_type = 'Lock'";
-        super::until(Duration::from_secs(5), "somebody waits", async || {
+             WHERE datname = current_database() AND pg_backend_pid() = ANY (pg_blocking_pids(pid))";
+        super::until(Duration::from_secs(5), "somebody waits for it", async || {
             // In a transaction what was seen once stands.
             self.run("SELECT pg_stat_clear_snapshot()").await;
             let row = self.0.query_one(waiting, &[]).await;
