@@ -86,12 +86,16 @@ impl Session {
     pub async fn until_waited_for(&self) {
         let waiting = "SELECT count(*) FROM pg_stat_activity
              WHERE datname = current_database() AND pg_backend_pid() = ANY (pg_blocking_pids(pid))";
-        super::until(Duration::from_secs(5), "somebody waits for it", async || {
-            // In a transaction what was seen once stands.
-            self.run("SELECT pg_stat_clear_snapshot()").await;
-            let row = self.0.query_one(waiting, &[]).await;
-            row.expect("it can be asked").get::<_, i64>(0) > 0
-        })
+        super::until(
+            Duration::from_secs(5),
+            "somebody waits for it",
+            async || {
+                // In a transaction what was seen once stands.
+                self.run("SELECT pg_stat_clear_snapshot()").await;
+                let row = self.0.query_one(waiting, &[]).await;
+                row.expect("it can be asked").get::<_, i64>(0) > 0
+            },
+        )
         .await;
     }
 }
