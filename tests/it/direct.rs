@@ -10,6 +10,8 @@ both!(
     an_answer_from_the_edge_is_that_of_the_ordinary_way,
     what_the_edge_cannot_answer_alone_takes_the_ordinary_way,
     a_caller_that_was_met_before_is_judged_anew,
+    a_key_that_was_answered_before_is_judged_and_told_anew,
+    a_key_that_was_answered_is_unknown_to_callers_of_another_tenant,
 );
 
 /// It means nothing, but that the edge cannot know.
@@ -328,5 +330,147 @@ async fn a_caller_that_was_met_before_is_judged_anew(home: Home) {
             code
         };
         assert_eq!(told, [first, code], "{what}");
+    }
+}
+
+/// Whatever is remembered of it and its parents.
+async fn a_key_that_was_answered_before_is_judged_and_told_anew(home: Home) {
+    let world = World::new(&home).await;
+    let body = |name: &str, value: Value| json!({name: value});
+    let scopes = json!([{"service": "orders", "scopes": ["invoice:send"]}]);
+    let refused = |code: &'static str| move |answer: &Answer| answer.code() == code;
+    let tells = |at: &'static str, value: Value| {
+        move |answer: &Answer| answer.code() == "valid" && answer.body.pointer(at) == Some(&value)
+    };
+    type Told = Box<dyn Fn(&Answer) -> bool>;
+    let cases: [(Method, &str, Value, Told); 10] = [
+        (
+            Method::POST,
+            "keys/:key/revoke",
+            json!({}),
+            Box::new(refused("revoked")),
+        ),
+        (
+            Method::POST,
+            "keys/:key/disable",
+            json!({}),
+            Box::new(refused("disabled")),
+        ),
+        (
+            Method::POST,
+            "consumers/:consumer/disable",
+            json!({}),
+            Box::new(refused("disabled")),
+        ),
+        (
+            Method::POST,
+            "services/:service/disable",
+            json!({}),
+            Box::new(refused("wrong_service")),
+        ),
+        (
+            Method::POST,
+            "keys/:key/rotate",
+            json!({"overlap": "0s"}),
+            Box::new(refused("expired")),
+        ),
+        (
+            Method::PATCH,
+            "keys/:key",
+            body("grants", scopes),
+            Box::new(refused("wrong_service")),
+        ),
+        (
+            Method::PATCH,
+            "keys/:key",
+            body("name", json!("another")),
+            Box::new(tells("/name", json!("another"))),
+        ),
+        (
+            Method::PATCH,
+            "consumers/:consumer",
+            body("name", json!("ACME")),
+            Box::new(tells("/consumer/name", json!("ACME"))),
+        ),
+        (
+            Method::PATCH,
+            "consumers/:consumer",
+            body("metadata", json!({"plan": "gold"})),
+            Box::new(tells("/consumer/metadata/plan", json!("gold"))),
+        ),
+        (
+            Method::PATCH,
+            "services/:service",
+            json!({"rate_limits": [{"name": "all", "limit": 700, "period": "1h"}]}),
+            Box::new(tells("/rate_limits/0/limit", json!(700))),
+        ),
+    ];
+    for (n, (method, path, change, is_told)) in cases.into_iter().enumerate() {
+        let what = format!("{method} {path} {change}");
+        let of = format!("of-{n}");
+        let consumer = world
+            .owner
+            .create("/v1/consumers", body("slug", json!(of)))
+            .await;
+        let service = json!({"slug": of, "scopes": [{"name": "invoice:read"}]});
+        let service = world.owner.create("/v1/services", service).await;
+        let key = json!({
+            "name": "key", "consumer": of, "grants": [{"service": of, "scopes": ["invoice:read"]}],
+        });
+        let key = world.owner.create("/v1/keys", key).await;
+        let question = json!({"api_key": key["api_key"], "service": of}).to_string();
+        let verify = async || {
+            let asked = world.caller.post("/v1/verify").json_text(question.clone());
+            asked.send().await
+        };
+        let before = world.answered_directly().await;
+        for _ in 0..20 {
+            assert_eq!(verify().await.code(), "valid", "{what}");
+        }
+        assert!(world.answered_directly().await >= before + 10, "{what}");
+        let path = path
+            .replace(":key", &text(&key, "/key/id"))
+            .replace(":service", &text(&service, "/id"))
+            .replace(":consumer", &text(&consumer, "/id"));
+        let changed = world
+            .owner
+            .request(method, &format!("/v1/{path}"))
+            .json(change);
+        let changed = changed.send().await;
+        assert!(changed.status < 300, "{what}: {changed}");
+        for _ in 0..20 {
+            let answer = verify().await;
+            assert!(is_told(&answer), "{what}: {answer}");
+        }
+    }
+}
+
+async fn a_key_that_was_answered_is_unknown_to_callers_of_another_tenant(home: Home) {
+    let world = World::new(&home).await;
+    let (_, key) = &world.keys[0];
+    let good = json!({"api_key": key, "service": "invoicing"}).to_string();
+    let tenant = json!({"slug": "other"});
+    world.owner.create("/v1/tenants", tenant).await;
+    let inside = |path: &str, body: Value| {
+        let post = world.owner.post(path).header("x-keystead-tenant", "other");
+        post.json(body).send()
+    };
+    inside("/v1/services", json!({"slug": "invoicing"}))
+        .await
+        .expect(201);
+    inside("/v1/consumers", json!({"slug": "theirs"}))
+        .await
+        .expect(201);
+    let caller = json!({
+        "name": "caller", "consumer": "theirs", "ttl": "20d",
+        "grants": [{"service": "keystead", "scopes": ["verify"]}],
+    });
+    let caller = inside("/v1/keys", caller).await.expect(201);
+    let theirs = world.caller.with_key(&text(&caller, "/api_key"));
+    for _ in 0..20 {
+        for (client, code) in [(&world.caller, "valid"), (&theirs, "unknown")] {
+            let asked = client.post("/v1/verify").json_text(good.clone());
+            assert_eq!(asked.send().await.code(), code);
+        }
     }
 }
